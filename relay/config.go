@@ -1,0 +1,369 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"net/netip"
+	"net/url"
+	"path"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// MaxAttemptTimeout is the longest timeout an endpoint's row may ask for (webhook_endpoints.timeout_seconds is 5 to 300), and so the
+// longest one attempt can take.
+const MaxAttemptTimeout = 300 * time.Second
+
+// Config is everything the relay can be told. Start from [DefaultConfig]: the zero value does not pass [Config.Validate]. The mapstructure
+// tags are the names of the keys in the configuration file; config.example.yaml says what each one does.
+type Config struct {
+	Database Database `mapstructure:"database"`
+	Tenants  Tenants  `mapstructure:"tenants"`
+	Delivery Delivery `mapstructure:"delivery"`
+	Retry    Retry    `mapstructure:"retry"`
+	Breaker  Breaker  `mapstructure:"breaker"`
+	Window   Window   `mapstructure:"window"`
+	Record   Record   `mapstructure:"record"`
+	Queue    Queue    `mapstructure:"queue"`
+	Network  Network  `mapstructure:"network"`
+	Shutdown Shutdown `mapstructure:"shutdown"`
+}
+
+// Database says where the outbox is and how to reach it.
+type Database struct {
+	// URL is the DSN of the relay's pool, as a URL or as keywords. Required.
+	URL string `mapstructure:"url"`
+	// ReplicationURL is the DSN of the replication stream, which a transaction pooler cannot carry. Empty means URL.
+	ReplicationURL string `mapstructure:"replication_url"`
+	// InstanceID tells this deployment from a clone of its database; when set, it must match the one stored there. Empty means unchecked.
+	InstanceID string `mapstructure:"instance_id"`
+	// Slot names the replication slot. Slots are cluster-wide: two databases of one server need two names.
+	Slot string `mapstructure:"slot"`
+	// MaxConnections bounds the pool; the stream uses one connection more.
+	MaxConnections int           `mapstructure:"max_connections"`
+	ConnectTimeout time.Duration `mapstructure:"connect_timeout"`
+}
+
+// StreamURL is the DSN the replication stream connects with.
+func (d Database) StreamURL() string {
+	if d.ReplicationURL != "" {
+		return d.ReplicationURL
+	}
+	return d.URL
+}
+
+// Tenants says which schemas this relay works for. Patterns are those of [path.Match], over the schema's name.
+type Tenants struct {
+	// Include narrows the registered tenants to those that match one of its patterns. Empty means all of them.
+	Include []string `mapstructure:"include"`
+	// AutoAdopt names the schemas that are registered without being asked for once they have the webhook tables. Empty means none.
+	AutoAdopt []string `mapstructure:"auto_adopt"`
+}
+
+// Includes reports whether the relay serves the registered tenant.
+func (t Tenants) Includes(schema string) bool { return len(t.Include) == 0 || matchAny(t.Include, schema) }
+
+// Adopts reports whether the schema is to be registered without being asked for.
+func (t Tenants) Adopts(schema string) bool { return matchAny(t.AutoAdopt, schema) }
+
+func matchAny(patterns []string, name string) bool {
+	for _, p := range patterns {
+		if ok, err := path.Match(p, name); err == nil && ok {
+			return true
+		}
+	}
+	return false
+}
+
+// Delivery bounds and tunes the HTTP side.
+type Delivery struct {
+	// Workers is how many attempts are in flight at most, over all endpoints: also the number of connections in use in all.
+	Workers int `mapstructure:"workers"`
+	// EndpointConcurrency is how many attempts to one endpoint are in flight at most, unless its row says otherwise.
+	EndpointConcurrency int           `mapstructure:"endpoint_concurrency"`
+	ConnectTimeout      time.Duration `mapstructure:"connect_timeout"`
+	TLSHandshakeTimeout time.Duration `mapstructure:"tls_handshake_timeout"`
+	// DefaultTimeout bounds a whole attempt to an endpoint whose row has no timeout.
+	DefaultTimeout time.Duration `mapstructure:"default_timeout"`
+	// MaxConnectionsPerHost bounds the connections to one host and port. Zero means Workers is the only bound.
+	MaxConnectionsPerHost int `mapstructure:"max_connections_per_host"`
+	// MaxIdlePerHost is how many unused connections to one host and port are kept for reuse.
+	MaxIdlePerHost int `mapstructure:"max_idle_per_host"`
+	// KeepAlive is how long an unused connection is kept. Zero means that every attempt connects anew.
+	KeepAlive time.Duration `mapstructure:"keep_alive"`
+	// DNSCache is how long a resolved address is reused. Zero means that every connection resolves anew.
+	DNSCache time.Duration `mapstructure:"dns_cache"`
+	// KeepResponse is how much of a failed attempt's answer is stored. Zero means nothing.
+	KeepResponse ByteSize `mapstructure:"keep_response"`
+	// Source is the CloudEvents source attribute, a URI reference.
+	Source string `mapstructure:"source"`
+	// AllowInsecureTLS lets an endpoint's row switch off certificate verification (verify_ssl = false).
+	AllowInsecureTLS bool `mapstructure:"allow_insecure_tls"`
+}
+
+// Retry is the schedule of an endpoint whose row has none. MaxBackoff bounds every endpoint's schedule.
+type Retry struct {
+	// Attempts counts the retries after the first attempt. Zero means that the first failure is final.
+	Attempts   int           `mapstructure:"attempts"`
+	Backoff    time.Duration `mapstructure:"backoff"`
+	Multiplier float64       `mapstructure:"multiplier"`
+	MaxBackoff time.Duration `mapstructure:"max_backoff"`
+}
+
+// Breaker keeps an endpoint that only fails from being asked again and again.
+type Breaker struct {
+	// Failures in a row open the breaker.
+	Failures int `mapstructure:"failures"`
+	// OpenFor is how long an open breaker defers everything.
+	OpenFor time.Duration `mapstructure:"open_for"`
+	// HalfOpen is how many attempts probe the endpoint after that.
+	HalfOpen int `mapstructure:"half_open"`
+}
+
+// Window bounds what the relay holds in memory. What does not fit becomes rows of the retry queue.
+type Window struct {
+	Deliveries int      `mapstructure:"deliveries"`
+	Bytes      ByteSize `mapstructure:"bytes"`
+	// Hold is how long an unfinished delivery may hold back the confirmed LSN before it is handed to the retry queue.
+	Hold time.Duration `mapstructure:"hold"`
+}
+
+// Record says how outcomes are batched. A batch is written when it is full or when Interval has passed, whichever is first.
+type Record struct {
+	Batch    int           `mapstructure:"batch"`
+	Interval time.Duration `mapstructure:"interval"`
+	// Timeout bounds the last flush at shutdown.
+	Timeout time.Duration `mapstructure:"timeout"`
+}
+
+// Queue says how the retry queue is worked.
+type Queue struct {
+	// Poll is the time between two looks for due deliveries.
+	Poll time.Duration `mapstructure:"poll"`
+	// Batch is how many deliveries one look claims at most.
+	Batch int `mapstructure:"batch"`
+	// Lease is how long a claimed delivery belongs to its claimer. It is longer than [MaxAttemptTimeout], or two replicas would deliver it.
+	Lease time.Duration `mapstructure:"lease"`
+}
+
+// Network lists addresses as CIDR prefixes. Public addresses are allowed, all others only when listed in Allow; Deny wins over both.
+type Network struct {
+	Allow []netip.Prefix `mapstructure:"allow"`
+	Deny  []netip.Prefix `mapstructure:"deny"`
+}
+
+// Shutdown says how the relay ends.
+type Shutdown struct {
+	// Drain bounds how long attempts in flight may finish. Zero means do not wait: what is left is deferred.
+	Drain time.Duration `mapstructure:"drain"`
+}
+
+// DefaultConfig is the configuration of a relay that was told nothing; only Database.URL is missing from it.
+func DefaultConfig() Config {
+	return Config{
+		Database: Database{Slot: "outbox_relay", MaxConnections: 8, ConnectTimeout: 10 * time.Second},
+		Delivery: Delivery{
+			Workers: 256, EndpointConcurrency: 64,
+			ConnectTimeout: 5 * time.Second, TLSHandshakeTimeout: 5 * time.Second, DefaultTimeout: 30 * time.Second,
+			MaxConnectionsPerHost: 128, MaxIdlePerHost: 64, KeepAlive: 90 * time.Second, DNSCache: time.Minute,
+			KeepResponse: KiB, Source: "/outbox-relay",
+		},
+		Retry:    Retry{Attempts: 5, Backoff: 30 * time.Second, Multiplier: 2, MaxBackoff: time.Hour},
+		Breaker:  Breaker{Failures: 5, OpenFor: time.Minute, HalfOpen: 1},
+		Window:   Window{Deliveries: 10_000, Bytes: 64 * MiB, Hold: 2 * time.Second},
+		Record:   Record{Batch: 1000, Interval: 10 * time.Millisecond, Timeout: 10 * time.Second},
+		Queue:    Queue{Poll: time.Second, Batch: 500, Lease: 6 * time.Minute},
+		Shutdown: Shutdown{Drain: 20 * time.Second},
+	}
+}
+
+// FieldError is one fault of a configuration.
+type FieldError struct {
+	Key    string // dotted, as in the file
+	Value  string // as given; empty when there is none to show
+	Remedy string // what is wrong with it and what would do
+}
+
+func (e *FieldError) Error() string {
+	if e.Value == "" {
+		return e.Key + ": " + e.Remedy
+	}
+	return fmt.Sprintf("%s: %s: %s", e.Key, e.Value, e.Remedy)
+}
+
+// faults collects what Validate finds.
+type faults []error
+
+func (f *faults) add(key string, value any, format string, args ...any) {
+	*f = append(*f, &FieldError{Key: key, Value: fmt.Sprint(value), Remedy: fmt.Sprintf(format, args...)})
+}
+
+func atLeast[T int | time.Duration | ByteSize](f *faults, key string, value, least T) {
+	if value < least {
+		f.add(key, value, "must be at least %v", least)
+	}
+}
+
+func notAbove[T int | time.Duration](f *faults, key string, value T, otherKey string, other T) {
+	if value > other {
+		f.add(key, value, "must not be more than %s, which is %v: lower the one or raise the other", otherKey, other)
+	}
+}
+
+// Validate returns every fault at once, each a *[FieldError], joined by [errors.Join].
+func (c Config) Validate() error {
+	var f faults
+	c.Database.validate(&f)
+	c.Tenants.validate(&f)
+	c.Delivery.validate(&f)
+	c.Network.validate(&f)
+
+	if c.Retry.Attempts < 0 || c.Retry.Attempts > 100 {
+		f.add("retry.attempts", c.Retry.Attempts, "must be 0 to 100 retries after the first attempt")
+	}
+	atLeast(&f, "retry.backoff", c.Retry.Backoff, time.Millisecond)
+	if m := c.Retry.Multiplier; !(m >= 1) || math.IsInf(m, 0) {
+		f.add("retry.multiplier", m, "must be at least 1: 1 keeps the backoff constant, 2 doubles it")
+	}
+	notAbove(&f, "retry.backoff", c.Retry.Backoff, "retry.max_backoff", c.Retry.MaxBackoff)
+
+	atLeast(&f, "breaker.failures", c.Breaker.Failures, 1)
+	atLeast(&f, "breaker.open_for", c.Breaker.OpenFor, time.Millisecond)
+	atLeast(&f, "breaker.half_open", c.Breaker.HalfOpen, 1)
+
+	atLeast(&f, "window.deliveries", c.Window.Deliveries, 1)
+	atLeast(&f, "window.bytes", c.Window.Bytes, MiB)
+	atLeast(&f, "window.hold", c.Window.Hold, time.Millisecond)
+	notAbove(&f, "delivery.workers", c.Delivery.Workers, "window.deliveries", c.Window.Deliveries)
+
+	atLeast(&f, "record.batch", c.Record.Batch, 1)
+	atLeast(&f, "record.interval", c.Record.Interval, time.Millisecond)
+	atLeast(&f, "record.timeout", c.Record.Timeout, time.Second)
+	notAbove(&f, "record.batch", c.Record.Batch, "window.deliveries", c.Window.Deliveries)
+
+	atLeast(&f, "queue.poll", c.Queue.Poll, 10*time.Millisecond)
+	atLeast(&f, "queue.batch", c.Queue.Batch, 1)
+	if c.Queue.Lease <= MaxAttemptTimeout {
+		f.add("queue.lease", c.Queue.Lease, "must be longer than the longest attempt (%v), or two replicas deliver the same: 6m will do", MaxAttemptTimeout)
+	}
+	atLeast(&f, "shutdown.drain", c.Shutdown.Drain, 0)
+	return errors.Join(f...)
+}
+
+func (d Database) validate(f *faults) {
+	if d.URL == "" {
+		f.add("database.url", "", "is required: give --database-url, OUTBOX_RELAY_DATABASE_URL or database.url in the file, "+
+			"for example postgres://outbox_relay@db.internal:5432/app")
+	}
+	validateDSN(f, "database.url", d.URL)
+	validateDSN(f, "database.replication_url", d.ReplicationURL)
+	if !regexp.MustCompile(`^[a-z0-9_]{1,63}$`).MatchString(d.Slot) {
+		f.add("database.slot", strconv.Quote(d.Slot), "must be 1 to 63 of a-z, 0-9 and _, as PostgreSQL demands of a slot's name")
+	}
+	atLeast(f, "database.max_connections", d.MaxConnections, 2)
+	atLeast(f, "database.connect_timeout", d.ConnectTimeout, time.Millisecond)
+}
+
+// validateDSN never repeats the DSN: the password of a malformed one cannot be told from the rest.
+func validateDSN(f *faults, key, dsn string) {
+	if dsn == "" {
+		return
+	}
+	_, err := pgconn.ParseConfig(dsn)
+	var missing *fs.PathError
+	switch {
+	case errors.As(err, &missing):
+		f.add(key, "", "names a file that cannot be read: %v", missing)
+	case err != nil:
+		f.add(key, "", "is not a PostgreSQL DSN: write postgres://user:password@host:5432/database?sslmode=verify-full, "+
+			"with special characters of the password percent-encoded, or host=… user=… dbname=…")
+	}
+}
+
+func (t Tenants) validate(f *faults) {
+	check := func(key string, patterns []string) {
+		for _, p := range patterns {
+			if _, err := path.Match(p, ""); err != nil || p == "" {
+				f.add(key, strconv.Quote(p), "is not a name or a pattern: * stands for any characters, ? for one, [a-z] for one of a set")
+			}
+		}
+	}
+	check("tenants.include", t.Include)
+	check("tenants.auto_adopt", t.AutoAdopt)
+}
+
+func (d Delivery) validate(f *faults) {
+	atLeast(f, "delivery.workers", d.Workers, 1)
+	atLeast(f, "delivery.endpoint_concurrency", d.EndpointConcurrency, 1)
+	notAbove(f, "delivery.endpoint_concurrency", d.EndpointConcurrency, "delivery.workers", d.Workers)
+	atLeast(f, "delivery.connect_timeout", d.ConnectTimeout, time.Millisecond)
+	atLeast(f, "delivery.tls_handshake_timeout", d.TLSHandshakeTimeout, time.Millisecond)
+	notAbove(f, "delivery.connect_timeout", d.ConnectTimeout, "delivery.default_timeout", d.DefaultTimeout)
+	notAbove(f, "delivery.tls_handshake_timeout", d.TLSHandshakeTimeout, "delivery.default_timeout", d.DefaultTimeout)
+	if d.DefaultTimeout > MaxAttemptTimeout {
+		f.add("delivery.default_timeout", d.DefaultTimeout, "must not be more than %v", MaxAttemptTimeout)
+	}
+	atLeast(f, "delivery.max_connections_per_host", d.MaxConnectionsPerHost, 0)
+	atLeast(f, "delivery.max_idle_per_host", d.MaxIdlePerHost, 1)
+	if d.MaxConnectionsPerHost > 0 {
+		notAbove(f, "delivery.max_idle_per_host", d.MaxIdlePerHost, "delivery.max_connections_per_host", d.MaxConnectionsPerHost)
+	}
+	atLeast(f, "delivery.keep_alive", d.KeepAlive, 0)
+	atLeast(f, "delivery.dns_cache", d.DNSCache, 0)
+	if d.KeepResponse < 0 || d.KeepResponse > 16*KiB {
+		f.add("delivery.keep_response", d.KeepResponse, "must be 0B to 16KiB: no more of an answer is read")
+	}
+	if _, err := url.Parse(d.Source); err != nil || d.Source == "" {
+		f.add("delivery.source", strconv.Quote(d.Source), "must be a URI or a path, as CloudEvents demands of a source: https://example.com/app")
+	}
+}
+
+func (n Network) validate(f *faults) {
+	for _, allow := range n.Allow {
+		for _, deny := range n.Deny {
+			if deny.Bits() <= allow.Bits() && deny.Contains(allow.Addr()) {
+				f.add("network.allow", allow, "has no effect, as network.deny has %v: drop one of them", deny)
+			}
+		}
+	}
+}
+
+// ByteSize is a number of bytes. Its text form has a unit: 512B, 64KiB, 1.5MiB, 2GiB, 10MB.
+type ByteSize int64
+
+// Units of a [ByteSize].
+const (
+	KiB ByteSize = 1 << 10
+	MiB ByteSize = 1 << 20
+	GiB ByteSize = 1 << 30
+)
+
+// String is the shortest exact form with a binary unit.
+func (b ByteSize) String() string {
+	switch {
+	case b != 0 && b%GiB == 0:
+		return fmt.Sprintf("%dGiB", b/GiB)
+	case b != 0 && b%MiB == 0:
+		return fmt.Sprintf("%dMiB", b/MiB)
+	case b != 0 && b%KiB == 0:
+		return fmt.Sprintf("%dKiB", b/KiB)
+	}
+	return fmt.Sprintf("%dB", int64(b))
+}
+
+// ParseByteSize reads the text form. A bare number is refused: it does not say of what.
+func ParseByteSize(s string) (ByteSize, error) {
+	number := strings.TrimRight(s, "BKMGi")
+	unit, ok := map[string]ByteSize{"B": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB, "KB": 1e3, "MB": 1e6, "GB": 1e9}[s[len(number):]]
+	value, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if !ok || err != nil || !(math.Abs(value*float64(unit)) < 1<<53) {
+		return 0, errors.New("write a number and a unit of B, KiB, MiB, GiB, KB, MB or GB, such as 64MiB")
+	}
+	return ByteSize(value * float64(unit)), nil
+}
