@@ -67,7 +67,9 @@ type Tenants struct {
 }
 
 // Includes reports whether the relay serves the registered tenant.
-func (t Tenants) Includes(schema string) bool { return len(t.Include) == 0 || matchAny(t.Include, schema) }
+func (t Tenants) Includes(schema string) bool {
+	return len(t.Include) == 0 || matchAny(t.Include, schema)
+}
 
 // Adopts reports whether the schema is to be registered without being asked for.
 func (t Tenants) Adopts(schema string) bool { return matchAny(t.AutoAdopt, schema) }
