@@ -1,0 +1,280 @@
+package main
+
+import (
+	"bytes"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/neo-commons/outbox-relay/relay"
+)
+
+const examplePath = "../../config.example.yaml"
+
+// loadText reads a file with this text.
+func loadText(t *testing.T, text string, flags ...string) (config, error) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+	set := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	for name := range flagKeys() {
+		set.String(name, "", "")
+	}
+	require.NoError(t, set.Parse(flags))
+	return loadConfig(file, set)
+}
+
+const dsn = "postgres://relay@localhost/app"
+
+func TestFileOverridesDefaultsAndFlagsOverrideFile(t *testing.T) {
+	t.Parallel()
+	c, err := loadText(t, `
+database:
+  url: postgres://file@localhost/app
+delivery: {workers: 300, default_timeout: 1m30s, keep_response: 0B}
+retry: {multiplier: 1.5}
+window: {bytes: 1.5MiB}
+tenants:
+  include: [tenant_*, admin]
+network: {allow: [10.0.0.0/8, "fd00::/8"], deny: 10.1.0.0/16}
+breaker:
+log: {level: warn}
+`, "--database-url="+dsn, "--listen=")
+	require.NoError(t, err)
+	want := defaultConfig()
+	want.Database.URL = dsn
+	want.Delivery.Workers, want.Delivery.DefaultTimeout, want.Delivery.KeepResponse = 300, 90*time.Second, 0
+	want.Retry.Multiplier = 1.5
+	want.Window.Bytes = 3 << 19
+	want.Tenants.Include = []string{"tenant_*", "admin"}
+	want.Network.Allow = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}
+	want.Network.Deny = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}
+	want.Log.Level = "warn"
+	want.Server.Listen = ""
+	assert.Equal(t, want, c)
+}
+
+// Each case is one fault; the last test has them all in one file.
+func faultCases() []struct{ name, yaml, want string } {
+	return []struct{ name, yaml, want string }{
+		{"slip in a key", "delivery: {worker: 3}", "delivery.worker: is no key of the configuration: did you mean delivery.workers?"},
+		{"slip in a section", "delivry: {connect_timeout: 3s}", "delivry.connect_timeout: is no key of the configuration: did you mean delivery.connect_timeout?"},
+		{"key in the wrong section", "retry: {lease: 10m}", "retry.lease: is no key of the configuration: did you mean queue.lease?"},
+		{"key without a section", "workers: 4", "workers: is no key of the configuration: did you mean delivery.workers?"},
+		{"unknown key", "shutdown: {zzzzzzzz: 4}", "shutdown.zzzzzzzz: is no key of the configuration"},
+		{"value for a section", "queue: 30", "queue: is a section: indent its keys below it"},
+		{"duration without unit", "delivery: {default_timeout: 30}", "delivery.default_timeout: 30: has no unit: write 30s for seconds, or use ms, m or h"},
+		{"duration in days", "retry: {max_backoff: 1d}", "retry.max_backoff: 1d: must be a number and a unit of ms, s, m or h: 30s, 1m30s"},
+		{"negative duration", "record: {timeout: -1s}", "record.timeout: -1s: must be at least 1s"},
+		{"size without unit", "delivery: {keep_response: 4096}", "delivery.keep_response: 4096: write a number and a unit of B, KiB, MiB, GiB, KB, MB or GB, such as 64MiB"},
+		{"negative size", "window: {bytes: -64MiB}", "window.bytes: -64MiB: must be at least 1MiB"},
+		{"number expected", "database: {max_connections: many}", `database.max_connections: "many": must be a whole number`},
+		{"fraction", "breaker: {failures: 1.5}", `breaker.failures: "1.5": must be a whole number`},
+		{"text expected", "database: {instance_id: 0123}", "database.instance_id: 83: must be text: put it in quotes"},
+		{"switch", "delivery: {allow_insecure_tls: sometimes}", `delivery.allow_insecure_tls: "sometimes": must be true or false`},
+		{"not a list", "tenants: {auto_adopt: [1]}", "tenants.auto_adopt: [1]: must be a list of texts: [a, b] in the file, a,b in the environment"},
+		{"pattern", "tenants: {include: ['[a-']}", `tenants.include: "[a-": is not a name or a pattern: * stands for any characters, ? for one, [a-z] for one of a set`},
+		{"address range", "network: {deny: [10.0.0.5]}", `network.deny: "10.0.0.5": must be an address range in CIDR form: 10.0.0.0/8, or 10.1.2.3/32 for one address`},
+		{"range with host bits", "network: {deny: [10.0.0.5/8]}", "network.deny: 10.0.0.5/8: has address bits beyond its length: write 10.0.0.0/8, or 10.0.0.5/32 for one address"},
+		{"slot", "database: {slot: My-Slot}", `database.slot: "My-Slot": must be 1 to 63 of a-z, 0-9 and _, as PostgreSQL demands of a slot's name`},
+		{"level", "log: {level: loud}", `log.level: "loud": must be debug, info, warn or error`},
+		{"format", "log: {format: xml}", `log.format: "xml": must be json, text, or auto: text on a terminal, json anywhere else`},
+		{"listen", "server: {listen: 9464}", "server.listen: 9464: must be text: put it in quotes"},
+		{"pair: concurrency over workers", "delivery: {endpoint_concurrency: 300}", "delivery.endpoint_concurrency: 300: must not be more than delivery.workers, which is 256: lower the one or raise the other"},
+		{"pair: backoff over its cap", "retry: {backoff: 2h}", "retry.backoff: 2h0m0s: must not be more than retry.max_backoff, which is 1h0m0s: lower the one or raise the other"},
+		{"pair: lease under an attempt", "queue: {lease: 1m}", "queue.lease: 1m0s: must be longer than the longest attempt (5m0s), or two replicas deliver the same: 6m will do"},
+	}
+}
+
+func TestEachFaultNamesKeyValueAndRemedy(t *testing.T) {
+	t.Parallel()
+	for _, tc := range faultCases() {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			_, err := loadText(t, tc.yaml, "--database-url="+dsn)
+			var ce *configError
+			require.ErrorAs(t, err, &ce)
+			require.Len(t, ce.faults, 1, "%v", err)
+			assert.EqualError(t, ce.faults[0], tc.want)
+		})
+	}
+}
+
+func TestAllFaultsAtOnce(t *testing.T) {
+	t.Parallel()
+	_, err := loadText(t, `
+delivery: {default_timeout: 30, worker: 3, endpoint_concurrency: 400, connect_timeout: -1s}
+window: {bytes: -1B}
+network: {allow: [10.0.0.0/8, nonsense], deny: [10.0.0.0/33]}
+retry: {backoff: 2h, attempts: -1, multiplier: 0.5}
+log: {level: loud}
+server: {listen: nowhere}
+`)
+	require.Error(t, err)
+	for _, key := range []string{
+		"database.url: is required", "delivery.default_timeout: 30", "delivery.worker: ", "delivery.endpoint_concurrency: 400", "delivery.connect_timeout: -1s",
+		"window.bytes: -1B", `network.allow: "nonsense"`, `network.deny: "10.0.0.0/33"`, "retry.backoff: 2h", "retry.attempts: -1", "retry.multiplier: 0.5",
+		`log.level: "loud"`, `server.listen: "nowhere"`,
+	} {
+		assert.ErrorContains(t, err, key)
+	}
+	assert.ErrorContains(t, err, "13 faults")
+}
+
+func TestAllowUnderDenyIsRefused(t *testing.T) {
+	t.Parallel()
+	_, err := loadText(t, "network: {allow: [10.1.0.0/16], deny: [10.0.0.0/8]}", "--database-url="+dsn)
+	assert.ErrorContains(t, err, "network.allow: 10.1.0.0/16: has no effect, as network.deny has 10.0.0.0/8")
+}
+
+func TestFaultyDSNIsNotRepeated(t *testing.T) {
+	t.Parallel()
+	for _, bad := range []string{"postgres://relay:s3cret/word@:x/app", "host=localhost port=s3cret", "mysql://a:s3cret@localhost/app", "postgres://a:s3cret@h/d?sslmode=maybe"} {
+		_, err := loadText(t, "", "--database-url="+bad)
+		require.ErrorContains(t, err, "database.url: is not a PostgreSQL DSN", bad)
+		assert.NotContains(t, err.Error(), "s3cret")
+	}
+	_, err := loadText(t, "", "--database-url=postgres://relay@h/d?sslmode=verify-full&sslrootcert=/nonexistent.pem")
+	assert.ErrorContains(t, err, "database.url: names a file that cannot be read: open /nonexistent.pem")
+}
+
+func TestBrokenFile(t *testing.T) {
+	t.Parallel()
+	_, err := loadText(t, "delivery:\n  workers: 1\n  workers: 2\n")
+	require.ErrorContains(t, err, "already defined")
+	_, err = loadText(t, "delivery: [\n")
+	require.ErrorContains(t, err, "yaml")
+	_, err = loadConfig("/nonexistent/config.yaml", pflag.NewFlagSet("test", pflag.ContinueOnError))
+	require.ErrorContains(t, err, "no such file")
+}
+
+func TestPrintedConfigurationIsReadAgain(t *testing.T) {
+	t.Parallel()
+	c := defaultConfig()
+	c.Database.URL = "postgres://relay@localhost/app"
+	c.Tenants.Include = []string{"a*", "b, c"}
+	c.Network.Allow = []netip.Prefix{netip.MustParsePrefix("fd00::/8")}
+	c.Retry.MaxBackoff = 90 * time.Minute
+	c.Window.Bytes = 1_500_001
+	c.Server.Listen = ""
+	var printed bytes.Buffer
+	require.NoError(t, c.write(&printed))
+	again, err := loadText(t, printed.String())
+	require.NoError(t, err)
+	assert.Equal(t, c, again)
+}
+
+func TestPasswordsAreHidden(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[string]string{
+		"postgres://relay:s3cret@db:5432/app?sslmode=require": "postgres://relay:xxxxx@db:5432/app?sslmode=require",
+		"postgres://db/app?user=relay&password=s3cret":        "postgres://db/app?user=relay&password=xxxxx",
+		"postgres://relay@db/app":                             "postgres://relay@db/app",
+		"host=db user=relay password=s3cret dbname=app":       "host=db user=relay password=xxxxx dbname=app",
+		`host=db password = 's3\'cret s3' dbname=app`:         "host=db password=xxxxx dbname=app",
+		`host=db password='s3 cret`:                           "host=db password=xxxxx",
+		"":                                                    "",
+	} {
+		assert.Equal(t, want, hidePassword(given))
+	}
+	c := defaultConfig()
+	c.Database.URL = "postgres://relay:s3cret@db/app"
+	c.Database.ReplicationURL = "postgres://replica:s3cret@db/app"
+	var printed bytes.Buffer
+	require.NoError(t, c.write(&printed))
+	assert.NotContains(t, printed.String(), "s3cret")
+}
+
+// The example is documentation: it must have every key, with its default, and say of what.
+func TestExampleFile(t *testing.T) {
+	t.Parallel()
+	c, err := loadConfig(examplePath, func() *pflag.FlagSet {
+		set := pflag.NewFlagSet("test", pflag.ContinueOnError)
+		set.String("database-url", "", "")
+		require.NoError(t, set.Parse([]string{"--database-url=" + dsn}))
+		return set
+	}())
+	require.NoError(t, err)
+	want := defaultConfig()
+	want.Database.URL = dsn
+	assert.Equal(t, want, c)
+
+	text, err := os.ReadFile(examplePath)
+	require.NoError(t, err)
+	var file yaml.Node
+	require.NoError(t, yaml.Unmarshal(text, &file))
+	comments := map[string]string{}
+	for section, node := range pairs(file.Content[0]) {
+		for key, value := range pairs(node) {
+			comments[section.Value+"."+key.Value] = key.HeadComment
+			assert.Empty(t, value.LineComment, "%s: comments stand above", key.Value)
+		}
+	}
+	// What each kind of value has to be explained with.
+	units := map[string]*regexp.Regexp{
+		"int":            regexp.MustCompile(`(?i)number`),
+		"float64":        regexp.MustCompile(`(?i)factor`),
+		"bool":           regexp.MustCompile(`true or false`),
+		"time.Duration":  regexp.MustCompile(`(?i)time|wait`),
+		"relay.ByteSize": regexp.MustCompile(`(?i)size`),
+		"[]string":       regexp.MustCompile(`(?i)list`),
+		"[]netip.Prefix": regexp.MustCompile(`CIDR`),
+		"string":         regexp.MustCompile(`.`),
+	}
+	for _, l := range leavesOf(&c) {
+		assert.Contains(t, comments, l.key, "config.example.yaml lacks it")
+		assert.Regexp(t, units[l.value.Type().String()], comments[l.key], l.key)
+		delete(comments, l.key)
+	}
+	assert.Empty(t, comments, "no such keys")
+}
+
+// pairs iterates over a mapping of YAML.
+func pairs(node *yaml.Node) func(yield func(key, value *yaml.Node) bool) {
+	return func(yield func(key, value *yaml.Node) bool) {
+		for i := 0; i+1 < len(node.Content); i += 2 {
+			if !yield(node.Content[i], node.Content[i+1]) {
+				return
+			}
+		}
+	}
+}
+
+func TestUnknownVariables(t *testing.T) {
+	t.Parallel()
+	c := defaultConfig()
+	var e configError
+	e.unknownEnv([]string{
+		"HOME=/", "OUTBOX_RELAY_DATABASE_URL=x", "OUTBOX_RELAY_LOG_LEVEL=debug",
+		"OUTBOX_RELAY_SERVICE_HOST=10.0.0.1", "OUTBOX_RELAY_PORT_9464_TCP_ADDR=x", "OUTBOX_RELAY_SERVER_SERVICE_PORT=1", "OUTBOX_RELAY_HOME=/x",
+		"OUTBOX_RELAY_DATABSE_URL=x", "OUTBOX_RELAY_RETRY_MAX=3",
+	}, leavesOf(&c))
+	require.Len(t, e.faults, 2)
+	assert.EqualError(t, e.faults[0], "OUTBOX_RELAY_DATABSE_URL: is no variable of the configuration: did you mean OUTBOX_RELAY_DATABASE_URL?")
+	assert.True(t, strings.HasPrefix(e.faults[1].Error(), "OUTBOX_RELAY_RETRY_MAX: "), e.faults[1])
+}
+
+func TestByteSize(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]relay.ByteSize{"0B": 0, "512B": 512, "64MiB": 64 << 20, "1.5KiB": 1536, "10 MB": 10_000_000, "2GiB": 2 << 30, "-1KiB": -1024} {
+		got, err := relay.ParseByteSize(text)
+		require.NoError(t, err, text)
+		assert.Equal(t, want, got, text)
+	}
+	for _, text := range []string{"", "5", "MiB", "5mib", "5MiBB", "5iB", "NaNB", "InfGiB", "99999999999GiB", "0x10B5"} {
+		_, err := relay.ParseByteSize(text)
+		assert.Error(t, err, text)
+	}
+	assert.Equal(t, "1536B 3KiB 5MiB 0B 1GiB", strings.Join([]string{
+		relay.ByteSize(1536).String(), relay.ByteSize(3072).String(), relay.ByteSize(5 << 20).String(), relay.ByteSize(0).String(), relay.GiB.String(),
+	}, " "))
+}

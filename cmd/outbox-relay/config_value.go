@@ -1,0 +1,196 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/neo-commons/outbox-relay/relay"
+)
+
+// decode stores what the file (typed by YAML), the environment or a flag (both text) says. It returns what is wrong with it, each a
+// *relay.FieldError; the value then stays as it was.
+func (l leaf) decode(raw any) []error {
+	text := strings.TrimSpace(fmt.Sprint(raw))
+	fault := func(value, remedy string) []error {
+		return []error{&relay.FieldError{Key: l.key, Value: value, Remedy: remedy}}
+	}
+	switch dst := l.value.Addr().Interface().(type) {
+	case *string:
+		s, ok := raw.(string)
+		if !ok {
+			return fault(text, "must be text: put it in quotes")
+		}
+		*dst = s
+	case *int:
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			return fault(strconv.Quote(text), "must be a whole number")
+		}
+		*dst = n
+	case *float64:
+		n, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			return fault(strconv.Quote(text), "must be a number")
+		}
+		*dst = n
+	case *bool:
+		if text != "true" && text != "false" {
+			return fault(strconv.Quote(text), "must be true or false")
+		}
+		*dst = text == "true"
+	case *time.Duration:
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			return fault(text, durationRemedy(text))
+		}
+		*dst = d
+	case *relay.ByteSize:
+		b, err := relay.ParseByteSize(text)
+		if err != nil {
+			return fault(text, err.Error())
+		}
+		*dst = b
+	case *[]string:
+		list, ok := texts(raw)
+		if !ok {
+			return fault(text, "must be a list of texts: [a, b] in the file, a,b in the environment")
+		}
+		*dst = list
+	case *[]netip.Prefix:
+		return l.decodePrefixes(dst, raw)
+	default:
+		panic(fmt.Sprintf("key %s has a type nobody decodes: %T", l.key, dst))
+	}
+	return nil
+}
+
+func durationRemedy(text string) string {
+	if _, err := strconv.ParseFloat(text, 64); err == nil {
+		return fmt.Sprintf("has no unit: write %ss for seconds, or use ms, m or h", text)
+	}
+	return "must be a number and a unit of ms, s, m or h: 30s, 1m30s"
+}
+
+func (l leaf) decodePrefixes(dst *[]netip.Prefix, raw any) []error {
+	const remedy = "must be an address range in CIDR form: 10.0.0.0/8, or 10.1.2.3/32 for one address"
+	list, ok := texts(raw)
+	if !ok {
+		return []error{&relay.FieldError{Key: l.key, Value: fmt.Sprint(raw), Remedy: remedy}}
+	}
+	var errs []error
+	var prefixes []netip.Prefix
+	for _, text := range list {
+		p, err := netip.ParsePrefix(text)
+		switch {
+		case err != nil:
+			errs = append(errs, &relay.FieldError{Key: l.key, Value: strconv.Quote(text), Remedy: remedy})
+		case p != p.Masked():
+			errs = append(errs, &relay.FieldError{Key: l.key, Value: text, Remedy: fmt.Sprintf("has address bits beyond its length: write %v, or %v/%d for one address",
+				p.Masked(), p.Addr(), p.Addr().BitLen())})
+		default:
+			prefixes = append(prefixes, p)
+		}
+	}
+	if errs == nil {
+		*dst = prefixes
+	}
+	return errs
+}
+
+// texts reads a list of texts, or one text with commas.
+func texts(raw any) ([]string, bool) {
+	var list []string
+	switch raw := raw.(type) {
+	case string:
+		for part := range strings.SplitSeq(raw, ",") {
+			if part = strings.TrimSpace(part); part != "" {
+				list = append(list, part)
+			}
+		}
+	case []any:
+		for _, item := range raw {
+			s, ok := item.(string)
+			if !ok {
+				return nil, false
+			}
+			list = append(list, s)
+		}
+	default:
+		return nil, false
+	}
+	return list, true
+}
+
+// write prints the configuration as a file that would lead to it, except for the passwords.
+func (c *config) write(w io.Writer) error {
+	root := &yaml.Node{Kind: yaml.MappingNode}
+	sections := map[string]*yaml.Node{}
+	for _, l := range leavesOf(c) {
+		name, key, _ := strings.Cut(l.key, ".")
+		if sections[name] == nil {
+			sections[name] = &yaml.Node{Kind: yaml.MappingNode}
+			root.Content = append(root.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: name}, sections[name])
+		}
+		var value yaml.Node
+		if err := value.Encode(l.plain()); err != nil {
+			return fmt.Errorf("print %s: %w", l.key, err)
+		}
+		value.Style = yaml.FlowStyle
+		sections[name].Content = append(sections[name].Content, &yaml.Node{Kind: yaml.ScalarNode, Value: key}, &value)
+	}
+	enc := yaml.NewEncoder(w)
+	enc.SetIndent(2)
+	if err := enc.Encode(root); err != nil {
+		return fmt.Errorf("print the configuration: %w", err)
+	}
+	return enc.Close()
+}
+
+// plain is the value as the file would have it, with passwords hidden.
+func (l leaf) plain() any {
+	switch v := l.value.Interface().(type) {
+	case time.Duration:
+		return durationText(v)
+	case relay.ByteSize:
+		return v.String()
+	case []string:
+		return append([]string{}, v...)
+	case []netip.Prefix:
+		return append([]netip.Prefix{}, v...)
+	case string:
+		if l.key == "database.url" || l.key == "database.replication_url" {
+			return hidePassword(v)
+		}
+	}
+	return l.value.Interface()
+}
+
+// durationText is 1m where Duration.String says 1m0s.
+func durationText(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+// hidePassword lets pgx do the work on URLs: it knows every place that holds a password, but offers that only through its error. In the
+// keyword form it misses blanks around the sign and quotes inside quotes.
+func hidePassword(dsn string) string {
+	if !strings.HasPrefix(dsn, "postgres://") && !strings.HasPrefix(dsn, "postgresql://") {
+		return regexp.MustCompile(`password\s*=\s*('(\\.|[^'\\])*'?|(\\.|[^\s\\])*)`).ReplaceAllLiteralString(dsn, "password=xxxxx")
+	}
+	said := pgconn.NewParseConfigError(dsn, "", nil).Error()
+	return said[strings.IndexByte(said, '`')+1 : strings.LastIndexByte(said, '`')]
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// Exit codes.
+const (
+	exitOK      = 0
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+// app is what the commands share.
+type app struct {
+	in       *os.File
+	out, err io.Writer
+	abort    <-chan struct{} // closed by the second signal: stop without draining
+
+	configFile string
+	started    bool // a command has begun: what fails before that is a fault of the command line
+}
+
+// errFailed ends a command that has already said what is wrong.
+var errFailed = errors.New("failed")
+
+// execute runs one command line and returns the exit code.
+func (a *app) execute(ctx context.Context, args []string) int {
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(a.in)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	if !errors.Is(err, errFailed) {
+		fmt.Fprintf(a.err, "error: %v\n", err)
+	}
+	var hinted interface{ Hint() string }
+	if errors.As(err, &hinted) {
+		fmt.Fprintf(a.err, "hint: %s\n", hinted.Hint())
+	}
+	if !a.started {
+		fmt.Fprintln(a.err, "hint: outbox-relay --help lists the commands, outbox-relay COMMAND --help their flags")
+	}
+	if !a.started || errors.As(err, new(*configError)) {
+		return exitUsage
+	}
+	return exitFailure
+}
+
+const rootHelp = `outbox-relay delivers the events of a database's outbox tables as webhooks.
+
+An application inserts rows into webhook_events of its tenant's schema, in its own transaction. The relay reads
+them from the write-ahead log and sends each to every endpoint that subscribes to it, at least once.
+
+From nothing to the first delivery:
+
+  export OUTBOX_RELAY_DATABASE_URL='postgres://user:password@localhost:5432/app'
+  outbox-relay migrate                # schema outbox_relay, publications, slot
+  outbox-relay tenants add my_schema  # once for every schema that holds an outbox
+  outbox-relay check                  # what is missing, and what to do about it
+  outbox-relay run
+
+Configuration: defaults, then the file of --config, then the environment, then flags; the later wins. The key
+delivery.workers of the file is OUTBOX_RELAY_DELIVERY_WORKERS in the environment. Lists have commas there; a variable
+that is empty counts as not set. config.example.yaml explains every key; "outbox-relay config" shows what is in effect.
+
+Exit codes: 0 done, 1 failure, 2 usage or configuration.`
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "outbox-relay",
+		Short:         "Deliver the events of a database's outbox tables as webhooks",
+		Long:          rootHelp,
+		Version:       version(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE:          func(*cobra.Command, []string) error { return errors.New("a command is missing") },
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			a.started = cmd.HasParent()
+		},
+	}
+	root.SetVersionTemplate("outbox-relay {{.Version}}\n")
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.configFile, "config", "", "read the configuration from this YAML `FILE`")
+	flags.String("database-url", "", "`DSN` of the database (database.url)")
+	flags.String("log-level", "", "log this `LEVEL` and above: debug, info, warn, error (log.level)")
+	flags.String("log-format", "", "log as `FORMAT`: json, text, or auto: text on a terminal (log.format)")
+	root.AddCommand(a.configCommand(), a.versionCommand())
+	return root
+}
+
+// load reads the configuration for a command.
+func (a *app) load(cmd *cobra.Command) (config, error) {
+	return loadConfig(a.configFile, cmd.Flags())
+}
+
+// terminal reports whether the stream is one a person looks at.
+func terminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// version is what the Go toolchain stamped into the binary.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
+		return "devel"
+	}
+	return info.Main.Version
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			info, _ := debug.ReadBuildInfo()
+			_, err := fmt.Fprintf(a.out, "outbox-relay %s %s\n", version(), info.GoVersion)
+			return err
+		},
+	}
+}
