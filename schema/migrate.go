@@ -1,0 +1,113 @@
+package schema
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+)
+
+const versionTable = "outbox_relay.schema_migrations"
+
+// Options of Migrate. The zero value uses the slot named Slot and reports nothing.
+type Options struct {
+	// Slot is the replication slot to create; slots belong to the whole cluster, so two databases need two names. "" means Slot.
+	Slot string
+	// Progress is told of each step as it begins, from the calling goroutine. nil means nobody is.
+	Progress func(step string)
+}
+
+// Migrate brings a database up to date: the relay's own schema, its role, publications and slot, then every registered tenant. It may run
+// any number of times and from several processes at once; they wait for each other. A tenant that cannot be brought up to date does
+// not stop the others: all their errors come back joined. A slot that was in use and is gone is ErrSlotMissing, not a new slot, which would
+// begin after the events in between.
+func Migrate(ctx context.Context, dsn string, o Options) error {
+	if o.Slot == "" {
+		o.Slot = Slot
+	}
+	if err := checkSlotName(o.Slot); err != nil {
+		return err
+	}
+	return install(ctx, dsn, o.Progress, func(in *installer) error {
+		in.progress("schema outbox_relay")
+		if err := in.migrateOwn(ctx, dsn); err != nil {
+			return err
+		}
+		in.progress("replication slot " + o.Slot)
+		if err := in.ensureSlot(ctx, o.Slot); err != nil {
+			return err
+		}
+		return in.migrateTenants(ctx)
+	})
+}
+
+// migrateOwn lets goose run the embedded migrations, on a connection of its own: the installer's holds the lock for both.
+func (in *installer) migrateOwn(ctx context.Context, dsn string) (err error) {
+	if _, err := in.conn.Exec(ctx, "CREATE SCHEMA IF NOT EXISTS outbox_relay"); err != nil {
+		return opError("create schema outbox_relay", err)
+	}
+	dir, err := fs.Sub(files, "sql")
+	if err != nil {
+		return fmt.Errorf("open migrations: %w", err)
+	}
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return fmt.Errorf("parse database URL: %w", err)
+	}
+	db := stdlib.OpenDB(*cfg, stdlib.OptionAfterConnect(prepareSession))
+	defer func() { err = errors.Join(err, db.Close()) }()
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, dir, goose.WithTableName(versionTable), goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		return fmt.Errorf("read migrations: %w", err)
+	}
+	if _, err := provider.Up(ctx); err != nil {
+		return opError("migrate schema outbox_relay", err)
+	}
+	return in.checkPublications(ctx)
+}
+
+// checkPublications makes sure that nobody dropped one: changes made while it was missing are not in the log, and before
+// PostgreSQL 18 the slot cannot even be read past them.
+func (in *installer) checkPublications(ctx context.Context) error {
+	missing, err := collect[string](ctx, in.conn, `SELECT w FROM unnest($1::text[]) w WHERE NOT EXISTS (SELECT FROM pg_publication p WHERE p.pubname = w)`,
+		[]string{EventsPublication, RegistryPublication})
+	if err != nil {
+		return opError("check publications", err)
+	}
+	if len(missing) > 0 {
+		return &Error{
+			Op:  "check publications",
+			Err: fmt.Errorf("publication %q is gone", missing[0]),
+			Hint: "Somebody dropped it, and events may be missing from the log since. Stop the relay, drop its slot and its row in outbox_relay.progress, " +
+				"run the publication part of outbox-relay migrate --print, then outbox-relay migrate, and outbox-relay tenants add --since for each tenant.",
+		}
+	}
+	return nil
+}
+
+// migrateTenants brings tenants whose shape is behind up to date. A schema that was dropped is no tenant to be changed.
+func (in *installer) migrateTenants(ctx context.Context) error {
+	behind, err := collect[string](ctx, in.conn, `SELECT schema FROM outbox_relay.tenants WHERE version < outbox_relay.shape_version()
+		AND EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname = schema) ORDER BY schema`)
+	if err != nil {
+		return opError("list tenants", err)
+	}
+	var errs []error
+	for _, schema := range behind {
+		errs = append(errs, in.addTenant(ctx, schema, AddOptions{}))
+	}
+	return errors.Join(errs...)
+}
+
+// collect gathers a single-column result.
+func collect[T any](ctx context.Context, q Querier, query string, args ...any) ([]T, error) {
+	rows, err := q.Query(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[T])
+}

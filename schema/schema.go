@@ -1,0 +1,130 @@
+// Package schema owns every database object of the relay: its own schema outbox_relay, the two publications, the replication slot, the
+// role of the running relay, and the shape of a tenant's tables. The shape is held by SQL functions, so that outbox_relay.add_tenant
+// works inside an application's own transaction; the Go side adds what no transaction can do, such as concurrent index builds.
+package schema
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Names in the database. They are the same in every installation; only the slot, which belongs to the whole cluster, can be chosen.
+const (
+	Slot                = "outbox_relay"
+	EventsPublication   = "outbox_relay_events"
+	RegistryPublication = "outbox_relay_registry"
+	RunnerRole          = "outbox_relay_runner"
+)
+
+//go:embed sql/*.sql
+var files embed.FS
+
+// SQLSTATEs that the functions of this package raise.
+const (
+	codeArgument = "OR002" // a schema or argument that cannot be right
+	codeUnfit    = "OR003" // tables or owners that do not fit
+	codeNoSlot   = "OR004"
+	codeTooLarge = "OR005" // add_tenant would block writers; AddTenant would not
+)
+
+// Causes that callers may want to tell apart; they come wrapped in an *Error.
+var (
+	ErrNotInstalled = errors.New("schema outbox_relay is not installed or not up to date")
+	ErrNotTenant    = errors.New("the schema is not a tenant")
+	ErrUnfit        = errors.New("the schema cannot be a tenant")
+	ErrTooLarge     = errors.New("a table is too large to be changed in a transaction")
+	ErrSlotMissing  = errors.New("the replication slot is missing")
+	ErrSlotUnusable = errors.New("the replication slot cannot be used")
+)
+
+// Error is what a person has to act upon. Error() shows the operation, the cause and the hint.
+type Error struct {
+	Op   string
+	Err  error
+	Hint string
+}
+
+// Error implements error.
+func (e *Error) Error() string {
+	s := e.Op + ": " + e.Err.Error()
+	if e.Hint != "" {
+		s += " (hint: " + e.Hint + ")"
+	}
+	return s
+}
+
+// Unwrap gives the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Querier is what reading needs; a pgx connection, pool or transaction.
+type Querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// opError wraps an error of the database once. Detail and hint of the server belong to the person who reads it.
+func opError(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	if pg.Detail != "" {
+		err = fmt.Errorf("%w\n%s", err, pg.Detail)
+	}
+	hint := pg.Hint
+	switch pg.Code {
+	case codeArgument, codeUnfit:
+		err = fmt.Errorf("%w: %w", ErrUnfit, err)
+	case codeTooLarge:
+		err = fmt.Errorf("%w: %w", ErrTooLarge, err)
+	case codeNoSlot:
+		err = fmt.Errorf("%w: %w", ErrSlotMissing, err)
+	case "3F000", "42883", "42P01": // schema, function or table unknown
+		if hint == "" || pg.Code == "42883" {
+			hint = "Run: outbox-relay migrate"
+		}
+		err = fmt.Errorf("%w: %w", ErrNotInstalled, err)
+	case "42501":
+		if hint == "" {
+			hint = "Use a role that owns the objects named, or have an administrator run the output of: outbox-relay migrate --print"
+		}
+	}
+	return &Error{Op: op, Err: err, Hint: hint}
+}
+
+// connect opens the session that DDL runs in. It depends on nothing that a role or database may set.
+func connect(ctx context.Context, dsn string) (*pgx.Conn, error) {
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("parse database URL: %w", err)
+	}
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	if err := prepareSession(ctx, conn); err != nil {
+		return nil, errors.Join(err, closeConn(ctx, conn))
+	}
+	return conn, nil
+}
+
+func prepareSession(ctx context.Context, conn *pgx.Conn) error {
+	_, err := conn.Exec(ctx, `SET application_name = 'outbox-relay migrate'; SET search_path = ''; SET lock_timeout = 0;
+		SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET client_min_messages = warning`)
+	return opError("set up session", err)
+}
+
+// closeConn says goodbye even when ctx is over, so that the server frees the session's locks at once.
+func closeConn(ctx context.Context, conn *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	return conn.Close(ctx)
+}

@@ -1,0 +1,101 @@
+package schema
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+func checkSlotName(slot string) error {
+	if ok, err := regexp.MatchString(`^[a-z0-9_]{1,63}$`, slot); err != nil || !ok {
+		return &Error{Op: fmt.Sprintf("check slot name %q", slot), Err: ErrSlotUnusable, Hint: "A slot name has 1 to 63 of the characters a-z, 0-9 and _."}
+	}
+	return nil
+}
+
+// slotState is what the catalog says of a slot name; the zero value is a slot that was never made.
+type slotState struct {
+	Exists, Named            bool // Named: the progress table knows it
+	Plugin, Database, Status string
+}
+
+func (in *installer) slotState(ctx context.Context, slot string) (slotState, error) {
+	rows, err := in.conn.Query(ctx, `
+		SELECT s.slot_name IS NOT NULL, EXISTS (SELECT FROM outbox_relay.progress p WHERE p.slot = $1),
+		       coalesce(s.plugin, ''), coalesce(s.database, ''), coalesce(s.wal_status, '')
+		  FROM (SELECT) one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1`, slot)
+	if err != nil {
+		return slotState{}, err
+	}
+	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[slotState])
+}
+
+// ensureSlot creates the slot unless it is there. The progress row comes second: a crash in between leaves a slot that the next run takes
+// over, never a row that names a slot which did not exist.
+func (in *installer) ensureSlot(ctx context.Context, slot string) error {
+	op := fmt.Sprintf("create replication slot %q", slot)
+	s, err := in.slotState(ctx, slot)
+	if err != nil {
+		return opError(op, err)
+	}
+	if err := in.checkSlot(op, slot, s); err != nil {
+		return err
+	}
+	if !s.Exists {
+		in.progress("replication slot: waiting for the transactions that are open now to end")
+		if _, err := in.conn.Exec(ctx, "SELECT pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')", slot); err != nil {
+			return slotError(op, err)
+		}
+	}
+	_, err = in.conn.Exec(ctx, "INSERT INTO outbox_relay.progress (slot) VALUES ($1) ON CONFLICT DO NOTHING", slot)
+	return opError(op, err)
+}
+
+func (in *installer) checkSlot(op, slot string, s slotState) error {
+	database := in.conn.Config().Database
+	switch {
+	case !s.Exists && s.Named:
+		return &Error{
+			Op: op, Err: ErrSlotMissing,
+			Hint: "It was in use and somebody dropped it, or this server was restored or failed over. A new slot begins now and would skip what was committed since. " +
+				"To accept that, delete its row from outbox_relay.progress, run outbox-relay migrate, then outbox-relay tenants add --since for each tenant.",
+		}
+	case !s.Exists:
+		return nil
+	case s.Plugin != "pgoutput":
+		return &Error{Op: op, Err: ErrSlotUnusable, Hint: fmt.Sprintf("A slot of this name with plugin %q exists: choose another name.", s.Plugin)}
+	case s.Database != database:
+		return &Error{
+			Op: op, Err: ErrSlotUnusable,
+			Hint: fmt.Sprintf("A slot of this name belongs to database %q: slots are named for the whole server, choose another name.", s.Database),
+		}
+	case s.Status == "lost":
+		return &Error{
+			Op: op, Err: ErrSlotUnusable,
+			Hint: fmt.Sprintf("The server removed WAL it still needed. Run: SELECT pg_drop_replication_slot('%s'); raise max_slot_wal_keep_size, and go on as for a missing slot.", slot),
+		}
+	}
+	return nil
+}
+
+// slotError adds what would do to what the server says.
+func slotError(op string, err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return opError(op, err)
+	}
+	hint := pg.Hint
+	switch pg.Code {
+	case "55000":
+		hint = "Set wal_level = logical in postgresql.conf and restart the server (RDS: rds.logical_replication = 1, Cloud SQL: cloudsql.logical_decoding = on)."
+	case "53400":
+		hint = "Every slot is taken: drop one that nobody uses (see pg_replication_slots), or raise max_replication_slots and restart the server."
+	case "42501":
+		hint = "Run: ALTER ROLE <this role> REPLICATION; as a superuser (RDS: GRANT rds_replication TO <this role>)."
+	}
+	return &Error{Op: op, Err: err, Hint: hint}
+}

@@ -1,0 +1,100 @@
+-- +goose Up
+-- The relay's own tables and the role it runs as. Everything here may be run again: `migrate --print` hands the same text to a DBA.
+
+-- Roles belong to the cluster, not to the database: another database may have created this one, or may be doing so right now.
+-- +goose StatementBegin
+DO $$
+BEGIN
+  IF to_regrole('outbox_relay_runner') IS NULL THEN
+    CREATE ROLE outbox_relay_runner NOLOGIN;
+  END IF;
+EXCEPTION
+  WHEN duplicate_object OR unique_violation THEN NULL;
+  WHEN insufficient_privilege THEN
+    RAISE EXCEPTION 'role "%" may not create role outbox_relay_runner', current_user
+      USING ERRCODE = 'insufficient_privilege',
+            HINT = 'Have an administrator run: CREATE ROLE outbox_relay_runner NOLOGIN; then run this again.';
+END
+$$;
+-- +goose StatementEnd
+
+-- One row per slot, rewritten many times a second: the free space keeps those updates on one page.
+CREATE TABLE IF NOT EXISTS outbox_relay.progress (
+  slot              text PRIMARY KEY,
+  system_identifier text NOT NULL DEFAULT '',
+  instance_id       text NOT NULL DEFAULT '',
+  epoch             bigint NOT NULL DEFAULT 0,
+  lsn               pg_lsn NOT NULL DEFAULT '0/0',
+  high_lsn          pg_lsn NOT NULL DEFAULT '0/0',
+  snapshot          pg_snapshot,
+  updated_at        timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 10);
+COMMENT ON COLUMN outbox_relay.progress.lsn IS 'every commit that ends here or before has its outcomes recorded';
+COMMENT ON COLUMN outbox_relay.progress.high_lsn IS 'greatest end of any commit with a recorded outcome; from lsn to here a restart looks before it sends';
+COMMENT ON COLUMN outbox_relay.progress.snapshot IS 'every transaction visible here is handled: where healing a lost slot starts from';
+
+CREATE TABLE IF NOT EXISTS outbox_relay.tenants (
+  schema           text PRIMARY KEY,
+  state            text NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'paused', 'suspended')),
+  reason           text,
+  version          int NOT NULL,
+  since            timestamptz NOT NULL DEFAULT now(),
+  added_snapshot   pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
+  backfill         text CHECK (backfill IN ('unprocessed', 'since', 'missed')),
+  backfill_since   timestamptz,
+  backfill_from    pg_snapshot,
+  backfill_upto    pg_snapshot,
+  backfill_cursor  uuid,
+  backfill_done_at timestamptz
+);
+COMMENT ON COLUMN outbox_relay.tenants.version IS 'the shape version this schema was last brought to';
+COMMENT ON COLUMN outbox_relay.tenants.backfill IS 'which earlier events to queue: those visible in backfill_upto and not in backfill_from';
+
+-- Ids and times only: payloads stay in the tenant's schema and go with it.
+CREATE TABLE IF NOT EXISTS outbox_relay.retry_queue (
+  delivery_id uuid PRIMARY KEY,
+  tenant      text NOT NULL,
+  endpoint_id uuid NOT NULL,
+  due_at      timestamptz NOT NULL,
+  leased_by   uuid
+);
+CREATE INDEX IF NOT EXISTS retry_queue_due_at_idx ON outbox_relay.retry_queue (due_at);
+
+-- Moves the progress of a slot inside the transaction that records the outcomes it covers. A leader whose epoch is over gets OR001
+-- and its outcomes roll back with it. Positions never go back: a batch that is repeated after an unclear commit does no harm.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.advance(slot text, epoch bigint, lsn pg_lsn, high pg_lsn) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  UPDATE outbox_relay.progress p
+     SET lsn = greatest(p.lsn, advance.lsn), high_lsn = greatest(p.high_lsn, advance.high), updated_at = now()
+   WHERE p.slot = advance.slot AND p.epoch = advance.epoch;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'fenced: slot "%" has another leader than epoch %', slot, epoch USING ERRCODE = 'OR001';
+  END IF;
+END
+$$;
+-- +goose StatementEnd
+
+REVOKE ALL ON FUNCTION outbox_relay.advance(text, bigint, pg_lsn, pg_lsn) FROM PUBLIC;
+GRANT USAGE ON SCHEMA outbox_relay TO outbox_relay_runner;
+GRANT EXECUTE ON FUNCTION outbox_relay.advance(text, bigint, pg_lsn, pg_lsn) TO outbox_relay_runner;
+GRANT SELECT, INSERT, UPDATE ON outbox_relay.progress TO outbox_relay_runner;
+GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay.retry_queue TO outbox_relay_runner;
+GRANT SELECT, UPDATE (state, reason, backfill, backfill_since, backfill_from, backfill_upto, backfill_cursor, backfill_done_at)
+   ON outbox_relay.tenants TO outbox_relay_runner;
+GRANT SELECT ON outbox_relay.schema_migrations TO outbox_relay_runner;
+
+-- Publications come before the slot: a slot that starts without them fails for good (15, 17) or skips events silently (18).
+-- +goose StatementBegin
+DO $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = 'outbox_relay_events') THEN
+    CREATE PUBLICATION outbox_relay_events WITH (publish = 'insert', publish_via_partition_root = true);
+  END IF;
+  IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = 'outbox_relay_registry') THEN
+    CREATE PUBLICATION outbox_relay_registry FOR TABLE outbox_relay.tenants WITH (publish_via_partition_root = true);
+  END IF;
+END
+$$;
+-- +goose StatementEnd

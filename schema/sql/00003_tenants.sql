@@ -1,0 +1,317 @@
+-- +goose Up
+-- Adding a tenant. Everything below may be repeated and takes a strong lock only where something is missing.
+
+-- Raises unless the schema can be a tenant, with every fault in the detail.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.check_tenant(schema text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  nsp pg_namespace;
+  faults text;
+  owners text;
+BEGIN
+  IF schema IS NULL OR schema ~ '^pg_' OR schema IN ('information_schema', 'outbox_relay') THEN
+    RAISE EXCEPTION 'schema "%" is reserved and cannot be a tenant', schema
+      USING ERRCODE = 'OR002', HINT = 'Name the schema that holds, or shall hold, the tenant''s webhook tables.';
+  END IF;
+  SELECT * INTO nsp FROM pg_namespace n WHERE n.nspname = schema;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'schema "%" does not exist in database "%"', schema, current_database()
+      USING ERRCODE = 'OR002', HINT = 'Create it first, and mind upper and lower case: the name is taken as it is.';
+  END IF;
+
+  SELECT string_agg(DISTINCT quote_ident(o.name), ', ') INTO owners
+    FROM (SELECT nsp.nspowner AS oid
+          UNION SELECT c.relowner FROM pg_class c JOIN outbox_relay.tenant_tables() t ON t.name = c.relname WHERE c.relnamespace = nsp.oid) r,
+         LATERAL (SELECT pg_get_userbyid(r.oid) AS name) o
+   WHERE NOT pg_has_role(r.oid, 'USAGE');
+  IF owners IS NOT NULL THEN
+    RAISE EXCEPTION 'role "%" does not own schema "%" and its webhook tables', current_user, schema
+      USING ERRCODE = 'OR003',
+            DETAIL = 'Only an owner can add tables to a publication, columns to a table and grant rights on it.',
+            HINT = format('Run: GRANT %s TO %I; or install outbox_relay with a role that owns both.', owners, current_user);
+  END IF;
+
+  SELECT string_agg(f.fault, E'\n' ORDER BY f.tbl, f.fault) INTO faults FROM outbox_relay.tenant_faults(nsp.oid) f;
+  IF faults IS NOT NULL THEN
+    RAISE EXCEPTION 'schema "%" does not fit the relay', schema
+      USING ERRCODE = 'OR003', DETAIL = faults,
+            HINT = 'Change these tables as the tenant shape in the relay''s documentation says, then add the tenant again.';
+  END IF;
+END
+$$;
+-- +goose StatementEnd
+
+-- What stands in the way of using the tables a schema has already, a line each.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.tenant_faults(nsp oid) RETURNS TABLE (tbl text, fault text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  WITH required AS (
+    SELECT r.tbl, split_part(w, ':', 1) AS col, nullif(split_part(w, ':', 2), '') AS typ
+      FROM outbox_relay.tenant_requires() r, regexp_split_to_table(r.cols, ' ') w
+    UNION ALL
+    SELECT 'webhook_events', 'xid', 'xid8'
+    UNION ALL
+    SELECT 'webhook_deliveries', 'relayed', 'boolean'
+  ), rel AS (
+    SELECT c.* FROM pg_class c JOIN outbox_relay.tenant_requires() r ON r.tbl = c.relname WHERE c.relnamespace = nsp AND c.relkind <> 'i'
+  ), att AS (
+    SELECT rel.relname, a.* FROM rel JOIN pg_attribute a ON a.attrelid = rel.oid WHERE a.attnum > 0 AND NOT a.attisdropped
+  )
+  SELECT relname::text, format('%s is not an ordinary table', relname) FROM rel
+   WHERE relkind NOT IN ('r', 'p') OR relpersistence <> 'p' OR relkind = 'p' AND relname = 'webhook_deliveries'
+  UNION ALL
+  SELECT relname, format('%s has no primary key that can identify its rows', relname) FROM rel
+   WHERE NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = rel.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid)
+  UNION ALL
+  SELECT relname, format('%s has REPLICA IDENTITY NOTHING: its own updates would fail once published', relname) FROM rel
+   WHERE relreplident = 'n' AND relname <> 'webhook_events'
+  UNION ALL
+  SELECT relname, format('%s has row-level security without a policy for outbox_relay_runner', relname) FROM rel
+   WHERE relrowsecurity AND NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = rel.oid AND p.polroles && ARRAY[0, to_regrole('outbox_relay_runner')::oid])
+  UNION ALL
+  SELECT r.tbl, format('%s lacks column %s', r.tbl, r.col) FROM required r JOIN rel ON rel.relname = r.tbl
+   WHERE r.col NOT IN ('xid', 'relayed') AND NOT EXISTS (SELECT FROM att a WHERE a.attrelid = rel.oid AND a.attname = r.col)
+  UNION ALL
+  SELECT r.tbl, format('%s.%s is %s, not %s', r.tbl, r.col, format_type(a.atttypid, a.atttypmod), r.typ)
+    FROM required r JOIN att a ON a.relname = r.tbl AND a.attname = r.col
+   WHERE format_type(a.atttypid, NULL) <> r.typ
+  UNION ALL
+  -- A row the relay inserts names only the columns it knows.
+  SELECT a.relname, format('%s.%s is not null without a default, and the relay does not know it', a.relname, a.attname) FROM att a
+   WHERE a.relname IN ('webhook_deliveries', 'webhook_delivery_attempts', 'webhook_dead_letters', 'webhook_delivery_stats')
+     AND a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''
+     AND NOT EXISTS (SELECT FROM required r WHERE r.tbl = a.relname AND r.col = a.attname)
+$$;
+-- +goose StatementEnd
+
+-- Creates one table of the tenant, or adds what it lacks. It takes no lock when nothing is missing.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.shape_table(schema text, tbl text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  rel regclass := to_regclass(format('%I.%I', schema, tbl));
+  fresh boolean := rel IS NULL;
+  owner name;
+  cmds text;
+  con name;
+BEGIN
+  IF fresh THEN
+    EXECUTE (SELECT format(t.ddl, schema) FROM outbox_relay.tenant_tables() t WHERE t.name = tbl);
+    rel := to_regclass(format('%I.%I', schema, tbl));
+    -- The tables belong to whom the schema belongs, not to the relay's owner.
+    SELECT CASE r.rolname WHEN 'pg_database_owner' THEN (SELECT pg_get_userbyid(d.datdba) FROM pg_database d WHERE d.datname = current_database())
+                          ELSE r.rolname END
+      INTO owner FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner WHERE n.nspname = schema;
+    IF owner <> current_user THEN
+      EXECUTE format('ALTER TABLE %s OWNER TO %I', rel, owner);
+    END IF;
+  END IF;
+
+  SELECT string_agg(format('ADD COLUMN %I ', c.col) || format(c.definition, CASE WHEN fresh THEN 'standard' ELSE 'neo' END), ', ') INTO cmds
+    FROM outbox_relay.tenant_columns() c
+   WHERE c.tbl = shape_table.tbl
+     AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = rel AND a.attname = c.col AND NOT a.attisdropped);
+  IF cmds IS NOT NULL THEN
+    EXECUTE format('ALTER TABLE %s %s', rel, cmds);
+  END IF;
+
+  -- The default comes after the column: a volatile default in ADD COLUMN would rewrite the table.
+  IF tbl = 'webhook_events' AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = rel AND a.attname = 'xid' AND a.atthasdef) THEN
+    EXECUTE format('ALTER TABLE %s ALTER COLUMN xid SET DEFAULT pg_current_xact_id()', rel);
+  END IF;
+
+  IF tbl = 'webhook_deliveries' THEN
+    FOR con IN SELECT c.conname FROM pg_constraint c
+                WHERE c.contype = 'f' AND c.conrelid = rel AND c.conparentid = 0 AND c.confrelid = to_regclass(format('%I.webhook_events', schema))
+    LOOP
+      EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', rel, con);
+    END LOOP;
+  END IF;
+END
+$$;
+-- +goose StatementEnd
+
+-- The indexes a tenant lacks, with the size of the table each would be built on.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.missing_indexes(schema text) RETURNS TABLE (tbl text, name text, uniq boolean, spec text, bytes bigint)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT x.tbl, x.name, x.uniq, x.spec, (SELECT coalesce(sum(pg_relation_size(p.relid)), 0)::bigint FROM pg_partition_tree(c.oid) p WHERE p.isleaf)
+    FROM outbox_relay.tenant_indexes() x
+    JOIN pg_class c ON c.relname = x.tbl AND c.relkind IN ('r', 'p')
+    JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = schema
+   WHERE NOT EXISTS (SELECT FROM pg_index i JOIN pg_class ic ON ic.oid = i.indexrelid
+                      WHERE i.indrelid = c.oid AND ic.relname = x.name AND i.indisvalid)
+$$;
+-- +goose StatementEnd
+
+-- Rights of the running relay, and membership in the publications where it is missing.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.publish_tenant(schema text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  g record;
+  p record;
+BEGIN
+  EXECUTE format('GRANT USAGE ON SCHEMA %I TO outbox_relay_runner', schema);
+  FOR g IN SELECT * FROM outbox_relay.tenant_grants() LOOP
+    EXECUTE format('GRANT %s ON %I.%I TO outbox_relay_runner', g.privileges, schema, g.tbl);
+  END LOOP;
+  FOR p IN
+    SELECT v.pub, v.tbl FROM (VALUES
+        ('outbox_relay_events', 'webhook_events'), ('outbox_relay_registry', 'webhook_endpoints'), ('outbox_relay_registry', 'webhook_event_types'),
+        ('outbox_relay_registry', 'webhook_event_subscriptions'), ('outbox_relay_registry', 'webhook_subscriptions')) v (pub, tbl)
+     WHERE NOT EXISTS (SELECT FROM pg_publication_rel pr JOIN pg_publication pub ON pub.oid = pr.prpubid
+                        WHERE pub.pubname = v.pub AND pr.prrelid = to_regclass(format('%I.%I', schema, v.tbl)))
+  LOOP
+    EXECUTE format('ALTER PUBLICATION %I ADD TABLE %I.%I', p.pub, schema, p.tbl);
+  END LOOP;
+END
+$$;
+-- +goose StatementEnd
+
+-- Makes a schema a tenant, in the caller's transaction. An event committed after it is never missed; the caller's own events count
+-- from this call on. backfill queues earlier events once: 'unprocessed' (processed_at is null) or 'since' (occurred_at >= since).
+--
+-- It runs with the rights of its owner: grant EXECUTE only to roles that may publish any schema that owner owns.
+-- On tables that exist it waits at most 400 ms for a lock (55P03: try again), since writers queue up behind it meanwhile.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.add_tenant(schema text, backfill text DEFAULT NULL, since timestamptz DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  callers_timeout text := current_setting('lock_timeout');
+  deadline timestamptz;
+  big record;
+  t record;
+BEGIN
+  backfill := coalesce(backfill, CASE WHEN since IS NOT NULL THEN 'since' END);
+  IF backfill NOT IN ('unprocessed', 'since') OR (backfill = 'since') <> (since IS NOT NULL) THEN
+    RAISE EXCEPTION 'backfill "%" with since % is not possible', backfill, coalesce(since::text, 'null')
+      USING ERRCODE = 'OR002', HINT = 'Use backfill => ''unprocessed'', or since => a time, or neither.';
+  END IF;
+  IF backfill IS NOT NULL AND current_setting('transaction_isolation') <> 'read committed' THEN
+    -- An older snapshot would not see what was committed between it and the lock below.
+    RAISE EXCEPTION 'a backfill needs a READ COMMITTED transaction' USING ERRCODE = 'OR002';
+  END IF;
+  -- ALTER PUBLICATION locks the publication to the end of the transaction: queue up here, before any table is locked.
+  PERFORM pg_advisory_xact_lock(8245937120485516401);
+  PERFORM outbox_relay.check_tenant(schema);
+  IF NOT EXISTS (SELECT FROM outbox_relay.progress g JOIN pg_replication_slots s ON s.slot_name = g.slot AND s.database = current_database()) THEN
+    RAISE EXCEPTION 'no replication slot of the relay exists in database "%"', current_database()
+      USING ERRCODE = 'OR004', HINT = 'Run: outbox-relay migrate, with a role that has REPLICATION. Events committed without a slot are not in the log.';
+  END IF;
+  SELECT * INTO big FROM outbox_relay.missing_indexes(schema) m WHERE m.bytes >= 16 * 1024 * 1024 LIMIT 1;
+  IF FOUND THEN
+    RAISE EXCEPTION 'table "%"."%" is too large (%) to build index % while writers wait', schema, big.tbl, pg_size_pretty(big.bytes), big.name
+      USING ERRCODE = 'OR005', HINT = format('Run: outbox-relay tenants add %s, which builds it concurrently.', quote_literal(schema));
+  END IF;
+
+  IF to_regclass(format('%I.webhook_events', schema)) IS NOT NULL THEN
+    -- One budget for all locks, or the first would be held while the others are waited for.
+    deadline := clock_timestamp() + interval '400 ms';
+    PERFORM set_config('lock_timeout', '400', true);
+    EXECUTE format('LOCK TABLE %I.webhook_events IN SHARE ROW EXCLUSIVE MODE', schema);
+  END IF;
+  FOR t IN SELECT * FROM outbox_relay.tenant_tables() ORDER BY ord LOOP
+    IF deadline IS NOT NULL THEN
+      PERFORM set_config('lock_timeout', greatest(1, ceil(extract(epoch FROM deadline - clock_timestamp()) * 1000))::int::text, true);
+    END IF;
+    PERFORM outbox_relay.shape_table(schema, t.name);
+  END LOOP;
+  FOR t IN SELECT * FROM outbox_relay.missing_indexes(schema) LOOP
+    -- What is left of a concurrent build that failed has the name.
+    EXECUTE format('DROP INDEX IF EXISTS %I.%I', schema, t.name);
+    EXECUTE format('CREATE %s INDEX %I ON %I.%I %s', CASE WHEN t.uniq THEN 'UNIQUE' ELSE '' END, t.name, schema, t.tbl, t.spec);
+  END LOOP;
+  PERFORM outbox_relay.publish_tenant(schema);
+  PERFORM set_config('lock_timeout', callers_timeout, true);
+
+  -- Whoever wrote before the lock is visible in this snapshot; whoever writes after it is in the log.
+  INSERT INTO outbox_relay.tenants AS old (schema, version, backfill, backfill_since, backfill_upto)
+  VALUES (add_tenant.schema, outbox_relay.shape_version(), add_tenant.backfill, add_tenant.since,
+          CASE WHEN add_tenant.backfill IS NOT NULL THEN pg_current_snapshot() END)
+  ON CONFLICT ON CONSTRAINT tenants_pkey DO UPDATE SET version = excluded.version;
+  IF backfill IS NOT NULL THEN
+    UPDATE outbox_relay.tenants n
+       SET backfill = add_tenant.backfill, backfill_since = add_tenant.since, backfill_from = NULL,
+           backfill_upto = pg_current_snapshot(), backfill_cursor = NULL, backfill_done_at = NULL
+     WHERE n.schema = add_tenant.schema;
+  END IF;
+END
+$$;
+-- +goose StatementEnd
+
+-- Ends deliveries of a tenant; its tables and rows stay. The schema may be gone already. False: it was not a tenant.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.remove_tenant(schema text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  p record;
+  known boolean;
+BEGIN
+  PERFORM pg_advisory_xact_lock(8245937120485516401);
+  DELETE FROM outbox_relay.tenants n WHERE n.schema = remove_tenant.schema;
+  known := FOUND;
+  DELETE FROM outbox_relay.retry_queue q WHERE q.tenant = remove_tenant.schema;
+  FOR p IN SELECT pub.pubname, c.relname
+             FROM pg_publication_rel pr
+             JOIN pg_publication pub ON pub.oid = pr.prpubid AND pub.pubname IN ('outbox_relay_events', 'outbox_relay_registry')
+             JOIN pg_class c ON c.oid = pr.prrelid
+             JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE n.nspname = remove_tenant.schema AND n.nspname <> 'outbox_relay'
+  LOOP
+    EXECUTE format('ALTER PUBLICATION %I DROP TABLE %I.%I', p.pubname, schema, p.relname);
+  END LOOP;
+  RETURN known;
+END
+$$;
+-- +goose StatementEnd
+
+-- Holds a tenant's deliveries back without losing one. False: it was not a tenant.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.pause_tenant(schema text, reason text DEFAULT NULL) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  -- A suspended tenant stays suspended: its mark says which events are still to be fetched.
+  UPDATE outbox_relay.tenants n
+     SET state = CASE n.state WHEN 'suspended' THEN n.state ELSE 'paused' END, reason = coalesce(pause_tenant.reason, n.reason)
+   WHERE n.schema = pause_tenant.schema;
+  RETURN FOUND;
+END
+$$;
+-- +goose StatementEnd
+
+-- Lets a paused or suspended tenant go on. What a suspended one missed is queued: everything from its mark to this moment, the lock
+-- being the border between what the snapshot shows and what the log will bring. False: it was not a tenant.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.resume_tenant(schema text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '400ms' AS $$
+DECLARE
+  was text;
+BEGIN
+  SELECT n.state INTO was FROM outbox_relay.tenants n WHERE n.schema = resume_tenant.schema FOR UPDATE;
+  IF was IS NULL THEN
+    RETURN false;
+  END IF;
+  IF was = 'suspended' THEN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+      RAISE EXCEPTION 'resuming a suspended tenant needs a READ COMMITTED transaction' USING ERRCODE = 'OR002';
+    END IF;
+    PERFORM outbox_relay.check_tenant(schema);
+    EXECUTE format('LOCK TABLE %I.webhook_events IN SHARE ROW EXCLUSIVE MODE', schema);
+    -- A backfill that was still under way starts over with the wider border and then covers what was missed, too.
+    UPDATE outbox_relay.tenants n
+       SET backfill = CASE WHEN n.backfill_done_at IS NULL THEN coalesce(n.backfill, 'missed') ELSE 'missed' END,
+           backfill_from = CASE WHEN n.backfill_done_at IS NULL AND n.backfill IN ('unprocessed', 'since') THEN NULL ELSE n.backfill_from END,
+           backfill_upto = pg_current_snapshot(), backfill_cursor = NULL, backfill_done_at = NULL
+     WHERE n.schema = resume_tenant.schema;
+  END IF;
+  UPDATE outbox_relay.tenants n SET state = 'active', reason = NULL WHERE n.schema = resume_tenant.schema;
+  RETURN true;
+END
+$$;
+-- +goose StatementEnd
+
+-- Functions are executable by everybody unless told otherwise.
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION outbox_relay.shape_version(), outbox_relay.pause_tenant(text, text), outbox_relay.resume_tenant(text) TO outbox_relay_runner;

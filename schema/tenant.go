@@ -1,0 +1,107 @@
+package schema
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Tenant is a row of outbox_relay.tenants.
+type Tenant struct {
+	Schema  string
+	State   string // active, paused or suspended
+	Reason  string // why it is not active; "" when nobody said
+	Version int    // the shape its tables have
+	Since   time.Time
+	// Backfill says which earlier events are being queued or were: unprocessed, since, missed, or "".
+	Backfill       string
+	BackfillSince  time.Time // zero unless Backfill is since
+	BackfillDoneAt time.Time // zero while it is under way
+}
+
+// Tenants lists the registered tenants by name.
+func Tenants(ctx context.Context, conn Querier) ([]Tenant, error) {
+	rows, err := conn.Query(ctx, `SELECT schema, state, coalesce(reason, ''), version, since, coalesce(backfill, ''), backfill_since, backfill_done_at
+		FROM outbox_relay.tenants ORDER BY schema`)
+	if err != nil {
+		return nil, opError("list tenants", err)
+	}
+	tenants, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t Tenant, err error) {
+		var since, done *time.Time
+		err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Version, &t.Since, &t.Backfill, &since, &done)
+		if since != nil {
+			t.BackfillSince = *since
+		}
+		if done != nil {
+			t.BackfillDoneAt = *done
+		}
+		return t, err
+	})
+	return tenants, opError("list tenants", err)
+}
+
+// Candidates lists the schemas that hold a webhook_events table, are not registered and match one of the patterns, which are those of
+// path.Match (tenant_*). A malformed pattern is an error.
+func Candidates(ctx context.Context, conn Querier, patterns []string) ([]string, error) {
+	schemas, err := collect[string](ctx, conn, `
+		SELECT n.nspname::text FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
+		 WHERE c.relname = 'webhook_events' AND c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'outbox_relay')
+		   AND NOT EXISTS (SELECT FROM outbox_relay.tenants t WHERE t.schema = n.nspname) ORDER BY 1`)
+	if err != nil {
+		return nil, opError("look for new tenants", err)
+	}
+	var found []string
+	for _, schema := range schemas {
+		for _, pattern := range patterns {
+			ok, err := path.Match(pattern, schema)
+			if err != nil {
+				return nil, fmt.Errorf("tenant pattern %q: %w", pattern, err)
+			}
+			if ok {
+				found = append(found, schema)
+				break
+			}
+		}
+	}
+	return found, nil
+}
+
+// RemoveTenant ends deliveries for a schema and forgets what it has queued; its tables and rows stay. The schema may be gone already.
+// A schema that is no tenant is ErrNotTenant.
+func RemoveTenant(ctx context.Context, dsn, schema string) error {
+	return change(ctx, dsn, fmt.Sprintf("remove tenant %q", schema), "SELECT outbox_relay.remove_tenant($1)", schema)
+}
+
+// PauseTenant holds a tenant's deliveries back until ResumeTenant; nothing is lost. A schema that is no tenant is ErrNotTenant.
+func PauseTenant(ctx context.Context, dsn, schema, reason string) error {
+	return change(ctx, dsn, fmt.Sprintf("pause tenant %q", schema), "SELECT outbox_relay.pause_tenant($1, nullif($2, ''))", schema, reason)
+}
+
+// ResumeTenant lets a paused or suspended tenant go on; what a suspended one missed is queued. A schema that is no tenant is ErrNotTenant.
+func ResumeTenant(ctx context.Context, dsn, schema string) error {
+	return change(ctx, dsn, fmt.Sprintf("resume tenant %q", schema), "SELECT outbox_relay.resume_tenant($1)", schema)
+}
+
+// change calls a function that says whether the tenant was known.
+func change(ctx context.Context, dsn, op, call string, args ...any) (err error) {
+	conn, err := connect(ctx, dsn)
+	if err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	defer func() { err = errors.Join(err, closeConn(ctx, conn)) }()
+	in := &installer{conn: conn, progress: func(string) {}}
+	return in.short(ctx, op, func(tx pgx.Tx) error {
+		var known bool
+		if err := tx.QueryRow(ctx, call, args...).Scan(&known); err != nil {
+			return err
+		}
+		if !known {
+			return &Error{Op: op, Err: ErrNotTenant, Hint: "See: outbox-relay tenants list"}
+		}
+		return nil
+	})
+}
