@@ -1,0 +1,123 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// What keeps a stream from starting or going on. Open and Run return them inside an *Error.
+var (
+	ErrUnsupported        = errors.New("PostgreSQL is older than version 14")
+	ErrWALLevel           = errors.New("wal_level is not logical")
+	ErrNoReplication      = errors.New("the role may not replicate")
+	ErrPooler             = errors.New("a connection pooler is in the way")
+	ErrSendersExhausted   = errors.New("no WAL sender is left")
+	ErrSlotsExhausted     = errors.New("no replication slot is left")
+	ErrPublicationMissing = errors.New("publication does not exist")
+	ErrSlotMissing        = errors.New("replication slot does not exist")
+	ErrSlotForeign        = errors.New("replication slot is of another database or plugin")
+	ErrSlotLost           = errors.New("replication slot has lost its WAL")
+	ErrSlotActive         = errors.New("replication slot is in use")
+	ErrShutdown           = errors.New("the server shuts down or ended the session")
+	ErrSilent             = errors.New("the server does not answer")
+)
+
+// Error says what the stream was doing, what is wrong, one of the Err values of this package, and what the server said. errors.Is finds both.
+type Error struct {
+	Op        string // such as `start replication on slot "outbox_relay"`
+	Kind      error  // one of the Err values
+	ActivePID int32  // with ErrSlotActive: the server process that serves the other consumer; 0 when it has gone
+	Err       error  // the server's own error; nil if the catalog told
+}
+
+func (e *Error) Error() string {
+	s := e.Op + ": " + e.Kind.Error()
+	if e.ActivePID != 0 {
+		s += fmt.Sprintf(" by process %d", e.ActivePID)
+	}
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+// Unwrap returns the kind and the server's error.
+func (e *Error) Unwrap() []error {
+	if e.Err == nil {
+		return []error{e.Kind}
+	}
+	return []error{e.Kind, e.Err}
+}
+
+// Hint tells a person what to do.
+func (e *Error) Hint() string {
+	switch e.Kind {
+	case ErrUnsupported:
+		return "use PostgreSQL 14 or newer"
+	case ErrWALLevel:
+		return "set wal_level = logical (managed services have a parameter of their own for it) and restart the server"
+	case ErrNoReplication:
+		return "ALTER ROLE … REPLICATION for the role of the replication URL, and let pg_hba.conf admit it"
+	case ErrPooler:
+		return "set database.replication_url to an address that leads to the server itself, past the pooler"
+	case ErrSendersExhausted:
+		return "raise max_wal_senders, or stop other replication clients"
+	case ErrSlotsExhausted:
+		return "raise max_replication_slots, or drop slots nobody uses (pg_replication_slots)"
+	case ErrPublicationMissing, ErrSlotMissing:
+		return "run: outbox-relay migrate"
+	case ErrSlotForeign:
+		return "slots belong to the whole server: configure another slot name for this database"
+	case ErrSlotLost:
+		return "the relay makes a new slot and heals from the tables; raise max_slot_wal_keep_size or idle_replication_slot_timeout to avoid it"
+	case ErrSlotActive:
+		return "another relay has the slot; it is taken over when that one ends. Two databases of one server need two slot names"
+	case ErrShutdown, ErrSilent:
+		return "the relay reconnects by itself; if this repeats, look into the server's log and at the network"
+	}
+	return ""
+}
+
+// IsShutdown reports whether err tells that the server shuts down or starts up. It understands errors of any connection of pgx, so that a
+// relay whose pool meets the shutdown first can close its stream, which the server waits for.
+func IsShutdown(err error) bool {
+	if errors.Is(err, ErrShutdown) {
+		return true
+	}
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && kindOf(pg.Code) == ErrShutdown
+}
+
+// kindOf classifies the codes that mean one thing wherever they occur; nil for all others. Texts are not looked at: they are translated.
+func kindOf(code string) error {
+	switch code {
+	case "42501", "28000": // insufficient_privilege, invalid_authorization_specification
+		return ErrNoReplication
+	case "53300": // too_many_connections: WAL senders are counted apart from other sessions
+		return ErrSendersExhausted
+	case "53400": // configuration_limit_exceeded
+		return ErrSlotsExhausted
+	case "55006": // object_in_use
+		return ErrSlotActive
+	case "57P01", "57P02", "57P03": // admin_shutdown, crash_shutdown, cannot_connect_now
+		return ErrShutdown
+	}
+	return nil
+}
+
+// fault wraps err as an *Error if its code, or one of the given codes, tells the kind; else plainly.
+func fault(op string, err error, more map[string]error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		kind := more[pg.Code]
+		if kind == nil {
+			kind = kindOf(pg.Code)
+		}
+		if kind != nil {
+			return &Error{Op: op, Kind: kind, Err: pg}
+		}
+	}
+	return fmt.Errorf("%s: %w", op, err)
+}

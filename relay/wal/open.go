@@ -1,0 +1,221 @@
+package wal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+)
+
+// Options say what to stream and from where.
+type Options struct {
+	// URL leads to the server itself, past any pooler, as a role with REPLICATION.
+	URL string
+	// Slot is an existing logical slot of the plugin pgoutput, and Publications what to stream through it. Both are required.
+	Slot         string
+	Publications []string
+	// ConnectTimeout bounds each attempt to connect. Zero leaves it to the URL, or 10 s if that says nothing.
+	ConnectTimeout time.Duration
+	// StatusInterval is how often the server hears the confirmed position at least; a third of the server's wal_sender_timeout if that is less.
+	// Zero means 10 s.
+	StatusInterval time.Duration
+	// OnNotice is called, by the goroutine of Run, for each notice and warning of the server. Nil logs them.
+	OnNotice func(*pgconn.Notice)
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+const (
+	defaultConnectTimeout = 10 * time.Second
+	defaultStatusInterval = 10 * time.Second
+	// defaultSenderTimeout is how long the server may be silent when its own wal_sender_timeout is off.
+	defaultSenderTimeout = time.Minute
+	minVersion           = 140000
+)
+
+// Open connects, checks what the stream needs, and starts the replication at the position the slot remembers: any other could skip commits. The
+// slot is then held until Close. What a person must act on is an *Error.
+func Open(ctx context.Context, o Options) (*Stream, error) {
+	cfg, err := config(o)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		// A pooler that knows no replication refuses the start-up parameter as a violation of the protocol.
+		return nil, fault("connect for replication", err, map[string]error{"08P01": ErrPooler})
+	}
+	s, err := start(ctx, conn, o)
+	if err != nil {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		return nil, errors.Join(err, conn.Close(closing))
+	}
+	return s, nil
+}
+
+func config(o Options) (*pgconn.Config, error) {
+	if o.Slot == "" || strings.Trim(o.Slot, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
+		return nil, fmt.Errorf("slot name %q: use lower-case letters, digits and underscores", o.Slot)
+	}
+	if len(o.Publications) == 0 {
+		return nil, errors.New("no publication to stream")
+	}
+	cfg, err := pgconn.ParseConfig(o.URL)
+	if err != nil {
+		return nil, fmt.Errorf("parse replication URL: %w", err)
+	}
+	cfg.RuntimeParams["replication"] = "database"
+	cfg.RuntimeParams["application_name"] = "outbox-relay"
+	cfg.RuntimeParams["client_encoding"] = "UTF8"
+	if o.ConnectTimeout > 0 {
+		cfg.ConnectTimeout = o.ConnectTimeout
+	} else if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = defaultConnectTimeout
+	}
+	return cfg, nil
+}
+
+// start prepares the session and begins to stream on it.
+func start(ctx context.Context, conn *pgconn.PgConn, o Options) (*Stream, error) {
+	system, err := pglogrepl.IdentifySystem(ctx, conn)
+	if err != nil {
+		// A pooler may as well swallow the parameter; then an ordinary session takes the command for SQL.
+		return nil, fault("identify system", err, map[string]error{"42601": ErrPooler})
+	}
+	if err := prepare(ctx, conn); err != nil {
+		return nil, err
+	}
+	timeout, err := checkServer(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkPublications(ctx, conn, o.Publications); err != nil {
+		return nil, err
+	}
+	slot, err := checkSlot(ctx, conn, o.Slot, system.DBName)
+	if err != nil {
+		return nil, err
+	}
+	args := []string{
+		"proto_version '1'", // 2 and up send transactions that may still roll back
+		"publication_names " + quoteLiteral(quoteIdentifiers(o.Publications)),
+		"binary 'true'",
+	}
+	err = pglogrepl.StartReplication(ctx, conn, o.Slot, 0, pglogrepl.StartReplicationOptions{PluginArgs: args})
+	if err != nil {
+		return nil, explainStart(ctx, conn, o.Slot, system.DBName, err)
+	}
+	s := newStream(conn, o, timeout)
+	s.systemID, s.slot = system.SystemID, slot
+	s.log.Info("replication started", "slot", slot.Name, "confirmed", slot.ConfirmedFlush.String(), "server_pid", conn.PID())
+	return s, nil
+}
+
+// prepare undoes settings of the role or database that would end the session, hide warnings, or change how values are written. Names are set
+// through the catalog because older servers do not know all of them.
+func prepare(ctx context.Context, conn *pgconn.PgConn) error {
+	const sql = `SELECT pg_catalog.set_config(name, CASE name WHEN 'client_min_messages' THEN 'notice' WHEN 'DateStyle' THEN 'ISO'
+		WHEN 'standard_conforming_strings' THEN 'on' WHEN 'search_path' THEN '' ELSE '0' END, false) FROM pg_catalog.pg_settings
+		WHERE name IN ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout',
+		'client_min_messages', 'DateStyle', 'standard_conforming_strings', 'search_path')`
+	if _, err := conn.Exec(ctx, sql).ReadAll(); err != nil {
+		return fault("prepare replication session", err, nil)
+	}
+	return nil
+}
+
+// checkServer returns the server's wal_sender_timeout, zero if it is off.
+func checkServer(ctx context.Context, conn *pgconn.PgConn) (time.Duration, error) {
+	const op = "check server"
+	const sql = `SELECT pg_catalog.current_setting('server_version_num'), pg_catalog.current_setting('wal_level'), setting
+		FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'`
+	rows, err := query(ctx, conn, sql)
+	if err != nil {
+		return 0, fault(op, err, nil)
+	}
+	if len(rows) != 1 {
+		return 0, fmt.Errorf("%s: no setting wal_sender_timeout", op)
+	}
+	version, err := strconv.Atoi(string(rows[0][0]))
+	if err != nil {
+		return 0, fmt.Errorf("%s: version: %w", op, err)
+	}
+	if version < minVersion {
+		return 0, &Error{Op: op, Kind: ErrUnsupported}
+	}
+	if string(rows[0][1]) != "logical" {
+		return 0, &Error{Op: op, Kind: ErrWALLevel}
+	}
+	ms, err := strconv.Atoi(string(rows[0][2]))
+	if err != nil {
+		return 0, fmt.Errorf("%s: wal_sender_timeout: %w", op, err)
+	}
+	return time.Duration(ms) * time.Millisecond, nil
+}
+
+// checkPublications looks before the server does: it would notice on the first change only, and version 18 would skip changes then.
+func checkPublications(ctx context.Context, conn *pgconn.PgConn, names []string) error {
+	for _, name := range names {
+		rows, err := query(ctx, conn, "SELECT 1 FROM pg_catalog.pg_publication WHERE pubname = "+quoteLiteral(name))
+		if err != nil {
+			return fault("check publications", err, nil)
+		}
+		if len(rows) == 0 {
+			return &Error{Op: fmt.Sprintf("check publication %q", name), Kind: ErrPublicationMissing}
+		}
+	}
+	return nil
+}
+
+// explainStart asks the catalog why the replication did not start: the server's words for it differ from version to version.
+func explainStart(ctx context.Context, conn *pgconn.PgConn, slot, database string, cause error) error {
+	op := fmt.Sprintf("start replication on slot %q", slot)
+	var pg *pgconn.PgError
+	if !errors.As(cause, &pg) {
+		return fmt.Errorf("%s: %w", op, cause)
+	}
+	for ready := false; !ready; { // pglogrepl leaves the rest of the answer unread
+		msg, err := conn.ReceiveMessage(ctx)
+		if err != nil {
+			return fault(op, cause, nil)
+		}
+		_, ready = msg.(*pgproto3.ReadyForQuery)
+	}
+	var known *Error
+	if _, err := checkSlot(ctx, conn, slot, database); errors.As(err, &known) {
+		known.Op, known.Err = op, pg
+		return known
+	}
+	return fault(op, cause, nil)
+}
+
+// query runs one statement and returns its rows in text form.
+func query(ctx context.Context, conn *pgconn.PgConn, sql string) ([][][]byte, error) {
+	results, err := conn.Exec(ctx, sql).ReadAll()
+	if err != nil {
+		return nil, err
+	}
+	if len(results) != 1 {
+		return nil, fmt.Errorf("got %d results for one statement", len(results))
+	}
+	return results[0].Rows, nil
+}
+
+// quoteLiteral quotes s for SQL under standard_conforming_strings, and for replication commands, which know no other rule.
+func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+
+func quoteIdentifiers(names []string) string {
+	quoted := make([]string, len(names))
+	for i, n := range names {
+		quoted[i] = `"` + strings.ReplaceAll(n, `"`, `""`) + `"`
+	}
+	return strings.Join(quoted, ",")
+}
