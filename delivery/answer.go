@@ -1,0 +1,56 @@
+package delivery
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// finish turns an answer into the result and makes its connection reusable if the body is short.
+func (c *Client) finish(resp *http.Response, res *Result) {
+	defer resp.Body.Close()
+	res.Status, res.Class = resp.StatusCode, classOfStatus(resp.StatusCode)
+	buf, _ := c.bodies.Get().(*[maxResponseBytes]byte)
+	defer c.bodies.Put(buf)
+	n := readBody(resp.Body, buf[:])
+	if res.OK() {
+		return
+	}
+	res.Err = describeStatus(resp.StatusCode)
+	res.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
+	if keep := min(n, c.config.KeepResponseBytes); keep > 0 {
+		res.Body = bytes.Clone(buf[:keep])
+	}
+}
+
+// drain reads away the body of an answer that leads on.
+func (c *Client) drain(resp *http.Response) {
+	defer resp.Body.Close()
+	buf, _ := c.bodies.Get().(*[maxResponseBytes]byte)
+	readBody(resp.Body, buf[:])
+	c.bodies.Put(buf)
+}
+
+// readBody reads until the end, an error or a full buf, and returns how much there was. A connection whose body was not read to its end
+// is closed by net/http, which is the way out of an endless one.
+func readBody(body io.Reader, buf []byte) int {
+	n := 0
+	for n < len(buf) {
+		more, err := body.Read(buf[n:])
+		n += more
+		if err != nil {
+			break
+		}
+	}
+	return n
+}
+
+func describeStatus(status int) string {
+	text := "answered " + strconv.Itoa(status)
+	if status >= 300 && status <= 399 {
+		text += ", not followed"
+	}
+	return text
+}

@@ -1,0 +1,81 @@
+package delivery
+
+import (
+	"net/http"
+	"slices"
+	"time"
+)
+
+// Class is what an attempt led to: a closed set that metrics, retry, breaker and the attempts table share.
+type Class string
+
+// The classes. Only ClassSuccess is a delivery.
+const (
+	ClassSuccess  Class = "success"  // 2xx
+	ClassGone     Class = "gone"     // 410: the receiver wants no more of this endpoint
+	Class3xx      Class = "http_3xx" // a redirect that was not followed
+	Class4xx      Class = "http_4xx" // any 4xx but 410 and 429
+	Class429      Class = "http_429"
+	Class5xx      Class = "http_5xx"
+	ClassTimeout  Class = "timeout"  // no complete answer head within the endpoint's timeout, or no connection within the configured one
+	ClassDNS      Class = "dns"      // the host name did not resolve
+	ClassConnect  Class = "connect"  // refused, unreachable, or no connection slot free
+	ClassTLS      Class = "tls"      // handshake or certificate
+	ClassReset    Class = "reset"    // the connection ended before the answer
+	ClassProtocol Class = "protocol" // an answer that is not HTTP, or not one of the above
+	ClassDenied   Class = "denied"   // the operator's configuration forbids the request
+	ClassInvalid  Class = "invalid"  // no request could be made of the endpoint and the message
+	ClassCanceled Class = "canceled" // the caller's context ended first; says nothing about the receiver
+)
+
+// Classes returns all classes.
+func Classes() []Class {
+	return []Class{
+		ClassSuccess, ClassGone, Class3xx, Class4xx, Class429, Class5xx, ClassTimeout, ClassDNS, ClassConnect, ClassTLS,
+		ClassReset, ClassProtocol, ClassDenied, ClassInvalid, ClassCanceled,
+	}
+}
+
+// Retryable reports whether another attempt may do better: all failures but gone, denied and invalid.
+func (c Class) Retryable() bool {
+	return !slices.Contains([]Class{ClassSuccess, ClassGone, ClassDenied, ClassInvalid}, c)
+}
+
+// Result is what one attempt led to.
+type Result struct {
+	Class Class
+	// Status is the answer's status code; zero if there was no answer.
+	Status int
+	// Err says in words what was wrong, empty on success. It never holds a URL, a payload, a secret or bytes of the answer.
+	Err string
+	// RetryAfter is what a failing answer's Retry-After asks for, not capped; zero if it asks for nothing.
+	RetryAfter time.Duration
+	Started    time.Time
+	Duration   time.Duration
+	// Body is the beginning of a failing answer's body, at most Config.KeepResponseBytes. The caller owns it.
+	Body []byte
+	// Signature is the value sent under the endpoint's signature header.
+	Signature string
+}
+
+// OK reports whether the receiver took the delivery.
+func (r *Result) OK() bool { return r.Class == ClassSuccess }
+
+func classOfStatus(status int) Class {
+	switch {
+	case status == http.StatusGone:
+		return ClassGone
+	case status == http.StatusTooManyRequests:
+		return Class429
+	case status >= 200 && status <= 299:
+		return ClassSuccess
+	case status >= 300 && status <= 399:
+		return Class3xx
+	case status >= 400 && status <= 499:
+		return Class4xx
+	case status >= 500 && status <= 599:
+		return Class5xx
+	default:
+		return ClassProtocol
+	}
+}

@@ -1,0 +1,269 @@
+package delivery
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-retryablehttp"
+)
+
+const (
+	maxRedirects           = 5
+	maxResponseHeaderBytes = 64 << 10
+)
+
+// Client makes attempts. It is safe for concurrent use.
+type Client struct {
+	config    Config
+	userAgent []string
+	m         *Metrics
+	bodies    sync.Pool // *[maxResponseBytes]byte
+
+	verified *retryablehttp.Client
+	insecure func() *retryablehttp.Client // built when an endpoint first asks for it
+
+	cancel     context.CancelFunc
+	background sync.WaitGroup
+	mu         sync.Mutex
+	transports []*http.Transport
+}
+
+// NewClient checks cfg and returns a Client that must be closed. A nil m counts for itself. log gets what concerns the Client as a
+// whole; attempts are for the caller to log.
+func NewClient(cfg Config, m *Metrics, log *slog.Logger) (*Client, error) {
+	return newClient(cfg, m, log, net.DefaultResolver.LookupHost)
+}
+
+func newClient(
+	cfg Config, m *Metrics, log *slog.Logger, lookup func(context.Context, string) ([]string, error),
+) (*Client, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configure delivery client: %w", err)
+	}
+	if m == nil {
+		m = NewMetrics(nil)
+	}
+	life, cancel := context.WithCancel(context.Background())
+	c := &Client{config: cfg, userAgent: []string{"outbox-relay/" + cfg.Version}, m: m, cancel: cancel}
+	c.bodies.New = func() any { return new([maxResponseBytes]byte) }
+
+	bound := func(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+		ctx, cancel := context.WithTimeout(ctx, d)
+		stop := context.AfterFunc(life, cancel)
+		return ctx, func() { stop(); cancel() }
+	}
+	boundLookup := func(ctx context.Context, host string) ([]string, error) {
+		ctx, cancel := bound(ctx, cfg.ConnectTimeout)
+		defer cancel()
+		return lookup(ctx, host)
+	}
+	d := &dialer{
+		net:    net.Dialer{ControlContext: newGuard(cfg.Allow, cfg.Deny).control},
+		names:  newNames(boundLookup, cfg.DNSCacheTime > 0, cfg.ConnectTimeout, m),
+		slots:  make(chan struct{}, cfg.MaxConns),
+		evict:  c.closeIdle,
+		bound:  bound,
+		config: &c.config,
+		m:      m,
+	}
+	if d.names.cache != nil {
+		c.background.Go(func() { d.names.refresh(life, cfg.DNSCacheTime) })
+	}
+	c.verified = c.newHTTP(d, &tls.Config{MinVersion: tls.VersionTLS12})
+	c.insecure = sync.OnceValue(func() *retryablehttp.Client {
+		log.Warn("endpoints with verify_ssl=false are delivered to without a check of the certificate")
+		return c.newHTTP(d, &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true}) //nolint:gosec // asked for twice
+	})
+	return c, nil
+}
+
+// newHTTP returns the HTTP client of one TLS profile. Proxies are not used: the guard would check the proxy's address.
+func (c *Client) newHTTP(d *dialer, tlsConfig *tls.Config) *retryablehttp.Client {
+	tlsConfig.NextProtos = []string{"h2", "http/1.1"}
+	tlsConfig.ClientSessionCache = tls.NewLRUClientSessionCache(c.config.MaxIdlePerHost)
+	t := &http.Transport{
+		DialContext:            d.dial,
+		DialTLSContext:         d.dialTLS(tlsConfig),
+		DisableCompression:     true, // a gzip bomb stays what it is
+		MaxIdleConns:           c.config.MaxConns,
+		MaxIdleConnsPerHost:    c.config.MaxIdlePerHost,
+		MaxConnsPerHost:        c.config.MaxConnsPerHost,
+		IdleConnTimeout:        c.config.IdleTimeout,
+		MaxResponseHeaderBytes: maxResponseHeaderBytes,
+		ForceAttemptHTTP2:      true,
+		// Without pings a dead HTTP/2 connection takes request after request into its timeout.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
+	}
+	c.mu.Lock()
+	c.transports = append(c.transports, t)
+	c.mu.Unlock()
+	return &retryablehttp.Client{
+		HTTPClient: &http.Client{
+			Transport:     roundTripper{t},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		RetryMax:     1,
+		CheckRetry:   resendStale,
+		Backoff:      func(time.Duration, time.Duration, int, *http.Response) time.Duration { return 0 },
+		ErrorHandler: retryablehttp.PassthroughErrorHandler,
+	}
+}
+
+// roundTripper hides the transport's CloseIdleConnections: retryablehttp calls it after every failed request, and one dead receiver would
+// cost all the others their kept connections.
+type roundTripper struct{ t *http.Transport }
+
+func (r roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return r.t.RoundTrip(req) }
+
+func (c *Client) closeIdle() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.transports {
+		t.CloseIdleConnections()
+	}
+}
+
+// Close ends name lookups, connections being opened and idle connections. Call it after the last Attempt has returned.
+func (c *Client) Close() {
+	c.cancel()
+	c.background.Wait()
+	c.closeIdle()
+}
+
+// Attempt sends m to ep once and says what came of it. attempt counts from 1 and is sent along. Within the endpoint's timeout it follows
+// redirects if the endpoint wants that, and sends once more if a kept connection turned out dead before any byte of an answer. The status
+// line decides: a body that breaks off or never ends changes nothing. ctx ends the attempt as ClassCanceled.
+func (c *Client) Attempt(ctx context.Context, ep *Endpoint, m *Message, attempt int) Result {
+	c.m.inFlight.Inc()
+	defer c.m.inFlight.Dec()
+	res := Result{Started: time.Now()}
+	c.deliver(ctx, ep, m, attempt, &res)
+	res.Duration = time.Since(res.Started)
+	c.m.duration.Observe(res.Duration.Seconds())
+	c.m.attempts[res.Class].Inc()
+	return res
+}
+
+func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt int, res *Result) {
+	client := c.verified
+	if !ep.verifyTLS {
+		if !c.config.AllowInsecureTLS {
+			res.Class, res.Err = ClassDenied, "verify_ssl=false is not allowed by the configuration"
+			return
+		}
+		client = c.insecure()
+	}
+	for _, f := range m.Header {
+		if !validHeaderName(f.Name) || !validHeaderValue(f.Value) {
+			res.Class, res.Err = ClassInvalid, "a header of the message is not valid"
+			return
+		}
+	}
+	limited, cancel := context.WithTimeout(ctx, ep.Timeout)
+	defer cancel()
+	sent := &exchange{m: c.m}
+	signed := ep.sign(m, res.Started)
+	res.Signature = signed.legacy
+	header := c.header(ep, m, attempt, signed)
+	for target, redirects := ep.url, 0; ; redirects++ {
+		resp, err := c.send(limited, client, sent, request(ep, target, header), m.Body)
+		if err != nil {
+			res.Class, res.Err = classify(ctx, limited, sent, err)
+			return
+		}
+		next := ep.redirect(resp, target)
+		if next == nil || redirects == maxRedirects {
+			c.finish(resp, res)
+			return
+		}
+		c.drain(resp)
+		if next.Host != target.Host || next.Scheme != target.Scheme {
+			header = c.foreignHeader(m, attempt, signed)
+		}
+		target = next
+	}
+}
+
+// header returns the headers of a request to the endpoint. The names of the wire page are kept in their lower case.
+func (c *Client) header(ep *Endpoint, m *Message, attempt int, s signatures) http.Header {
+	const own = 7
+	h := make(http.Header, own+len(m.Header)+len(ep.custom))
+	values := make([]string, 0, own+len(m.Header))
+	set := func(name, value string) {
+		values = append(values, value)
+		h[name] = values[len(values)-1 : len(values) : len(values)]
+	}
+	c.setCommon(h, set, m, attempt, s)
+	set(headerSignature, s.v1)
+	set(ep.signatureHeader, s.legacy)
+	for _, f := range ep.custom {
+		h[f.name] = f.values
+	}
+	return h
+}
+
+// foreignHeader returns the headers for another host, to which a redirect has led: no signature and no custom header, since both are
+// between the relay and the endpoint's own host.
+func (c *Client) foreignHeader(m *Message, attempt int, s signatures) http.Header {
+	h := make(http.Header)
+	c.setCommon(h, func(name, value string) { h[name] = []string{value} }, m, attempt, s)
+	return h
+}
+
+func (c *Client) setCommon(h http.Header, set func(name, value string), m *Message, attempt int, s signatures) {
+	h["User-Agent"] = c.userAgent
+	set("Content-Type", m.ContentType)
+	set(headerID, s.id)
+	set(headerTimestamp, s.timestamp)
+	set(headerAttempt, strconv.Itoa(attempt))
+	for _, f := range m.Header {
+		set(f.Name, f.Value)
+	}
+}
+
+func request(ep *Endpoint, target *url.URL, header http.Header) *http.Request {
+	return &http.Request{
+		Method: ep.Method, URL: target, Host: target.Host, Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}
+}
+
+// send makes one request, or two if the first met a dead kept connection.
+func (c *Client) send(
+	ctx context.Context, client *retryablehttp.Client, sent *exchange, req *http.Request, body []byte,
+) (*http.Response, error) {
+	r := retryablehttp.Request{Request: req.WithContext(sent.context(ctx))}
+	if err := r.SetBody(body); err != nil {
+		return nil, err
+	}
+	return client.Do(&r) //nolint:bodyclose // closed by finish or drain
+}
+
+// redirect returns where to send the same request again, nil if resp is to be taken as it is. Followed are the four codes that can mean
+// "send it there"; 303 asks for a GET, and a step from https to http would show the body to everyone in between.
+func (ep *Endpoint) redirect(resp *http.Response, from *url.URL) *url.URL {
+	if !ep.followRedirects {
+		return nil
+	}
+	switch resp.StatusCode {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	default:
+		return nil
+	}
+	to, err := from.Parse(resp.Header.Get("Location"))
+	if err != nil || to.Hostname() == "" || to.Scheme != "https" && (to.Scheme != "http" || from.Scheme == "https") {
+		return nil
+	}
+	to.User = nil
+	if to.Host == from.Host && to.Scheme == from.Scheme {
+		to.User = from.User
+	}
+	return to
+}

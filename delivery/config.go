@@ -1,0 +1,82 @@
+package delivery
+
+import (
+	"errors"
+	"net/netip"
+	"net/url"
+	"time"
+)
+
+// Config configures a Client. Start from DefaultConfig: the zero value is not valid.
+type Config struct {
+	// ConnectTimeout bounds name resolution and TCP connection together, TLSHandshakeTimeout the handshake. An attempt ends at the
+	// endpoint's timeout even if these are longer; the connection is then still made, for the next attempt to use.
+	ConnectTimeout, TLSHandshakeTimeout time.Duration
+	// MaxConns bounds the open connections, idle ones included. When all are taken, a new one waits until another closes.
+	MaxConns int
+	// MaxConnsPerHost bounds the open connections to one host and port, MaxIdlePerHost the idle ones among them. An attempt waits
+	// within its timeout for a connection.
+	MaxConnsPerHost, MaxIdlePerHost int
+	// IdleTimeout closes a connection that has not been used for so long. It should be below what receivers use (often 60 s or
+	// more): who closes first avoids a request on a dead connection.
+	IdleTimeout time.Duration
+	// DNSCacheTime is how often cached addresses are looked up again; names not used meanwhile are dropped. Zero looks a name up for
+	// every connection.
+	DNSCacheTime time.Duration
+	// KeepResponseBytes is how much of a failing answer's body Result keeps, at most 16 KiB. Zero keeps nothing.
+	KeepResponseBytes int
+	// Version is sent as User-Agent outbox-relay/<version>.
+	Version string
+	// Source is the CloudEvents source attribute, a URI reference. It is for the caller of Encode; the Client only checks it.
+	Source string
+	// Allow lists the addresses that may be reached besides public ones, Deny those that may not be, and wins over Allow.
+	Allow, Deny []netip.Prefix
+	// AllowInsecureTLS lets an endpoint with verify_ssl=false connect without a check of the certificate. If false its attempts end as
+	// ClassDenied.
+	AllowInsecureTLS bool
+}
+
+// maxResponseBytes is how much of an answer's body is read at most.
+const maxResponseBytes = 16 << 10
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{
+		ConnectTimeout:      5 * time.Second,
+		TLSHandshakeTimeout: 10 * time.Second,
+		MaxConns:            1024,
+		MaxConnsPerHost:     256,
+		MaxIdlePerHost:      256,
+		IdleTimeout:         55 * time.Second,
+		DNSCacheTime:        30 * time.Second,
+		KeepResponseBytes:   4 << 10,
+		Version:             "dev",
+		Source:              "outbox-relay",
+	}
+}
+
+// Validate reports every fault at once, as joined *FieldErrors that name the field in the spelling of the configuration file.
+func (c *Config) Validate() error {
+	var f faults
+	f.check(c.ConnectTimeout > 0, "connect_timeout", c.ConnectTimeout, "use a time above 0, such as 5s")
+	f.check(c.TLSHandshakeTimeout > 0, "tls_handshake_timeout", c.TLSHandshakeTimeout, "use a time above 0, such as 10s")
+	f.check(c.MaxConns > 0, "max_connections", c.MaxConns, "use 1 or more")
+	f.check(c.MaxConnsPerHost > 0 && c.MaxConnsPerHost <= c.MaxConns,
+		"max_connections_per_host", c.MaxConnsPerHost, "use 1 up to max_connections")
+	f.check(c.MaxIdlePerHost > 0 && c.MaxIdlePerHost <= c.MaxConnsPerHost,
+		"max_idle_per_host", c.MaxIdlePerHost, "use 1 up to max_connections_per_host")
+	f.check(c.IdleTimeout > 0, "keep_alive", c.IdleTimeout, "use a time above 0, such as 55s")
+	f.check(c.DNSCacheTime >= 0, "dns_cache_time", c.DNSCacheTime, "use a time such as 30s, or 0 for no cache")
+	f.check(c.KeepResponseBytes >= 0 && c.KeepResponseBytes <= maxResponseBytes,
+		"keep_response_bytes", c.KeepResponseBytes, "use 0 up to 16 KiB")
+	f.check(c.Version != "" && validHeaderName(c.Version), "version", c.Version, "use letters, digits, dots and hyphens")
+	_, err := url.Parse(c.Source)
+	f.check(err == nil && c.Source != "", "source", c.Source, "use a URI or a path, such as outbox-relay")
+	for _, p := range c.Allow {
+		f.check(p.IsValid(), "network.allow", p, "use CIDR prefixes such as 10.0.0.0/8")
+	}
+	for _, p := range c.Deny {
+		f.check(p.IsValid(), "network.deny", p, "use CIDR prefixes such as 10.0.0.0/8")
+	}
+	return errors.Join(f...)
+}

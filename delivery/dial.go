@@ -1,0 +1,156 @@
+package delivery
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// stage is the step in which opening a connection failed.
+type stage string
+
+const (
+	stageDNS     stage = "dns"
+	stageConnect stage = "connect"
+	stageTLS     stage = "tls"
+	stageDenied  stage = "denied"
+)
+
+// dialError tells the stages apart; net/http hands it up as it is.
+type dialError struct {
+	stage stage
+	err   error
+}
+
+func (e *dialError) Error() string { return string(e.stage) + ": " + e.err.Error() }
+func (e *dialError) Unwrap() error { return e.err }
+
+var errNoSlot = errors.New("all connections are in use (max_connections)")
+
+// dialer opens connections: name, address check, TCP, TLS.
+type dialer struct {
+	net    net.Dialer
+	names  *names
+	slots  chan struct{}                                                              // holds one element per open connection
+	evict  func()                                                                     // closes idle connections
+	bound  func(context.Context, time.Duration) (context.Context, context.CancelFunc) // a timeout that also ends with the Client
+	config *Config
+	m      *Metrics
+}
+
+// dial opens a TCP connection. net/http lets it go on when the attempt that asked for it has ended, so it has its own time limit.
+func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	ctx, cancel := d.bound(ctx, d.config.ConnectTimeout)
+	defer cancel()
+	conn, err := d.open(ctx, network, addr)
+	if err != nil {
+		return nil, d.failed(err)
+	}
+	d.m.connOpened.Inc()
+	return conn, nil
+}
+
+// dialTLS returns a function that opens a connection and shakes hands.
+func (d *dialer) dialTLS(config *tls.Config) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := d.dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		cfg := config.Clone()
+		cfg.ServerName, _, _ = net.SplitHostPort(addr) // net/http made addr of host and port
+		secure := tls.Client(conn, cfg)
+		ctx, cancel := d.bound(ctx, d.config.TLSHandshakeTimeout)
+		defer cancel()
+		if err := secure.HandshakeContext(ctx); err != nil {
+			_ = conn.Close()
+			return nil, d.failed(&dialError{stageTLS, err})
+		}
+		return secure, nil
+	}
+}
+
+// failed counts err by its stage and returns it.
+func (d *dialer) failed(err error) error {
+	s := stageConnect
+	if de := new(dialError); errors.As(err, &de) {
+		s = de.stage
+	}
+	d.m.connErrors[s].Inc()
+	return err
+}
+
+// open resolves the host and tries each address in turn.
+func (d *dialer) open(ctx context.Context, network, addr string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, &dialError{stageConnect, err}
+	}
+	addrs := []string{host}
+	if _, err := netip.ParseAddr(host); err != nil {
+		if addrs, err = d.names.addresses(ctx, host); err != nil {
+			return nil, &dialError{stageDNS, err}
+		}
+	}
+	if err := d.takeSlot(ctx); err != nil {
+		return nil, err
+	}
+	err = &dialError{stageDNS, &net.DNSError{Err: "no addresses", IsNotFound: true}}
+	for i, a := range addrs {
+		var conn net.Conn
+		if conn, err = d.connect(ctx, network, net.JoinHostPort(a, port), len(addrs)-i); err == nil {
+			d.m.connOpen.Inc()
+			return &countedConn{Conn: conn, release: sync.OnceFunc(func() { d.m.connOpen.Dec(); <-d.slots })}, nil
+		}
+	}
+	<-d.slots
+	return nil, err
+}
+
+// connect dials one address within its share of the remaining time; left counts the addresses still to try, this one included.
+func (d *dialer) connect(ctx context.Context, network, addr string, left int) (net.Conn, error) {
+	if deadline, ok := ctx.Deadline(); ok && left > 1 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
+		defer cancel()
+	}
+	conn, err := d.net.DialContext(ctx, network, addr)
+	if denied := new(deniedError); errors.As(err, &denied) {
+		return nil, &dialError{stageDenied, denied}
+	}
+	if err != nil {
+		return nil, &dialError{stageConnect, err}
+	}
+	return conn, nil
+}
+
+// takeSlot waits for one of the MaxConns places. Idle connections to other hosts give way.
+func (d *dialer) takeSlot(ctx context.Context) error {
+	select {
+	case d.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	d.evict()
+	select {
+	case d.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return &dialError{stageConnect, errNoSlot}
+	}
+}
+
+// countedConn gives its place back when it is closed.
+type countedConn struct {
+	net.Conn
+	release func()
+}
+
+func (c *countedConn) Close() error {
+	defer c.release()
+	return c.Conn.Close()
+}

@@ -1,0 +1,255 @@
+package delivery
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// EndpointRow is a row of webhook_endpoints, as stored. Zero values stand for NULL. It prints without its secrets.
+type EndpointRow struct {
+	ID              outbox.UUID
+	URL, Method     string
+	SecretToken     string
+	SecondarySecret string // during a rotation
+	SignatureHeader string
+	// SecondarySecretExpires ends the second signature; zero does not.
+	SecondarySecretExpires time.Time
+	CustomHeaders          []byte // jsonb
+	TimeoutSeconds         int32
+	MaxRetryAttempts       int32 // retries after the first attempt; negative is NULL, since zero means none
+	BackoffSeconds         int32
+	BackoffMultiplier      float64
+	FollowRedirects        bool
+	VerifySSL              bool
+	Active, Verified       bool
+	ContextID              outbox.UUID
+	PayloadFormat, Order   string
+	MaxConcurrency         int32
+	RatePerSecond          float64
+}
+
+// String names the endpoint.
+func (r EndpointRow) String() string { return "endpoint " + r.ID.String() }
+
+// GoString is String: a row must not print its secrets.
+func (r EndpointRow) GoString() string { return r.String() }
+
+// LogValue is the endpoint's id.
+func (r EndpointRow) LogValue() slog.Value { return slog.StringValue(r.ID.String()) }
+
+// Defaults stand for what an endpoint's row leaves open.
+type Defaults struct {
+	Timeout     time.Duration
+	MaxRetries  int // retries after the first attempt
+	Backoff     Backoff
+	Concurrency int     // attempts at once; zero: no limit of the endpoint's own
+	Rate        float64 // attempts per second; zero: no limit
+}
+
+// DefaultDefaults returns the values neo-commons users know: 30 s, 5 retries, 30 s doubling up to an hour.
+func DefaultDefaults() Defaults {
+	return Defaults{
+		Timeout:    30 * time.Second,
+		MaxRetries: 5,
+		Backoff:    Backoff{First: 30 * time.Second, Max: time.Hour, Multiplier: 2},
+	}
+}
+
+// Order is an endpoint's delivery_order.
+type Order uint8
+
+// The orders. The zero value is the default.
+const (
+	OrderNone      Order = iota // as they come
+	OrderAggregate              // one in flight per aggregate
+	OrderStrict                 // one at a time
+	orders                      // how many there are
+)
+
+func (o Order) String() string {
+	switch o {
+	case OrderNone:
+		return "none"
+	case OrderAggregate:
+		return "aggregate"
+	case OrderStrict:
+		return "strict"
+	default:
+		return "order " + strconv.Itoa(int(o))
+	}
+}
+
+// ParseOrder reads a delivery_order. Empty is OrderNone.
+func ParseOrder(s string) (Order, error) {
+	if s == "" {
+		return OrderNone, nil
+	}
+	for o := range orders {
+		if o.String() == s {
+			return o, nil
+		}
+	}
+	return 0, fmt.Errorf("unknown delivery order %q: want none, aggregate or strict", s)
+}
+
+// Endpoint is a checked row with all that its attempts share worked out. It never changes and is safe for concurrent use.
+type Endpoint struct {
+	ID               outbox.UUID
+	Format           Format
+	Order            Order
+	Active, Verified bool
+	MaxRetries       int // retries after the first attempt
+	Retry            Backoff
+	Concurrency      int     // zero: no limit of its own
+	Rate             float64 // attempts per second; zero: no limit
+	Timeout          time.Duration
+	Method           string
+	// URL is for people and for the delivery's row: without userinfo, query and fragment, which may carry secrets.
+	URL string
+
+	url              *url.URL
+	signatureHeader  string
+	custom           []field
+	primary          *secret
+	legacy           *secret // the raw token; the same as primary unless the token is whsec_
+	secondary        *secret // nil: none
+	secondaryExpires time.Time
+	followRedirects  bool
+	verifyTLS        bool
+}
+
+// String names the endpoint.
+func (ep *Endpoint) String() string { return "endpoint " + ep.ID.String() }
+
+// GoString is String.
+func (ep *Endpoint) GoString() string { return ep.String() }
+
+// LogValue is the endpoint's id.
+func (ep *Endpoint) LogValue() slog.Value { return slog.StringValue(ep.ID.String()) }
+
+// Bounds of a row, those of the table's own checks where it has them.
+const (
+	maxURLLen     = 4096
+	maxTimeout    = 300
+	maxRetries    = 10
+	maxBackoff    = 3600
+	maxMultiplier = 5
+)
+
+// NewEndpoint checks a row and works out the request parts. The error joins one *FieldError for each fault.
+func NewEndpoint(row EndpointRow, d Defaults) (*Endpoint, error) {
+	var f faults
+	ep := &Endpoint{
+		ID:              row.ID,
+		Active:          row.Active,
+		Verified:        row.Verified,
+		Method:          cmp.Or(row.Method, http.MethodPost),
+		signatureHeader: cmp.Or(row.SignatureHeader, defaultSignatureHeader),
+		followRedirects: row.FollowRedirects,
+		verifyTLS:       row.VerifySSL,
+	}
+	var err error
+	if ep.Format, err = ParseFormat(row.PayloadFormat); err != nil {
+		f.add("payload_format", fmt.Sprintf("%.60q", row.PayloadFormat), "use standard, neo, cloudevents, cloudevents-binary or raw")
+	}
+	if ep.Order, err = ParseOrder(row.Order); err != nil {
+		f.add("delivery_order", fmt.Sprintf("%.60q", row.Order), "use none, aggregate or strict")
+	}
+	f.check(slices.Contains([]string{http.MethodPost, http.MethodPut, http.MethodPatch}, ep.Method),
+		"http_method", fmt.Sprintf("%.60q", row.Method), "use POST, PUT or PATCH")
+	ep.setURL(row.URL, &f)
+	if !validHeaderName(ep.signatureHeader) || isReserved(ep.signatureHeader) {
+		f.add("signature_header", fmt.Sprintf("%.60q", row.SignatureHeader), "use a header name of its own, such as "+defaultSignatureHeader)
+	}
+	ep.custom = parseCustomHeaders(row.CustomHeaders, ep.signatureHeader, &f)
+	ep.setSecrets(&row, &f)
+	ep.setLimits(&row, d, &f)
+	if len(f) > 0 {
+		return nil, errors.Join(f...)
+	}
+	return ep, nil
+}
+
+func (ep *Endpoint) setURL(raw string, f *faults) {
+	const column = "endpoint_url"
+	if len(raw) > maxURLLen {
+		f.add(column, fmt.Sprintf("of %d bytes", len(raw)), fmt.Sprintf("at most %d", maxURLLen))
+		return
+	}
+	u, err := url.Parse(raw)
+	if err != nil {
+		f.add(column, "(hidden)", "is not a URL: use https://host/path")
+		return
+	}
+	shown := fmt.Sprintf("%.100q", u.Scheme+"://"+u.Host)
+	if u.Scheme != "http" && u.Scheme != "https" {
+		f.add(column, shown, "the scheme must be http or https")
+		return
+	}
+	if u.Hostname() == "" || u.Opaque != "" || strings.ContainsAny(u.Hostname(), " /\\@") {
+		f.add(column, shown, "has no valid host: use https://host/path")
+		return
+	}
+	u.Host = strings.TrimSuffix(u.Host, ":")
+	if port := u.Port(); port != "" {
+		n, err := strconv.ParseUint(port, 10, 16)
+		f.check(err == nil && n > 0, column, shown, "the port must be 1 to 65535")
+	}
+	u.Fragment, u.RawFragment = "", ""
+	display := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}
+	ep.url, ep.URL = u, display.String()
+}
+
+func (ep *Endpoint) setSecrets(row *EndpointRow, f *faults) {
+	const remedy = "must not be empty: use whsec_ and 24 to 64 random bytes in base64"
+	key := signingKey(row.SecretToken)
+	f.check(len(key) > 0, "secret_token", "(hidden)", remedy)
+	ep.primary = newSecret(key)
+	ep.legacy = ep.primary
+	if string(key) != row.SecretToken {
+		ep.legacy = newSecret([]byte(row.SecretToken))
+	}
+	if row.SecondarySecret != "" {
+		key := signingKey(row.SecondarySecret)
+		f.check(len(key) > 0, "secondary_secret_token", "(hidden)", remedy)
+		ep.secondary, ep.secondaryExpires = newSecret(key), row.SecondarySecretExpires
+	}
+}
+
+func (ep *Endpoint) setLimits(row *EndpointRow, d Defaults, f *faults) {
+	seconds := func(n int32) time.Duration { return time.Duration(n) * time.Second }
+	ep.Timeout = cmp.Or(seconds(row.TimeoutSeconds), d.Timeout)
+	f.check(row.TimeoutSeconds >= 0 && row.TimeoutSeconds <= maxTimeout, "timeout_seconds", row.TimeoutSeconds, "use 1 to 300")
+
+	ep.MaxRetries = int(row.MaxRetryAttempts)
+	if row.MaxRetryAttempts < 0 {
+		ep.MaxRetries = d.MaxRetries
+	}
+	f.check(row.MaxRetryAttempts <= maxRetries, "max_retry_attempts", row.MaxRetryAttempts, "use 0 to 10")
+
+	ep.Retry = Backoff{
+		First:      cmp.Or(seconds(row.BackoffSeconds), d.Backoff.First),
+		Max:        d.Backoff.Max,
+		Multiplier: cmp.Or(row.BackoffMultiplier, d.Backoff.Multiplier),
+	}
+	f.check(row.BackoffSeconds >= 0 && row.BackoffSeconds <= maxBackoff, "retry_backoff_seconds", row.BackoffSeconds, "use 1 to 3600")
+	f.check(row.BackoffMultiplier == 0 || row.BackoffMultiplier >= 1 && row.BackoffMultiplier <= maxMultiplier,
+		"retry_backoff_multiplier", row.BackoffMultiplier, "use 1.0 to 5.0")
+
+	ep.Concurrency = cmp.Or(int(row.MaxConcurrency), d.Concurrency)
+	f.check(row.MaxConcurrency >= 0, "max_concurrency", row.MaxConcurrency, "use 1 or more, or NULL for the default")
+	ep.Rate = cmp.Or(row.RatePerSecond, d.Rate)
+	f.check(row.RatePerSecond >= 0 && !math.IsInf(row.RatePerSecond, 1),
+		"rate_limit_per_second", row.RatePerSecond, "use a number above 0, or NULL for the default")
+}

@@ -1,0 +1,148 @@
+package delivery
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"sync/atomic"
+	"syscall"
+)
+
+// exchange is what an attempt notes about its current request. The answer's first byte is reported by the connection's own goroutine.
+type exchange struct {
+	reused   atomic.Bool
+	answered atomic.Bool
+	resent   bool
+	m        *Metrics
+}
+
+type exchangeKey struct{}
+
+// context returns ctx with the exchange, observed through httptrace.
+func (x *exchange) context(ctx context.Context) context.Context {
+	ctx = context.WithValue(ctx, exchangeKey{}, x)
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: x.gotConn, GotFirstResponseByte: x.gotFirstByte})
+}
+
+func (x *exchange) gotConn(info httptrace.GotConnInfo) {
+	x.reused.Store(info.Reused)
+	x.answered.Store(false)
+	if info.Reused {
+		x.m.connReused.Inc()
+	}
+}
+
+func (x *exchange) gotFirstByte() { x.answered.Store(true) }
+
+// resendStale is a retryablehttp.CheckRetry: it asks for a second try only if a kept connection ended before any byte of an answer. The
+// receiver has most likely closed it while the request was on its way; net/http does not send a POST again by itself.
+func resendStale(ctx context.Context, _ *http.Response, err error) (bool, error) {
+	x, ok := ctx.Value(exchangeKey{}).(*exchange)
+	if err == nil || !ok || x.resent || ctx.Err() != nil || !x.stale(err) {
+		return false, nil
+	}
+	x.resent = true
+	x.m.resends.Inc()
+	return true, nil
+}
+
+func (x *exchange) stale(err error) bool {
+	var dial *dialError
+	var timeout net.Error
+	return x.reused.Load() && !x.answered.Load() && !errors.As(err, &dial) && !(errors.As(err, &timeout) && timeout.Timeout())
+}
+
+// classify turns the error of a request into its class and words that may be shown to anyone. parent is the caller's context, limited the
+// same with the endpoint's timeout.
+func classify(parent, limited context.Context, x *exchange, err error) (Class, string) {
+	var dial *dialError
+	isDial := errors.As(err, &dial)
+	var denied *deniedError
+	var netErr net.Error
+	switch {
+	case errors.As(err, &denied):
+		return ClassDenied, denied.reason
+	case parent.Err() != nil:
+		return ClassCanceled, "canceled"
+	case limited.Err() != nil:
+		return ClassTimeout, "no answer within the endpoint's timeout"
+	case isDial:
+		return classifyDial(dial)
+	case errors.As(err, &netErr) && netErr.Timeout():
+		return ClassTimeout, "the connection timed out"
+	case !x.answered.Load():
+		return ClassReset, "the connection ended before the answer"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return ClassReset, "the connection ended within the head of the answer"
+	default:
+		return ClassProtocol, "the answer is not HTTP, or its head is too large"
+	}
+}
+
+func classifyDial(dial *dialError) (Class, string) {
+	var netErr net.Error
+	timeout := errors.Is(dial.err, context.DeadlineExceeded) || errors.As(dial.err, &netErr) && netErr.Timeout()
+	switch dial.stage {
+	case stageDNS:
+		return ClassDNS, describeDNS(dial.err)
+	case stageTLS:
+		if timeout {
+			return ClassTimeout, "the TLS handshake took too long"
+		}
+		return ClassTLS, describeTLS(dial.err)
+	default:
+		switch {
+		case errors.Is(dial.err, errNoSlot):
+			return ClassConnect, errNoSlot.Error()
+		case timeout:
+			return ClassTimeout, "no connection within the connect timeout"
+		case errors.Is(dial.err, syscall.ECONNREFUSED):
+			return ClassConnect, "connection refused"
+		case errors.Is(dial.err, syscall.ENETUNREACH), errors.Is(dial.err, syscall.EHOSTUNREACH):
+			return ClassConnect, "host or network unreachable"
+		default:
+			return ClassConnect, "connection failed"
+		}
+	}
+}
+
+func describeDNS(err error) string {
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return "the host name does not exist"
+	case errors.As(err, &dns) && dns.IsTimeout, errors.Is(err, context.DeadlineExceeded):
+		return "the name server did not answer in time"
+	default:
+		return "the host name could not be resolved"
+	}
+}
+
+func describeTLS(err error) string {
+	var (
+		unknown  x509.UnknownAuthorityError
+		hostname x509.HostnameError
+		invalid  x509.CertificateInvalidError
+		record   tls.RecordHeaderError
+		alert    *net.OpError
+	)
+	switch {
+	case errors.As(err, &unknown):
+		return "the certificate is signed by an unknown authority"
+	case errors.As(err, &hostname):
+		return "the certificate is not valid for this host name"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "the certificate has expired or is not yet valid"
+	case errors.As(err, &record):
+		return "the server does not speak TLS on this port"
+	case errors.As(err, &alert) && alert.Op == "remote error":
+		return "the server refused the TLS handshake: " + alert.Err.Error() // one of the fixed texts of crypto/tls
+	default:
+		return "the TLS handshake failed"
+	}
+}
