@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/neo-commons/outbox-relay/delivery"
 )
 
 // MaxAttemptTimeout is the longest timeout an endpoint's row may ask for (webhook_endpoints.timeout_seconds is 5 to 300), and so the
@@ -85,7 +87,7 @@ func matchAny(patterns []string, name string) bool {
 
 // Delivery bounds and tunes the HTTP side.
 type Delivery struct {
-	// Workers is how many attempts are in flight at most, over all endpoints: also the number of connections in use in all.
+	// Workers is how many attempts are in flight at most, over all endpoints.
 	Workers int `mapstructure:"workers"`
 	// EndpointConcurrency is how many attempts to one endpoint are in flight at most, unless its row says otherwise.
 	EndpointConcurrency int           `mapstructure:"endpoint_concurrency"`
@@ -93,11 +95,12 @@ type Delivery struct {
 	TLSHandshakeTimeout time.Duration `mapstructure:"tls_handshake_timeout"`
 	// DefaultTimeout bounds a whole attempt to an endpoint whose row has no timeout.
 	DefaultTimeout time.Duration `mapstructure:"default_timeout"`
-	// MaxConnectionsPerHost bounds the connections to one host and port. Zero means Workers is the only bound.
+	// MaxConnections bounds the connections to all receivers, unused ones included; MaxConnectionsPerHost those to one host and port, and
+	// MaxIdlePerHost the unused ones among these.
+	MaxConnections        int `mapstructure:"max_connections"`
 	MaxConnectionsPerHost int `mapstructure:"max_connections_per_host"`
-	// MaxIdlePerHost is how many unused connections to one host and port are kept for reuse.
-	MaxIdlePerHost int `mapstructure:"max_idle_per_host"`
-	// KeepAlive is how long an unused connection is kept. Zero means that every attempt connects anew.
+	MaxIdlePerHost        int `mapstructure:"max_idle_per_host"`
+	// KeepAlive is how long an unused connection is kept.
 	KeepAlive time.Duration `mapstructure:"keep_alive"`
 	// DNSCache is how long a resolved address is reused. Zero means that every connection resolves anew.
 	DNSCache time.Duration `mapstructure:"dns_cache"`
@@ -173,7 +176,7 @@ func DefaultConfig() Config {
 		Delivery: Delivery{
 			Workers: 256, EndpointConcurrency: 64,
 			ConnectTimeout: 5 * time.Second, TLSHandshakeTimeout: 5 * time.Second, DefaultTimeout: 30 * time.Second,
-			MaxConnectionsPerHost: 128, MaxIdlePerHost: 64, KeepAlive: 90 * time.Second, DNSCache: time.Minute,
+			MaxConnections: 1024, MaxConnectionsPerHost: 256, MaxIdlePerHost: 256, KeepAlive: 55 * time.Second, DNSCache: time.Minute,
 			KeepResponse: KiB, Source: "/outbox-relay",
 		},
 		Retry:    Retry{Attempts: 5, Backoff: 30 * time.Second, Multiplier: 2, MaxBackoff: time.Hour},
@@ -182,6 +185,36 @@ func DefaultConfig() Config {
 		Record:   Record{Batch: 1000, Interval: 10 * time.Millisecond, Timeout: 10 * time.Second},
 		Queue:    Queue{Poll: time.Second, Batch: 500, Lease: 6 * time.Minute},
 		Shutdown: Shutdown{Drain: 20 * time.Second},
+	}
+}
+
+// ClientConfig is the part of the configuration that the HTTP client needs.
+func (c *Config) ClientConfig(version string) delivery.Config {
+	d := c.Delivery
+	return delivery.Config{
+		ConnectTimeout:      d.ConnectTimeout,
+		TLSHandshakeTimeout: d.TLSHandshakeTimeout,
+		MaxConns:            d.MaxConnections,
+		MaxConnsPerHost:     d.MaxConnectionsPerHost,
+		MaxIdlePerHost:      d.MaxIdlePerHost,
+		IdleTimeout:         d.KeepAlive,
+		DNSCacheTime:        d.DNSCache,
+		KeepResponseBytes:   int(d.KeepResponse),
+		Version:             version,
+		Source:              d.Source,
+		Allow:               c.Network.Allow,
+		Deny:                c.Network.Deny,
+		AllowInsecureTLS:    d.AllowInsecureTLS,
+	}
+}
+
+// EndpointDefaults is what an endpoint gets whose row leaves a column open.
+func (c *Config) EndpointDefaults() delivery.Defaults {
+	return delivery.Defaults{
+		Timeout:     c.Delivery.DefaultTimeout,
+		MaxRetries:  c.Retry.Attempts,
+		Backoff:     delivery.Backoff{First: c.Retry.Backoff, Max: c.Retry.MaxBackoff, Multiplier: c.Retry.Multiplier},
+		Concurrency: c.Delivery.EndpointConcurrency,
 	}
 }
 
@@ -311,12 +344,12 @@ func (d Delivery) validate(f *faults) {
 	if d.DefaultTimeout > MaxAttemptTimeout {
 		f.add("delivery.default_timeout", d.DefaultTimeout, "must not be more than %v", MaxAttemptTimeout)
 	}
-	atLeast(f, "delivery.max_connections_per_host", d.MaxConnectionsPerHost, 0)
+	atLeast(f, "delivery.max_connections", d.MaxConnections, 1)
+	atLeast(f, "delivery.max_connections_per_host", d.MaxConnectionsPerHost, 1)
+	notAbove(f, "delivery.max_connections_per_host", d.MaxConnectionsPerHost, "delivery.max_connections", d.MaxConnections)
 	atLeast(f, "delivery.max_idle_per_host", d.MaxIdlePerHost, 1)
-	if d.MaxConnectionsPerHost > 0 {
-		notAbove(f, "delivery.max_idle_per_host", d.MaxIdlePerHost, "delivery.max_connections_per_host", d.MaxConnectionsPerHost)
-	}
-	atLeast(f, "delivery.keep_alive", d.KeepAlive, 0)
+	notAbove(f, "delivery.max_idle_per_host", d.MaxIdlePerHost, "delivery.max_connections_per_host", d.MaxConnectionsPerHost)
+	atLeast(f, "delivery.keep_alive", d.KeepAlive, time.Millisecond)
 	atLeast(f, "delivery.dns_cache", d.DNSCache, 0)
 	if d.KeepResponse < 0 || d.KeepResponse > 16*KiB {
 		f.add("delivery.keep_response", d.KeepResponse, "must be 0B to 16KiB: no more of an answer is read")

@@ -249,6 +249,13 @@ func pairs(node *yaml.Node) func(yield func(key, value *yaml.Node) bool) {
 	}
 }
 
+func TestDefaultsSuitTheClient(t *testing.T) {
+	t.Parallel()
+	c := defaultConfig()
+	client := c.ClientConfig(version())
+	assert.NoError(t, client.Validate())
+}
+
 func TestUnknownVariables(t *testing.T) {
 	t.Parallel()
 	c := defaultConfig()
