@@ -1,0 +1,133 @@
+package store
+
+import (
+	"context"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// existing lists the schemas that have the tables an outcome needs to live.
+const existing = `
+SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = ANY($1::text[]) AND c.relname IN ('webhook_deliveries', 'webhook_endpoints') GROUP BY 1 HAVING count(*) = 2`
+
+// lockEndpoints keeps the endpoints of a batch from being deleted before it commits, and tells which there are.
+const lockEndpoints = `SELECT e.id FROM {tenant}.webhook_endpoints e WHERE e.id = ANY($1::uuid[]) ORDER BY e.id FOR KEY SHARE`
+
+// suspend stops a tenant. What it misses from now on is queued when it is resumed: everything after the later of the last checkpoint
+// and its admission. A backfill that is under way keeps its mode and starts over then.
+const suspend = `
+UPDATE outbox_relay.tenants t
+SET state = 'suspended', reason = $2::text, backfill_upto = NULL, backfill_cursor = NULL, backfill_done_at = NULL,
+  backfill = CASE WHEN t.backfill IS NOT NULL AND t.backfill_done_at IS NULL THEN t.backfill ELSE 'missed' END,
+  backfill_from = CASE WHEN t.backfill IS NOT NULL AND t.backfill_done_at IS NULL THEN t.backfill_from
+    WHEN (pg_catalog.pg_snapshot_xmax(p.snapshot), pg_catalog.pg_snapshot_xmin(p.snapshot))
+       > (pg_catalog.pg_snapshot_xmax(t.added_snapshot), pg_catalog.pg_snapshot_xmin(t.added_snapshot)) THEN p.snapshot
+    ELSE t.added_snapshot END
+FROM (SELECT (SELECT g.snapshot FROM outbox_relay.progress g WHERE g.slot = $3::text) AS snapshot) p
+WHERE t.schema = $1::text AND t.state <> 'suspended'`
+
+// writeApart is the way once a tenant has an error: each tenant behind a savepoint of its own, so that only those in trouble are left
+// out. It takes a few round trips for each tenant.
+func (w *writer) writeApart(ctx context.Context, conn *pgx.Conn) ([]TenantError, error) {
+	broken, err := w.eachApart(ctx, conn)
+	if err != nil {
+		return nil, inTransaction(ctx, conn, err)
+	}
+	b := &pgx.Batch{}
+	if w.last != nil {
+		queue(b, []statement{*w.last})
+	}
+	b.Queue("COMMIT")
+	return broken, inTransaction(ctx, conn, conn.SendBatch(ctx, b).Close())
+}
+
+func (w *writer) eachApart(ctx context.Context, conn *pgx.Conn) ([]TenantError, error) {
+	schemas := make([]string, len(w.batches))
+	for i := range w.batches {
+		schemas[i] = w.batches[i].tenant
+	}
+	b := &pgx.Batch{}
+	w.begin(b)
+	b.Queue("SET LOCAL lock_timeout = '1s'") // for each tenant whose table is locked, all others wait once more
+	b.Queue("SET CONSTRAINTS ALL IMMEDIATE") // a deferred constraint of one tenant's would fail the COMMIT of all
+	var found []string
+	b.Queue(existing, schemas).Query(func(rows pgx.Rows) (err error) {
+		found, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		return err
+	})
+	if err := conn.SendBatch(ctx, b).Close(); err != nil {
+		return nil, err
+	}
+
+	var broken []TenantError
+	for i := range w.batches {
+		t := &w.batches[i]
+		if !slices.Contains(found, t.tenant) {
+			broken = append(broken, TenantError{Tenant: t.tenant, Err: ErrGone, Discarded: len(t.outcomes)})
+			continue
+		}
+		te, err := w.writeTenant(ctx, conn, t)
+		if err != nil {
+			return nil, err
+		}
+		if te != nil {
+			broken = append(broken, *te)
+		}
+	}
+	return broken, nil
+}
+
+// writeTenant writes one tenant's part, or suspends the tenant. The error is one that concerns everybody.
+func (w *writer) writeTenant(ctx context.Context, conn *pgx.Conn, t *tenantBatch) (*TenantError, error) {
+	discarded, err := w.tryTenant(ctx, conn, t)
+	switch {
+	case err == nil && discarded == 0:
+		return nil, nil //nolint:nilnil // neither kind of error
+	case err == nil:
+		return &TenantError{Tenant: t.tenant, Err: ErrGone, Discarded: discarded}, nil
+	case !isTenants(err):
+		return nil, err
+	}
+	b := &pgx.Batch{}
+	b.Queue("ROLLBACK TO SAVEPOINT tenant")
+	b.Queue(suspend, t.tenant, text(err.Error()), w.slot)
+	return &TenantError{Tenant: t.tenant, Err: err, Suspended: true}, conn.SendBatch(ctx, b).Close()
+}
+
+// tryTenant writes one tenant's part behind a savepoint, but for first outcomes of endpoints that are gone; those it counts.
+func (w *writer) tryTenant(ctx context.Context, conn *pgx.Conn, t *tenantBatch) (discarded int, err error) {
+	ids := make([]outbox.UUID, 0, len(t.outcomes))
+	for _, o := range t.outcomes {
+		ids = append(ids, o.Delivery.EndpointID)
+	}
+	// On its own: a statement that cannot even be parsed must not come before it.
+	if _, err := conn.Exec(ctx, "SAVEPOINT tenant"); err != nil {
+		return 0, err
+	}
+	rows, err := conn.Query(ctx, forTenant(lockEndpoints, t.tenant), ids)
+	if err != nil {
+		return 0, err
+	}
+	exists := make(map[outbox.UUID]struct{}, len(ids))
+	var id outbox.UUID
+	_, err = pgx.ForEachRow(rows, []any{&id}, func() error {
+		exists[id] = struct{}{}
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	kept := tenantBatch{tenant: t.tenant}
+	for _, o := range t.outcomes {
+		if _, ok := exists[o.Delivery.EndpointID]; ok || o.Delivery.Queued {
+			kept.outcomes = append(kept.outcomes, o)
+		}
+	}
+	b := &pgx.Batch{}
+	queue(b, kept.statements(w.owner))
+	b.Queue("RELEASE SAVEPOINT tenant")
+	return len(t.outcomes) - len(kept.outcomes), conn.SendBatch(ctx, b).Close()
+}

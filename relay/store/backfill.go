@@ -1,0 +1,144 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// pageBytes is about how much of payloads a page of a backfill holds.
+const pageBytes = 8 << 20
+
+// Page is a part of a backfill: events that were in a tenant's table before the log carried them.
+type Page struct {
+	Tenant string
+	Events []outbox.Event // by id
+	Done   bool           // there are no more
+
+	from, upto string // the cursor it starts from and the border of the backfill it belongs to
+}
+
+// waiting is the condition under which there is a backfill to be worked on.
+const waiting = `t.state = 'active' AND t.backfill IS NOT NULL AND t.backfill_done_at IS NULL AND t.backfill_upto IS NOT NULL`
+
+// Backfills lists the active tenants with a backfill that is not done.
+func (s *Store) Backfills(ctx context.Context) ([]string, error) {
+	rows, err := s.pool.Query(ctx, `SELECT t.schema FROM outbox_relay.tenants t WHERE `+waiting+` ORDER BY 1`)
+	if err != nil {
+		return nil, fmt.Errorf("list backfills: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("list backfills: %w", err)
+	}
+	return names, nil
+}
+
+// A row without xid is older than the column, so it was committed before every snapshot of ours.
+const backfillPage = `
+SELECT e.id, e.event_type::text, coalesce(e.event_name, '')::text, e.aggregate_id, coalesce(e.aggregate_type, '')::text, coalesce(e.aggregate_version, 1)::int4,
+  coalesce(e.event_data, '{}')::text, coalesce(e.event_metadata, '{}')::text, e.correlation_id, e.causation_id, e.triggered_by_user_id, e.context_id,
+  CASE WHEN isfinite(e.occurred_at) THEN e.occurred_at ELSE now() END::timestamptz
+FROM {tenant}.webhook_events e
+WHERE e.id > $1::uuid AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $2::text::pg_snapshot))
+  AND CASE $3::text WHEN 'unprocessed' THEN e.processed_at IS NULL WHEN 'since' THEN e.occurred_at >= $4::timestamptz ELSE true END`
+
+// backfillFrom leaves out what was visible at the lower border. The first half is for the index.
+const backfillFrom = `
+  AND e.xid >= pg_snapshot_xmin($6::text::pg_snapshot) AND NOT pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot)`
+
+const backfillOrder = ` ORDER BY e.id LIMIT $5::int4`
+
+// BackfillPage reads the next part of a tenant's backfill, at most n events and a few MiB. A tenant without a backfill has an empty
+// page that is done. An error of the tenant's own is a *TenantError.
+func (s *Store) BackfillPage(ctx context.Context, tenant string, n int) (*Page, error) {
+	page, err := s.backfillPage(ctx, tenant, n)
+	switch {
+	case isTenants(err):
+		return nil, &TenantError{Tenant: tenant, Err: err}
+	case err != nil:
+		return nil, fmt.Errorf("read backfill of tenant %q: %w", tenant, err)
+	}
+	return page, nil
+}
+
+func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, error) {
+	var (
+		page  = &Page{Tenant: tenant}
+		mode  string
+		since *time.Time
+		lower *string
+	)
+	err := s.pool.QueryRow(ctx, `SELECT t.backfill, t.backfill_since, t.backfill_from::text, t.backfill_upto::text,
+  coalesce(t.backfill_cursor::text, '00000000-0000-0000-0000-000000000000') FROM outbox_relay.tenants t WHERE t.schema = $1::text AND `+waiting, tenant).
+		Scan(&mode, &since, &lower, &page.upto, &page.from)
+	if errors.Is(err, pgx.ErrNoRows) {
+		page.Done = true
+		return page, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	sql, args := backfillPage, []any{page.from, page.upto, mode, since, n}
+	if lower != nil {
+		sql, args = sql+backfillFrom, append(args, *lower)
+	}
+	rows, err := s.pool.Query(ctx, forTenant(sql+backfillOrder, tenant), args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	size := 0
+	for size < pageBytes && rows.Next() {
+		var (
+			e              outbox.Event
+			data, metadata string
+		)
+		err := rows.Scan(&e.ID, &e.Type, &e.Name, &e.AggregateID, &e.AggregateType, &e.AggregateVersion, &data, &metadata,
+			&e.CorrelationID, &e.CausationID, &e.TriggeredByUserID, &e.ContextID, &e.OccurredAt)
+		if err != nil {
+			return nil, err
+		}
+		e.Data, e.Metadata = json.RawMessage(data), json.RawMessage(metadata)
+		size += len(data) + len(metadata)
+		page.Events = append(page.Events, e)
+	}
+	rows.Close()
+	page.Done = size < pageBytes && len(page.Events) < n
+	return page, rows.Err()
+}
+
+// recordPage moves the cursor, if the backfill is still the one that the page was read from.
+const recordPage = `
+UPDATE outbox_relay.tenants t SET backfill_cursor = $4::uuid, backfill_done_at = CASE WHEN $5::bool THEN now() END
+WHERE t.schema = $1::text AND t.backfill_upto::text = $2::text
+  AND coalesce(t.backfill_cursor, '00000000-0000-0000-0000-000000000000') = $3::uuid AND ` + waiting
+
+// RecordBackfill queues what a page has led to and moves the backfill on, in one transaction. Deliveries that have a row already are
+// left as they are. ErrFenced: the epoch is over, nothing was written. A *TenantError says that the tenant has been suspended. If the
+// backfill has begun anew since the page was read, the outcomes are kept and the page will come again.
+func (s *Store) RecordBackfill(ctx context.Context, epoch int64, page *Page, outcomes []Outcome) error {
+	if page.upto == "" {
+		return nil
+	}
+	cursor := page.from
+	if n := len(page.Events); n > 0 {
+		cursor = page.Events[n-1].ID.String()
+	}
+	broken, err := s.record(ctx, outbox.UUID{}, &Progress{Epoch: epoch}, outcomes,
+		&statement{recordPage, []any{page.Tenant, page.upto, page.from, cursor, page.Done}})
+	if err != nil {
+		return err
+	}
+	for i := range broken {
+		if broken[i].Suspended {
+			return &broken[i]
+		}
+	}
+	return nil
+}

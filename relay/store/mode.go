@@ -1,0 +1,5 @@
+package store
+
+import "github.com/jackc/pgx/v5"
+
+const execMode = pgx.QueryExecModeCacheDescribe

@@ -1,0 +1,101 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// Delivery is one (event, endpoint) of a tenant.
+type Delivery struct {
+	ID                  outbox.UUID // of its row in webhook_deliveries, version 7, chosen before the row exists
+	Tenant              string      // schema
+	EventID, EndpointID outbox.UUID
+	URL, Method         string // as they are to be kept in the row
+	Message             *delivery.Message
+	Attempts            int  // made so far, including the one of the outcome's Result
+	Queued              bool // a row exists already, with a place in the retry queue
+}
+
+// Status is where an outcome leaves its delivery.
+type Status uint8
+
+// The statuses. Zero is none of them.
+const (
+	Success   Status = iota + 1
+	Retrying         // an attempt failed, the next is due
+	Pending          // deferred without spending an attempt
+	Leased           // in flight, and handed to the retry queue under a lease of the owner's; there is no row yet
+	Failed           // given up: a dead letter
+	Cancelled        // not to be delivered any more
+)
+
+// String returns the status in lower case.
+func (s Status) String() string {
+	switch s {
+	case Success:
+		return "success"
+	case Retrying:
+		return "retrying"
+	case Pending:
+		return "pending"
+	case Leased:
+		return "leased"
+	case Failed:
+		return "failed"
+	case Cancelled:
+		return "cancelled"
+	default:
+		return fmt.Sprintf("status %d", uint8(s))
+	}
+}
+
+// Outcome is what became of a delivery.
+type Outcome struct {
+	Delivery  *Delivery
+	Status    Status
+	Attempted bool            // an attempt was made, Result is its result
+	Result    delivery.Result // zero unless Attempted
+	Due       time.Duration   // from now: when a Retrying or Pending delivery is due, how long a Leased one is ours
+	Reason    string          // why, for Pending, Leased, Cancelled and Disable
+	Disable   bool            // the endpoint is to be disabled
+}
+
+// Progress is a leader's position in the log.
+type Progress struct {
+	Epoch int64         // of the leadership
+	LSN   pglogrepl.LSN // the outcomes of every commit up to here are recorded
+	High  pglogrepl.LSN // greatest LSN of a commit with a recorded outcome: between LSN and High some outcomes are recorded
+}
+
+// Pair names a delivery by what it is, not by its row.
+type Pair struct{ Event, Endpoint outbox.UUID }
+
+var (
+	// ErrFenced says that another leader has taken over the slot since this one's epoch began: nothing was written, and this process
+	// must stop leading.
+	ErrFenced = errors.New("another relay has taken over the slot")
+	// ErrGone says that the tenant's schema or tables, or an endpoint, no longer exist.
+	ErrGone = errors.New("schema, table or endpoint no longer exists")
+)
+
+// TenantError says what could not be recorded for one tenant while everything else was.
+type TenantError struct {
+	Tenant string
+	Err    error
+	// Suspended says that the tenant is suspended, in the same transaction: its outcomes in the batch were not written, and resuming it
+	// queues all it has missed.
+	Suspended bool
+	// Discarded counts outcomes that nothing can keep any more: what they belong to is gone.
+	Discarded int
+}
+
+// Error names the tenant.
+func (e *TenantError) Error() string { return fmt.Sprintf("tenant %q: %v", e.Tenant, e.Err) }
+
+// Unwrap returns Err.
+func (e *TenantError) Unwrap() error { return e.Err }

@@ -1,0 +1,111 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// ErrInstance says that the progress in the database was made elsewhere: the database is a copy, or was restored into another cluster.
+// Relaying from it could mail real receivers again, or skip events.
+var ErrInstance = errors.New("the progress belongs to another instance")
+
+const lead = `
+INSERT INTO outbox_relay.progress AS p (slot, system_identifier, instance_id, epoch) VALUES ($1::text, $2::text, $3::text, 1)
+ON CONFLICT (slot) DO UPDATE SET epoch = p.epoch + 1, updated_at = now(),
+  system_identifier = CASE WHEN p.system_identifier = '' THEN excluded.system_identifier ELSE p.system_identifier END,
+  instance_id = CASE WHEN p.instance_id = '' THEN excluded.instance_id ELSE p.instance_id END
+WHERE (p.system_identifier IN ('', excluded.system_identifier) OR excluded.system_identifier = '')
+  AND (p.instance_id IN ('', excluded.instance_id) OR excluded.instance_id = '')
+RETURNING epoch, lsn::text, high_lsn::text`
+
+// Lead begins a new epoch of the slot, which fences every leader before, and returns where to go on. The caller holds the slot. The
+// first leader's identifiers are kept; a later one's must be the same, or Lead changes nothing and returns ErrInstance. An empty
+// identifier is neither kept nor compared.
+func (s *Store) Lead(ctx context.Context, instanceID, systemID string) (Progress, error) {
+	var (
+		p         Progress
+		lsn, high string
+	)
+	err := s.pool.QueryRow(ctx, lead, s.slot, systemID, instanceID).Scan(&p.Epoch, &lsn, &high)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Progress{}, s.instanceError(ctx, instanceID, systemID)
+	}
+	if err == nil {
+		p.LSN, err = pglogrepl.ParseLSN(lsn)
+	}
+	if err == nil {
+		p.High, err = pglogrepl.ParseLSN(high)
+	}
+	if err != nil {
+		return Progress{}, fmt.Errorf("begin epoch of slot %q: %w", s.slot, err)
+	}
+	return p, nil
+}
+
+func (s *Store) instanceError(ctx context.Context, instanceID, systemID string) error {
+	var instance, system string
+	err := s.pool.QueryRow(ctx, `SELECT p.instance_id, p.system_identifier FROM outbox_relay.progress p WHERE p.slot = $1::text`, s.slot).
+		Scan(&instance, &system)
+	if err != nil {
+		return fmt.Errorf("read progress of slot %q: %w", s.slot, err)
+	}
+	return fmt.Errorf("%w: slot %q was served by instance %q on cluster %q, this is instance %q on cluster %q",
+		ErrInstance, s.slot, instance, system, instanceID, systemID)
+}
+
+// SaveSnapshot keeps a snapshot of which everything has been recorded: what a heal need not look at. ErrFenced: the epoch is over.
+func (s *Store) SaveSnapshot(ctx context.Context, epoch int64, snap Snapshot) error {
+	tag, err := s.pool.Exec(ctx, `UPDATE outbox_relay.progress p SET snapshot = $3::text::pg_snapshot, updated_at = now()
+WHERE p.slot = $1::text AND p.epoch = $2::int8`, s.slot, epoch, snap.String())
+	if err != nil {
+		return fmt.Errorf("save snapshot of slot %q: %w", s.slot, err)
+	}
+	if tag.RowsAffected() == 0 {
+		return ErrFenced
+	}
+	return nil
+}
+
+// Recorded tells which deliveries of the events have a row. Where the tenant's table is gone there are none; any other error of the
+// tenant's own is a *TenantError.
+func (s *Store) Recorded(ctx context.Context, tenant string, events []outbox.UUID) (map[Pair]struct{}, error) {
+	const recorded = `SELECT d.webhook_event_id, d.webhook_endpoint_id FROM {tenant}.webhook_deliveries d
+WHERE d.relayed AND d.webhook_event_id = ANY($1::uuid[])`
+	found := make(map[Pair]struct{})
+	rows, err := s.pool.Query(ctx, forTenant(recorded, tenant), events)
+	if err == nil {
+		var p Pair
+		_, err = pgx.ForEachRow(rows, []any{&p.Event, &p.Endpoint}, func() error {
+			found[p] = struct{}{}
+			return nil
+		})
+	}
+	switch {
+	case code(err) == codeUndefinedTable:
+		return nil, nil //nolint:nilnil // an empty set
+	case isTenants(err):
+		return nil, &TenantError{Tenant: tenant, Err: err}
+	case err != nil:
+		return nil, fmt.Errorf("look up deliveries of tenant %q: %w", tenant, err)
+	}
+	return found, nil
+}
+
+// Suspend stops a tenant whose events cannot be read. What it misses is queued when it is resumed. Of p, the epoch counts: ErrFenced
+// says that it is over, and nothing was written.
+func (s *Store) Suspend(ctx context.Context, p Progress, tenant, reason string) error {
+	w := writer{slot: s.slot, progress: &p, last: &statement{suspend, []any{tenant, text(reason), s.slot}}}
+	_, err := w.write(ctx, s.pool)
+	switch {
+	case code(err) == codeFenced:
+		return ErrFenced
+	case err != nil:
+		return fmt.Errorf("suspend tenant %q: %w", tenant, err)
+	}
+	return nil
+}

@@ -1,0 +1,93 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+const advance = `SELECT outbox_relay.advance($1::text, $2::int8, $3::pg_lsn, $4::pg_lsn)`
+
+// Record makes outcomes durable, all or none, together with the position that they cover: in one transaction for all tenants, sent in
+// one round trip. owner is the process in the leases of the retry queue; p is nil where this process does not lead.
+//
+// A tenant that cannot be written to does not hold up the others: its part is left out and reported as a TenantError. On an error
+// nothing is known to be written, and the caller repeats the batch with the same Delivery.IDs: what was written is found and left as
+// it is. ErrFenced means that repeating is of no use. Outcomes and what they point to are only read.
+func (s *Store) Record(ctx context.Context, owner outbox.UUID, p *Progress, outcomes []Outcome) ([]TenantError, error) {
+	return s.record(ctx, owner, p, outcomes, nil)
+}
+
+// record is Record with one more statement at the end of the transaction.
+func (s *Store) record(ctx context.Context, owner outbox.UUID, p *Progress, outcomes []Outcome, last *statement) ([]TenantError, error) {
+	if len(outcomes) == 0 && p == nil {
+		return nil, nil
+	}
+	w := writer{owner: owner, slot: s.slot, progress: p, batches: split(outcomes), last: last}
+	broken, err := w.write(ctx, s.pool)
+	switch {
+	case code(err) == codeFenced:
+		return nil, ErrFenced
+	case err != nil:
+		return nil, fmt.Errorf("record %d outcomes: %w", len(outcomes), err)
+	}
+	return broken, nil
+}
+
+// A writer writes one batch.
+type writer struct {
+	owner    outbox.UUID
+	slot     string
+	progress *Progress
+	batches  []tenantBatch
+	last     *statement
+}
+
+func (w *writer) write(ctx context.Context, pool *pgxpool.Pool) ([]TenantError, error) {
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Release()
+	err = w.writeAtOnce(ctx, conn.Conn())
+	if len(w.batches) == 0 || !isTenants(err) {
+		return nil, err
+	}
+	return w.writeApart(ctx, conn.Conn())
+}
+
+// begin starts the transaction and, for a leader, makes sure first that it is still the leader.
+func (w *writer) begin(b *pgx.Batch) {
+	b.Queue("BEGIN")
+	if p := w.progress; p != nil {
+		b.Queue(advance, w.slot, p.Epoch, p.LSN.String(), p.High.String())
+	}
+}
+
+// writeAtOnce is the usual way: everything in one pipeline.
+func (w *writer) writeAtOnce(ctx context.Context, conn *pgx.Conn) error {
+	b := &pgx.Batch{}
+	w.begin(b)
+	for i := range w.batches {
+		queue(b, w.batches[i].statements(w.owner))
+	}
+	if w.last != nil {
+		queue(b, []statement{*w.last})
+	}
+	b.Queue("COMMIT")
+	return inTransaction(ctx, conn, conn.SendBatch(ctx, b).Close())
+}
+
+// inTransaction rolls back what an error has left open.
+func inTransaction(ctx context.Context, conn *pgx.Conn, err error) error {
+	const idle = 'I'
+	if err == nil || conn.IsClosed() || conn.PgConn().TxStatus() == idle {
+		return err
+	}
+	_, rollback := conn.Exec(ctx, "ROLLBACK")
+	return errors.Join(err, rollback)
+}

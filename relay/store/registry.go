@@ -1,0 +1,187 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/relay/route"
+)
+
+// The states of a tenant.
+const (
+	StateActive    = "active"
+	StatePaused    = "paused"    // its deliveries wait
+	StateSuspended = "suspended" // something about its tables is wrong; its events wait in the outbox table
+)
+
+// Registry is the routing rows of tenants, all as of one snapshot.
+type Registry struct {
+	Snapshot Snapshot
+	// LSN is a position in the log. Changes whose commit is at or after it are not in the rows; of those before, the ones visible in
+	// Snapshot are.
+	LSN     pglogrepl.LSN
+	Tenants []TenantRows // by schema
+}
+
+// TenantRows is a tenant with its routing rows.
+type TenantRows struct {
+	Schema, State string
+	Reason        string // why it is paused or suspended
+	Err           error  // why its tables could not be read; then there are no rows
+
+	Endpoints     []delivery.EndpointRow
+	EventTypes    []route.EventTypeRow
+	Subscriptions []route.SubscriptionRow // of both tables
+}
+
+// loadChunk is how many tenants are read in one round trip.
+const loadChunk = 50
+
+// Columns are cast to what the rows hold: an adopted table may have other types, and nulls where ours has none.
+const (
+	endpointColumns = `e.id, coalesce(e.endpoint_url, '')::text, coalesce(e.http_method, '')::text, coalesce(e.secret_token, '')::text,
+  coalesce(e.secondary_secret_token, '')::text, e.secondary_secret_expires_at::timestamptz, coalesce(e.signature_header, '')::text,
+  coalesce(e.custom_headers, '{}')::text, coalesce(e.timeout_seconds, 0)::int4, coalesce(e.max_retry_attempts, -1)::int4,
+  coalesce(e.retry_backoff_seconds, 0)::int4, coalesce(e.retry_backoff_multiplier, 0)::float8, coalesce(e.follow_redirects, false),
+  coalesce(e.verify_ssl, true), coalesce(e.is_active, true), coalesce(e.is_verified, false), e.context_id, coalesce(e.payload_format, '')::text,
+  coalesce(e.delivery_order, '')::text, coalesce(e.max_concurrency, 0)::int4, coalesce(e.rate_limit_per_second, 0)::float8`
+
+	loadEndpoints = `SELECT ` + endpointColumns + ` FROM {tenant}.webhook_endpoints e`
+
+	loadEventTypes = `SELECT t.id, coalesce(t.event_type, '')::text, coalesce(t.is_enabled, true), coalesce(t.requires_verification, false)
+FROM {tenant}.webhook_event_types t`
+
+	loadSubscriptions = `SELECT s.id, s.endpoint_id, s.event_type_id, coalesce(s.event_type, '')::text, coalesce(s.event_filters, '{}')::text,
+  coalesce(s.is_active, true), s.context_id FROM {tenant}.webhook_subscriptions s`
+
+	loadOlderSubscriptions = `SELECT s.id, s.webhook_endpoint_id, s.event_type_id, '', coalesce(s.event_filters, '{}')::text,
+  coalesce(s.is_active, true), NULL::uuid FROM {tenant}.webhook_event_subscriptions s`
+)
+
+// endpointFields are the targets of endpointColumns. All but the first tolerate the nulls of an outer join.
+func endpointFields(r *delivery.EndpointRow) []any {
+	return []any{
+		&r.ID, &r.URL, &r.Method, &r.SecretToken, &r.SecondarySecret, (*nullTime)(&r.SecondarySecretExpires), &r.SignatureHeader,
+		&r.CustomHeaders, &r.TimeoutSeconds, &r.MaxRetryAttempts, &r.BackoffSeconds, &r.BackoffMultiplier, &r.FollowRedirects,
+		&r.VerifySSL, &r.Active, &r.Verified, &r.ContextID, &r.PayloadFormat, &r.Order, &r.MaxConcurrency, &r.RatePerSecond,
+	}
+}
+
+// nullTime reads NULL and infinity as the zero time, "never".
+type nullTime time.Time
+
+// ScanTimestamptz implements pgtype.TimestamptzScanner.
+func (t *nullTime) ScanTimestamptz(v pgtype.Timestamptz) error {
+	*t = nullTime{}
+	switch {
+	case v.InfinityModifier == pgtype.NegativeInfinity:
+		*t = nullTime(time.Unix(0, 0))
+	case v.Valid && v.InfinityModifier == pgtype.Finite:
+		*t = nullTime(v.Time)
+	}
+	return nil
+}
+
+// LoadRegistry reads the routing rows of the named schemas that are registered, nil for all, in one snapshot. What is wrong with one
+// tenant is in its Err and does not keep the others from being read.
+func (s *Store) LoadRegistry(ctx context.Context, schemas []string) (*Registry, error) {
+	reg := &Registry{}
+	conn, err := s.pool.Acquire(ctx)
+	if err == nil {
+		defer conn.Release()
+		err = inTransaction(ctx, conn.Conn(), reg.load(ctx, conn.Conn(), schemas))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load routing rows: %w", err)
+	}
+	return reg, nil
+}
+
+func (reg *Registry) load(ctx context.Context, conn *pgx.Conn, schemas []string) error {
+	b := &pgx.Batch{}
+	b.Queue("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+	queueSnapshot(b, &reg.Snapshot, &reg.LSN)
+	b.Queue(`SELECT t.schema, t.state, coalesce(t.reason, '') FROM outbox_relay.tenants t
+WHERE $1::text[] IS NULL OR t.schema = ANY($1::text[]) ORDER BY 1`, schemas).Query(func(rows pgx.Rows) (err error) {
+		reg.Tenants, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (t TenantRows, err error) {
+			return t, row.Scan(&t.Schema, &t.State, &t.Reason)
+		})
+		return err
+	})
+	if err := conn.SendBatch(ctx, b).Close(); err != nil {
+		return err
+	}
+	for rest := reg.Tenants; len(rest) > 0; {
+		n := min(loadChunk, len(rest))
+		if err := loadTenants(ctx, conn, rest[:n]); err != nil {
+			return err
+		}
+		rest = rest[n:]
+	}
+	_, err := conn.Exec(ctx, "COMMIT")
+	return err
+}
+
+// loadTenants reads some tenants in one pipeline, or, if that has an error, one by one.
+func loadTenants(ctx context.Context, conn *pgx.Conn, tenants []TenantRows) error {
+	if _, err := conn.Exec(ctx, "SAVEPOINT tenant"); err != nil {
+		return err
+	}
+	b := &pgx.Batch{}
+	for i := range tenants {
+		tenants[i].queue(b)
+	}
+	b.Queue("RELEASE SAVEPOINT tenant")
+	loadErr := conn.SendBatch(ctx, b).Close()
+	if loadErr == nil || !isTenants(loadErr) {
+		return loadErr
+	}
+	if _, err := conn.Exec(ctx, "ROLLBACK TO SAVEPOINT tenant"); err != nil {
+		return errors.Join(loadErr, err)
+	}
+	if len(tenants) == 1 {
+		t := &tenants[0]
+		*t = TenantRows{Schema: t.Schema, State: t.State, Reason: t.Reason, Err: loadErr}
+		return nil
+	}
+	for i := range tenants {
+		if err := loadTenants(ctx, conn, tenants[i:i+1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *TenantRows) queue(b *pgx.Batch) {
+	b.Queue(forTenant(loadEndpoints, t.Schema)).Query(func(rows pgx.Rows) (err error) {
+		t.Endpoints, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (r delivery.EndpointRow, err error) {
+			return r, row.Scan(endpointFields(&r)...)
+		})
+		return err
+	})
+	b.Queue(forTenant(loadEventTypes, t.Schema)).Query(func(rows pgx.Rows) (err error) {
+		t.EventTypes, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (r route.EventTypeRow, err error) {
+			return r, row.Scan(&r.ID, &r.EventType, &r.Enabled, &r.RequiresVerification)
+		})
+		return err
+	})
+	t.Subscriptions = nil
+	subscriptions := func(source route.Source) func(pgx.Rows) error {
+		return func(rows pgx.Rows) error {
+			more, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (route.SubscriptionRow, error) {
+				r := route.SubscriptionRow{Source: source}
+				return r, row.Scan(&r.ID, &r.EndpointID, &r.EventTypeID, &r.EventType, &r.Filters, &r.Active, &r.ContextID)
+			})
+			t.Subscriptions = append(t.Subscriptions, more...)
+			return err
+		}
+	}
+	b.Queue(forTenant(loadSubscriptions, t.Schema)).Query(subscriptions(route.Current))
+	b.Queue(forTenant(loadOlderSubscriptions, t.Schema)).Query(subscriptions(route.Older))
+}

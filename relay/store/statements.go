@@ -1,0 +1,105 @@
+package store
+
+// The statements that record outcomes of one tenant. Every one takes its rows as arrays, in the order of the batch, which is that of
+// (event, endpoint): two transactions that write the same rows meet in the same order and cannot deadlock. Every one can be repeated.
+
+// attemptRows is what is known of a delivery whose only attempt, or last one, succeeded. Durations are in microseconds.
+const attemptRows = `unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::int4[], $5::text[], $6::text[], $7::text[], $8::text[], $9::int4[], $10::int8[], $11::int8[])
+  AS d (id, event, endpoint, attempt, url, method, headers, signature, status, age, took)`
+
+// outcomeRows adds what any other outcome needs. class is empty where no attempt was made.
+const outcomeRows = `unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::int4[], $5::text[], $6::text[], $7::text[], $8::text[], $9::int4[], $10::int8[], $11::int8[],
+    $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::int8[], $19::bool[])
+  AS d (id, event, endpoint, attempt, url, method, headers, signature, status, age, took, state, body, class, code, error, answer, due, leased)`
+
+const (
+	started  = `now() - d.age * interval '1 microsecond'`
+	finished = `now() - (d.age - d.took) * interval '1 microsecond'`
+	dueAt    = `now() + d.due * interval '1 microsecond'`
+)
+
+// insertDelivered is the fast path: a delivery that succeeded before it had a row.
+const insertDelivered = `
+INSERT INTO {tenant}.webhook_deliveries (id, webhook_event_id, webhook_endpoint_id, attempt_number, delivery_status, request_url, request_method,
+  request_headers, request_signature, response_status_code, response_time_ms, attempted_at, completed_at, relayed)
+SELECT d.id, d.event, d.endpoint, d.attempt, 'success', d.url, d.method,
+  d.headers::jsonb, nullif(d.signature, ''), nullif(d.status, 0), d.took / 1000, ` + started + `, ` + finished + `, true
+FROM ` + attemptRows + `
+ON CONFLICT (webhook_event_id, webhook_endpoint_id) WHERE relayed DO NOTHING`
+
+// insertOutcomes writes the first outcome of deliveries that did not succeed at once. Queue, dead letters and attempts get rows for
+// those deliveries only that are really new. $20 is the owner of leases, $21 the tenant.
+const insertOutcomes = `
+WITH d AS MATERIALIZED (SELECT * FROM ` + outcomeRows + `),
+fresh AS (
+  INSERT INTO {tenant}.webhook_deliveries (id, webhook_event_id, webhook_endpoint_id, attempt_number, delivery_status, request_url, request_method,
+    request_headers, request_body, request_signature, response_status_code, response_body, response_time_ms, error_message, error_code,
+    next_retry_at, max_attempts_reached, attempted_at, completed_at, relayed)
+  SELECT d.id, d.event, d.endpoint, d.attempt, d.state, d.url, d.method,
+    d.headers::jsonb, d.body, nullif(d.signature, ''), nullif(d.status, 0), nullif(d.answer, ''), CASE WHEN d.class <> '' THEN d.took / 1000 END,
+    nullif(d.error, ''), nullif(d.code, ''), CASE WHEN d.due IS NOT NULL THEN ` + dueAt + ` END, d.state = 'failed',
+    ` + started + `, CASE WHEN d.due IS NULL THEN ` + finished + ` END, true
+  FROM d
+  ON CONFLICT (webhook_event_id, webhook_endpoint_id) WHERE relayed DO NOTHING
+  RETURNING id),
+queued AS (
+  INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at, leased_by)
+  SELECT d.id, $21::text, d.endpoint, ` + dueAt + `, CASE WHEN d.leased THEN $20::uuid END
+  FROM d JOIN fresh USING (id) WHERE d.due IS NOT NULL
+  ON CONFLICT (delivery_id) DO NOTHING),
+dead AS (` + insertDead + ` FROM d JOIN fresh USING (id) WHERE d.state = 'failed' ON CONFLICT (delivery_id) DO NOTHING)
+` + insertAttempts + ` FROM d JOIN fresh USING (id) WHERE d.class <> ''`
+
+// updateDelivered records the success of deliveries that have a row. It is a fact whoever holds the lease by now.
+const updateDelivered = `
+WITH d AS MATERIALIZED (SELECT * FROM ` + attemptRows + `),
+held AS MATERIALIZED (SELECT q.delivery_id FROM outbox_relay.retry_queue q WHERE q.delivery_id = ANY($1::uuid[]) ORDER BY q.delivery_id FOR UPDATE),
+done AS (DELETE FROM outbox_relay.retry_queue q USING held WHERE q.delivery_id = held.delivery_id)
+UPDATE {tenant}.webhook_deliveries w
+SET delivery_status = 'success', attempt_number = d.attempt, request_url = d.url, request_method = d.method, request_body = NULL,
+  request_signature = nullif(d.signature, ''), response_status_code = nullif(d.status, 0), response_body = NULL, response_time_ms = d.took / 1000,
+  error_message = NULL, error_code = NULL, next_retry_at = NULL, max_attempts_reached = false, attempted_at = ` + started + `, completed_at = ` + finished + `
+FROM d WHERE w.id = d.id AND w.delivery_status <> 'success'`
+
+// updateOutcomes records any other outcome of deliveries that have a row, as long as the lease is still ours: whoever else holds it
+// is attempting the delivery and will say what became of it. $20 is the owner of leases.
+const updateOutcomes = `
+WITH d AS MATERIALIZED (SELECT * FROM ` + outcomeRows + `),
+held AS MATERIALIZED (
+  SELECT q.delivery_id AS id FROM outbox_relay.retry_queue q
+  WHERE q.delivery_id = ANY($1::uuid[]) AND q.leased_by = $20::uuid ORDER BY q.delivery_id FOR UPDATE),
+back AS (
+  UPDATE outbox_relay.retry_queue q SET due_at = ` + dueAt + `, leased_by = NULL
+  FROM d JOIN held USING (id) WHERE q.delivery_id = d.id AND d.due IS NOT NULL),
+done AS (DELETE FROM outbox_relay.retry_queue q USING d JOIN held USING (id) WHERE q.delivery_id = d.id AND d.due IS NULL),
+dead AS (` + insertDead + ` FROM d JOIN held USING (id) WHERE d.state = 'failed' ON CONFLICT (delivery_id) DO NOTHING),
+tried AS (` + insertAttempts + ` FROM d JOIN held USING (id) WHERE d.class <> '')
+UPDATE {tenant}.webhook_deliveries w
+SET delivery_status = d.state, attempt_number = d.attempt, error_message = nullif(d.error, ''), error_code = nullif(d.code, ''),
+  next_retry_at = CASE WHEN d.due IS NOT NULL THEN ` + dueAt + ` END, max_attempts_reached = d.state = 'failed',
+  completed_at = CASE WHEN d.due IS NULL THEN ` + finished + ` END,
+  request_url = CASE WHEN d.class <> '' THEN d.url ELSE w.request_url END,
+  request_method = CASE WHEN d.class <> '' THEN d.method ELSE w.request_method END,
+  request_signature = CASE WHEN d.class <> '' THEN nullif(d.signature, '') ELSE w.request_signature END,
+  response_status_code = CASE WHEN d.class <> '' THEN nullif(d.status, 0) ELSE w.response_status_code END,
+  response_body = CASE WHEN d.class <> '' THEN nullif(d.answer, '') ELSE w.response_body END,
+  response_time_ms = CASE WHEN d.class <> '' THEN d.took / 1000 ELSE w.response_time_ms END,
+  attempted_at = CASE WHEN d.class <> '' THEN ` + started + ` ELSE w.attempted_at END
+FROM d JOIN held USING (id) WHERE w.id = d.id`
+
+const insertDead = `
+  INSERT INTO {tenant}.webhook_dead_letters (delivery_id, webhook_event_id, webhook_endpoint_id, request_url, request_method, request_headers,
+    request_body, attempts, last_error, last_error_code, last_status_code, last_response_body)
+  SELECT d.id, d.event, d.endpoint, d.url, d.method, d.headers::jsonb,
+    d.body, d.attempt, nullif(d.error, ''), nullif(d.code, ''), nullif(d.status, 0), nullif(d.answer, '')`
+
+const insertAttempts = `
+  INSERT INTO {tenant}.webhook_delivery_attempts (delivery_id, webhook_endpoint_id, attempt_number, error_class, response_status_code,
+    error_message, response_body, response_time_ms, attempted_at)
+  SELECT d.id, d.endpoint, d.attempt, d.class, nullif(d.status, 0),
+    nullif(d.error, ''), nullif(d.answer, ''), d.took / 1000, ` + started
+
+// disableEndpoints writes nothing but what says that they are disabled.
+const disableEndpoints = `
+UPDATE {tenant}.webhook_endpoints e SET is_active = false, disabled_reason = d.reason, disabled_at = now()
+FROM unnest($1::uuid[], $2::text[]) AS d (id, reason) WHERE e.id = d.id AND e.is_active`

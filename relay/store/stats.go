@@ -1,0 +1,55 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Stats is what the database says of the relay's backlog.
+type Stats struct {
+	Queued    int64         // rows of the retry queue
+	Due       int64         // of these, due now
+	OldestDue time.Duration // for how long the oldest of these has been due; zero if none is
+
+	SlotExists    bool
+	SlotActive    bool   // somebody streams from it
+	WALStatus     string // reserved, extended, unreserved or lost; empty without a slot
+	LagBytes      int64  // of the log that is not confirmed yet
+	RetainedBytes int64  // of the log that the server keeps for the slot
+	SafeBytes     int64  // that may still be written before the slot is lost; negative: no limit, or unknown
+}
+
+const (
+	queueStats = `
+SELECT count(*), count(*) FILTER (WHERE q.due_at <= now()), coalesce(extract(epoch FROM now() - min(q.due_at)) * 1e6, 0)::int8
+FROM outbox_relay.retry_queue q`
+	slotStats = `
+SELECT r.active, coalesce(r.wal_status, ''), coalesce(pg_wal_lsn_diff(w.lsn, r.confirmed_flush_lsn), 0)::int8,
+  coalesce(pg_wal_lsn_diff(w.lsn, r.restart_lsn), 0)::int8, coalesce(r.safe_wal_size, -1)
+FROM pg_catalog.pg_replication_slots r, (SELECT pg_current_wal_lsn() AS lsn) w WHERE r.slot_name = $1::text`
+)
+
+// Stats reads the present figures.
+func (s *Store) Stats(ctx context.Context) (Stats, error) {
+	var (
+		st     Stats
+		oldest int64
+	)
+	b := &pgx.Batch{}
+	b.Queue(queueStats).QueryRow(func(row pgx.Row) error { return row.Scan(&st.Queued, &st.Due, &oldest) })
+	b.Queue(slotStats, s.slot).Query(func(rows pgx.Rows) error {
+		if rows.Next() {
+			st.SlotExists = true
+			return rows.Scan(&st.SlotActive, &st.WALStatus, &st.LagBytes, &st.RetainedBytes, &st.SafeBytes)
+		}
+		return rows.Err()
+	})
+	if err := s.pool.SendBatch(ctx, b).Close(); err != nil {
+		return Stats{}, fmt.Errorf("read statistics: %w", err)
+	}
+	st.OldestDue = max(time.Duration(oldest)*time.Microsecond, 0)
+	return st, nil
+}

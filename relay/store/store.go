@@ -1,0 +1,124 @@
+// Package store is everything the relay writes and reads in PostgreSQL outside the replication stream: outcomes, the retry queue, dead
+// letters, progress, the routing rows of the initial load, backfills and statistics.
+//
+// All times are the database's: a caller gives durations, and every replica reads the same clock. All names are qualified, the search
+// path is empty, and a tenant's schema name reaches a statement only as a quoted identifier.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// Config says how to reach the database.
+type Config struct {
+	// URL is the DSN of the database, as a URL or in keyword form. Parameters such as pool_max_conns in it have no effect.
+	URL string
+	// MaxConns bounds the connections. Zero means 4.
+	MaxConns int32
+	// ConnectTimeout bounds the opening of each connection. Zero means what the DSN says, else no bound.
+	ConnectTimeout time.Duration
+	// Slot names the row of outbox_relay.progress.
+	Slot string
+	// Log is told of deliveries that Claim could not load; required.
+	Log *slog.Logger
+}
+
+// Store reads and writes through a pool of connections. It is safe for concurrent use.
+type Store struct {
+	pool *pgxpool.Pool
+	slot string
+	log  *slog.Logger
+}
+
+// sessionSQL makes every session alike, whatever role, database or server configuration say: names must be qualified, a commit that
+// was reported is durable, no timeout of an administrator's ends a statement half-way, and a lock is waited for only so long, since
+// all tenants wait with us. pg_settings leaves out what this server's version does not know.
+const sessionSQL = `SELECT set_config(s.name, w.value, false) FROM pg_catalog.pg_settings s JOIN (VALUES
+  ('application_name', 'outbox-relay'), ('search_path', ''), ('synchronous_commit', 'on'), ('lock_timeout', '5s'), ('statement_timeout', '0'),
+  ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'), ('transaction_timeout', '0'), ('jit', 'off'),
+  ('default_transaction_isolation', 'read committed'), ('default_transaction_read_only', 'off'),
+  ('client_encoding', 'UTF8'), ('DateStyle', 'ISO')) AS w (name, value) ON lower(s.name) = lower(w.name)`
+
+// New opens the pool and makes sure that the database answers.
+func New(ctx context.Context, cfg Config) (*Store, error) {
+	pc, err := pgxpool.ParseConfig(cfg.URL)
+	if err != nil {
+		return nil, fmt.Errorf("parse database URL: %w", err)
+	}
+	pc.MaxConns = cfg.MaxConns
+	if pc.MaxConns <= 0 {
+		pc.MaxConns = 4
+	}
+	pc.MinConns, pc.MinIdleConns = 0, 0
+	if cfg.ConnectTimeout > 0 {
+		pc.ConnConfig.ConnectTimeout = cfg.ConnectTimeout
+	}
+	// A thousand tenants are a thousand texts of each statement. Prepared on the server, they would fill its memory on every connection
+	// or push each other out; unprepared, each is parsed again, and a change of a tenant's table can never meet a stale plan.
+	pc.ConnConfig.DefaultQueryExecMode = execMode
+	pc.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		conn.TypeMap().RegisterDefaultPgType(outbox.UUID{}, "uuid")
+		conn.TypeMap().RegisterDefaultPgType([]outbox.UUID{}, "_uuid")
+		if _, err := conn.Exec(ctx, sessionSQL); err != nil {
+			return fmt.Errorf("set up session: %w", err)
+		}
+		return nil
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, fmt.Errorf("open connection pool: %w", err)
+	}
+	if err := pool.Ping(ctx); err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("connect to database: %w", err)
+	}
+	return &Store{pool: pool, slot: cfg.Slot, log: cfg.Log}, nil
+}
+
+// Close closes the pool and waits for connections in use.
+func (s *Store) Close() { s.pool.Close() }
+
+// forTenant puts the tenant's schema into a statement, where it stands as {tenant}.
+func forTenant(sql, tenant string) string {
+	return strings.ReplaceAll(sql, "{tenant}", pgx.Identifier{tenant}.Sanitize())
+}
+
+// code returns the SQLSTATE of an error that the server reported, empty for any other.
+func code(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Code
+	}
+	return ""
+}
+
+// A few SQLSTATEs by name.
+const (
+	codeFenced         = "OR001" // raised by outbox_relay.advance
+	codeUndefinedTable = "42P01" // or its schema
+	codeReadOnly       = "25006" // a server that has become a standby
+)
+
+// isTenants tells whether an error of the server is about the tenant whose statement it answers. Anything else (no answer at all, a
+// server that shuts down or has run out of something, a deadlock) would hit the next tenant as well and may be over the next time.
+func isTenants(err error) bool {
+	c := code(err)
+	if c == "" || c == codeFenced || c == codeReadOnly {
+		return false
+	}
+	switch c[:2] {
+	case "08", "40", "53", "57", "58": // connection, rollback, resources, operator intervention, system
+		return false
+	}
+	return true
+}
