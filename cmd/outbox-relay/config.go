@@ -72,6 +72,18 @@ func (e *configError) add(key, value, remedy string) {
 	e.faults = append(e.faults, &relay.FieldError{Key: key, Value: value, Remedy: remedy})
 }
 
+// without leaves the faults of one key out.
+func (e *configError) without(key string) error {
+	rest := slices.DeleteFunc(slices.Clone(e.faults), func(fault error) bool {
+		f := (*relay.FieldError)(nil)
+		return errors.As(fault, &f) && f.Key == key
+	})
+	if len(rest) == 0 {
+		return nil
+	}
+	return &configError{rest}
+}
+
 // loadConfig merges defaults, file, environment and flags, in rising order of precedence. The error is a *configError; the configuration
 // that comes with it holds what could be read.
 //

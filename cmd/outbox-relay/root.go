@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -32,6 +33,25 @@ type app struct {
 // errFailed ends a command that has already said what is wrong.
 var errFailed = errors.New("failed")
 
+// usageError is a fault of the command line that cobra did not find.
+type usageError struct{ error }
+
+func usage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// subcommandMissing is what a command runs that only holds others.
+func subcommandMissing(cmd *cobra.Command, args []string) error {
+	var names []string
+	for _, sub := range cmd.Commands() {
+		if sub.IsAvailableCommand() {
+			names = append(names, sub.Name())
+		}
+	}
+	if len(args) > 0 {
+		return usage("unknown command %q for %q: there are %s", args[0], cmd.CommandPath(), strings.Join(names, ", "))
+	}
+	return usage("a command is missing: there are %s", strings.Join(names, ", "))
+}
+
 // execute runs one command line and returns the exit code.
 func (a *app) execute(ctx context.Context, args []string) int {
 	root := a.root()
@@ -39,7 +59,7 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
@@ -50,10 +70,11 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	if errors.As(err, &hinted) {
 		fmt.Fprintf(a.err, "hint: %s\n", hinted.Hint())
 	}
-	if !a.started {
-		fmt.Fprintln(a.err, "hint: outbox-relay --help lists the commands, outbox-relay COMMAND --help their flags")
+	if !a.started || errors.As(err, new(usageError)) {
+		fmt.Fprintln(a.err, "hint: see "+cmd.CommandPath()+" --help")
+		return exitUsage
 	}
-	if !a.started || errors.As(err, new(*configError)) {
+	if errors.As(err, new(*configError)) {
 		return exitUsage
 	}
 	return exitFailure
@@ -80,17 +101,14 @@ Exit codes: 0 done, 1 failure, 2 usage or configuration.`
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "outbox-relay",
-		Short:         "Deliver the events of a database's outbox tables as webhooks",
-		Long:          rootHelp,
-		Version:       version(),
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Args:          cobra.NoArgs,
-		RunE:          func(*cobra.Command, []string) error { return errors.New("a command is missing") },
-		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
-			a.started = cmd.HasParent()
-		},
+		Use:              "outbox-relay",
+		Short:            "Deliver the events of a database's outbox tables as webhooks",
+		Long:             rootHelp,
+		Version:          version(),
+		SilenceUsage:     true,
+		SilenceErrors:    true,
+		RunE:             subcommandMissing,
+		PersistentPreRun: func(*cobra.Command, []string) { a.started = true },
 	}
 	root.SetVersionTemplate("outbox-relay {{.Version}}\n")
 	flags := root.PersistentFlags()
@@ -98,7 +116,7 @@ func (a *app) root() *cobra.Command {
 	flags.String("database-url", "", "`DSN` of the database (database.url)")
 	flags.String("log-level", "", "log this `LEVEL` and above: debug, info, warn, error (log.level)")
 	flags.String("log-format", "", "log as `FORMAT`: json, text, or auto: text on a terminal (log.format)")
-	root.AddCommand(a.configCommand(), a.versionCommand())
+	root.AddCommand(a.runCommand(), a.migrateCommand(), a.tenantsCommand(), a.configCommand(), a.versionCommand())
 	return root
 }
 

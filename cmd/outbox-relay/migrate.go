@@ -1,0 +1,61 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/neo-commons/outbox-relay/schema"
+)
+
+func (a *app) migrateCommand() *cobra.Command {
+	var print bool
+	cmd := &cobra.Command{
+		Use:   "migrate",
+		Short: "Bring the database up to date: schema outbox_relay, publications, slot, tenants",
+		Long: `Create or update what the relay needs in the database: the schema outbox_relay, the role outbox_relay_runner, two publications and
+the replication slot database.slot; then every registered tenant. It may be repeated, and run while relays work.
+
+The role of database.url needs CREATE on the database, CREATEROLE (once), REPLICATION and the ownership of the tenants' tables. The relay
+itself does not: let it log in as a role of its own, made by
+  CREATE ROLE relay LOGIN REPLICATION PASSWORD '...' IN ROLE outbox_relay_runner;
+
+Creating the slot waits for the transactions that are open in the database at that moment.`,
+		Example: `  outbox-relay migrate --database-url postgres://owner@db/app
+  outbox-relay migrate --print > outbox-relay.sql   # for a DBA to read and run in psql; connects to nothing`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if print {
+				return a.printMigration(cmd)
+			}
+			c, err := a.loadAndReach(cmd)
+			if err != nil {
+				return err
+			}
+			if err := schema.Migrate(cmd.Context(), c.Database.URL, schema.Options{Slot: c.Database.Slot, Progress: a.progress}); err != nil {
+				return err
+			}
+			fmt.Fprintln(a.out, "The database is up to date. Next: outbox-relay tenants add SCHEMA, or outbox-relay run")
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&print, "print", false, "print the SQL instead of running it")
+	return cmd
+}
+
+// printMigration needs the name of the slot and no database.
+func (a *app) printMigration(cmd *cobra.Command) error {
+	c, err := a.load(cmd)
+	var faults *configError
+	if errors.As(err, &faults) && c.Database.URL == "" {
+		err = faults.without("database.url")
+	}
+	if err != nil {
+		return err
+	}
+	return schema.Print(a.out, schema.Options{Slot: c.Database.Slot})
+}
+
+// progress tells a person what takes its time.
+func (a *app) progress(step string) { fmt.Fprintln(a.out, "… "+step) }

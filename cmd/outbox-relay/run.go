@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/neo-commons/outbox-relay/relay"
+	"github.com/neo-commons/outbox-relay/relay/admin"
+)
+
+func (a *app) runCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Relay until told to stop",
+		Long: `Relay events until SIGTERM or SIGINT. Attempts in flight may then finish within shutdown.drain, what is left is deferred, and what
+is known is recorded; a second signal skips the wait. Nothing is lost by killing the relay: it delivers again what was not recorded.
+
+Any number of relays may run on one database. One reads the log, the others stand by for it; all work the retry queue.
+
+While it runs, server.listen serves
+  /livez    200 as long as the process works
+  /readyz   200 when the relay works, as leader or standing by; 503 and the reason otherwise
+  /metrics  for Prometheus`,
+		Example: `  outbox-relay run --config /etc/outbox-relay/config.yaml
+  OUTBOX_RELAY_DATABASE_URL=postgres://relay@db/app outbox-relay run --listen :9464 --log-format json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			return a.run(cmd.Context(), &c)
+		},
+	}
+	cmd.Flags().String("listen", "", "serve health and metrics on this `HOST:PORT`, empty for nowhere (server.listen)")
+	return cmd
+}
+
+func (a *app) run(ctx context.Context, c *config) error {
+	log := newLogger(a.err, c.Log)
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		collectors.NewBuildInfoCollector(),
+	)
+	status := new(relay.Status)
+	group, ctx := errgroup.WithContext(ctx)
+
+	// Health and metrics are there until the drain is over.
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	if c.Server.Listen != "" {
+		pages, err := admin.Listen(ctx, c.Server.Listen, admin.Options{Health: status, Registry: registry, Log: log})
+		if err != nil {
+			return err
+		}
+		log.Info("serving health and metrics", "address", pages.Addr())
+		group.Go(func() error { return pages.Run(serving) })
+	}
+	group.Go(func() error {
+		defer stopServing()
+		log.Info("starting", "version", version())
+		err := relay.Run(ctx, relay.Options{
+			Config: c.Config, Version: version(), Log: log, Registry: registry, Status: status, Abort: a.abort,
+		})
+		if err != nil {
+			return fmt.Errorf("run: %w", err)
+		}
+		log.Info("stopped")
+		return nil
+	})
+	return group.Wait()
+}
+
+// newLogger logs for people on a terminal, for machines anywhere else, unless told.
+func newLogger(w io.Writer, c logging) *slog.Logger {
+	level, _ := logLevel(c.Level)
+	options := &slog.HandlerOptions{Level: level}
+	if c.Format == "text" || c.Format == "auto" && terminal(w) {
+		return slog.New(slog.NewTextHandler(w, options))
+	}
+	return slog.New(slog.NewJSONHandler(w, options))
+}

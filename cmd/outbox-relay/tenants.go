@@ -1,0 +1,261 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/neo-commons/outbox-relay/schema"
+)
+
+func (a *app) tenantsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "tenants",
+		Short: "List, add, remove, pause and resume tenants",
+		Long: `A tenant is a schema whose webhook_events the relay delivers. Running relays follow every change at once, without a restart.
+
+Provisioning code does the same in the transaction that creates the schema: SELECT outbox_relay.add_tenant('schema').`,
+		RunE: subcommandMissing,
+	}
+	cmd.AddCommand(a.tenantsListCommand(), a.tenantsAddCommand(), a.tenantsRemoveCommand(), a.tenantsPauseCommand(), a.tenantsResumeCommand())
+	return cmd
+}
+
+// oneSchema checks the arguments of the commands for one tenant.
+func oneSchema(_ *cobra.Command, args []string) error {
+	if len(args) != 1 || args[0] == "" {
+		return usage("name one schema, not %d", len(args))
+	}
+	return nil
+}
+
+func (a *app) tenantsAddCommand() *cobra.Command {
+	var unprocessed bool
+	var since string
+	cmd := &cobra.Command{
+		Use:   "add SCHEMA",
+		Short: "Make a schema a tenant: create or adopt its tables, then deliver its events",
+		Long: `Make a schema a tenant. Tables it lacks are created; those it has are adopted: columns and indexes are added, the foreign key from
+deliveries to events goes, nothing is rewritten, and no lock blocks writers for more than a second. Repeating it does no harm.
+
+Every event committed after it is delivered. Events from before are not, unless --unprocessed or --since queues them, once.
+
+The role of database.url must own the schema and its tables.`,
+		Example: `  outbox-relay tenants add acme
+  outbox-relay tenants add acme --unprocessed               # coming from a polling dispatcher: also rows without processed_at
+  outbox-relay tenants add acme --since 2026-11-01T00:00:00Z`,
+		Args: oneSchema,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			options := schema.AddOptions{Unprocessed: unprocessed, Progress: a.progress}
+			if since != "" && unprocessed {
+				return usage("--unprocessed and --since exclude each other")
+			}
+			if since != "" {
+				t, err := time.Parse(time.RFC3339, since)
+				if err != nil {
+					return usage("--since %q: write a time with its zone: %s", since, time.Now().UTC().Add(-24*time.Hour).Format(time.RFC3339))
+				}
+				options.Since = t
+			}
+			c, err := a.loadAndReach(cmd)
+			if err != nil {
+				return err
+			}
+			if err := schema.AddTenant(cmd.Context(), c.Database.URL, args[0], options); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.out, "%s is a tenant\n", args[0])
+			if !c.Tenants.Includes(args[0]) {
+				fmt.Fprintln(a.out, "Note that tenants.include does not name it: relays with this configuration leave it alone.")
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&unprocessed, "unprocessed", false, "also deliver the events whose processed_at is null")
+	cmd.Flags().StringVar(&since, "since", "", "also deliver the events that occurred at or after this `TIME` (RFC 3339)")
+	return cmd
+}
+
+func (a *app) tenantsRemoveCommand() *cobra.Command {
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "remove SCHEMA",
+		Short: "End the deliveries of a tenant; its tables and rows stay",
+		Long: `End the deliveries of a tenant and forget what it has in the retry queue. Its tables and rows stay, and the schema may be gone
+already. Events committed while a schema is no tenant are not delivered later, unless tenants add --since asks for them.
+
+To hold deliveries back without losing any, pause the tenant instead.`,
+		Example: `  outbox-relay tenants remove acme --yes`,
+		Args:    oneSchema,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.loadAndReach(cmd)
+			if err != nil {
+				return err
+			}
+			if !yes && terminal(a.in) && !a.confirm(fmt.Sprintf("Remove tenant %s? What it has queued is forgotten. [y/N] ", args[0])) {
+				return errors.New("nothing was removed")
+			}
+			if err := schema.RemoveTenant(cmd.Context(), c.Database.URL, args[0]); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.out, "%s is no tenant any more\n", args[0])
+			return nil
+		},
+	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return cmd
+}
+
+// confirm asks a person.
+func (a *app) confirm(question string) bool {
+	fmt.Fprint(a.err, question)
+	line, err := bufio.NewReader(a.in).ReadString('\n')
+	answer := strings.ToLower(strings.TrimSpace(line))
+	return err == nil && (answer == "y" || answer == "yes")
+}
+
+func (a *app) tenantsPauseCommand() *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:     "pause SCHEMA",
+		Short:   "Hold the deliveries of a tenant back; nothing is lost",
+		Example: `  outbox-relay tenants pause acme --reason 'receiver is moving, ticket 4711'`,
+		Args:    oneSchema,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.loadAndReach(cmd)
+			if err != nil {
+				return err
+			}
+			if err := schema.PauseTenant(cmd.Context(), c.Database.URL, args[0], reason); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.out, "%s is paused\n", args[0])
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&reason, "reason", "", "`TEXT` that tenants list and the log show")
+	return cmd
+}
+
+func (a *app) tenantsResumeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "resume SCHEMA",
+		Short:   "Let a paused or suspended tenant go on; what it missed is delivered",
+		Example: `  outbox-relay tenants resume acme`,
+		Args:    oneSchema,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.loadAndReach(cmd)
+			if err != nil {
+				return err
+			}
+			if err := schema.ResumeTenant(cmd.Context(), c.Database.URL, args[0]); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.out, "%s is active\n", args[0])
+			return nil
+		},
+	}
+}
+
+func (a *app) tenantsListCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the tenants",
+		Example: `  outbox-relay tenants list
+  outbox-relay tenants list -o json | jq -r '.[] | select(.state != "active") | .schema'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "table" && output != "json" {
+				return usage("--output %q: must be table or json", output)
+			}
+			c, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			var tenants []schema.Tenant
+			err = withDatabase(cmd.Context(), &c, func(conn *pgx.Conn) (err error) {
+				tenants, err = schema.Tenants(cmd.Context(), conn)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			if output == "json" {
+				return writeTenantsJSON(a.out, tenants)
+			}
+			return writeTenantsTable(a.out, tenants)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "`FORM` of the list: table or json")
+	return cmd
+}
+
+func writeTenantsTable(w io.Writer, tenants []schema.Tenant) error {
+	if len(tenants) == 0 {
+		_, err := fmt.Fprintln(w, "No tenants yet. Add one: outbox-relay tenants add SCHEMA")
+		return err
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(table, "SCHEMA\tSTATE\tSINCE\tEARLIER EVENTS\tREASON")
+	for _, t := range tenants {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", t.Schema, t.State, t.Since.UTC().Format(time.RFC3339), backfillText(t), cmp.Or(t.Reason, "-"))
+	}
+	return table.Flush()
+}
+
+func backfillText(t schema.Tenant) string {
+	text := t.Backfill
+	switch {
+	case text == "":
+		return "-"
+	case !t.BackfillSince.IsZero():
+		text += " " + t.BackfillSince.UTC().Format(time.RFC3339)
+	}
+	if t.BackfillDoneAt.IsZero() {
+		return text + ", under way"
+	}
+	return text + ", queued"
+}
+
+// tenantJSON is what scripts can rely on.
+type tenantJSON struct {
+	Schema         string     `json:"schema"`
+	State          string     `json:"state"`
+	Reason         string     `json:"reason,omitempty"`
+	Version        int        `json:"version"`
+	Since          time.Time  `json:"since"`
+	Backfill       string     `json:"backfill,omitempty"`
+	BackfillSince  *time.Time `json:"backfill_since,omitempty"`
+	BackfillDoneAt *time.Time `json:"backfill_done_at,omitempty"`
+}
+
+func writeTenantsJSON(w io.Writer, tenants []schema.Tenant) error {
+	list := make([]tenantJSON, len(tenants))
+	for i, t := range tenants {
+		list[i] = tenantJSON{
+			Schema: t.Schema, State: t.State, Reason: t.Reason, Version: t.Version, Since: t.Since.UTC(),
+			Backfill: t.Backfill, BackfillSince: orNil(t.BackfillSince), BackfillDoneAt: orNil(t.BackfillDoneAt),
+		}
+	}
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(list)
+}
+
+func orNil(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
