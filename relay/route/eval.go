@@ -1,0 +1,296 @@
+package route
+
+import (
+	"bytes"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// Match reports whether e passes the filter. It reads e.Data and e.Metadata as they are, building nothing: each key that the filter
+// names costs a walk over the object it is in. It allocates only to unescape a long string. JSON that is found broken does not match.
+func (f *Filter) Match(e *outbox.Event) bool {
+	var scratch [64]byte
+	m := matcher{event: e, scratch: scratch[:0]}
+	return m.holds(&f.root, value{}) && !m.bad
+}
+
+type matcher struct {
+	event   *outbox.Event
+	scratch []byte
+	bad     bool // the JSON is broken
+}
+
+// value is a place in a document, or a column of the event that is text. The zero value is missing.
+type value struct {
+	kind   kind // kindBad: missing
+	doc    []byte
+	at     int
+	column source // fromValue: a place in doc
+}
+
+func valueAt(doc []byte, i int) value { return value{kind: kindAt(doc, i), doc: doc, at: i} }
+
+// holds evaluates n for v. Its recursion is as deep as the filter, never as the document.
+func (m *matcher) holds(n *node, v value) bool {
+	switch n.op {
+	case opAll:
+		return m.allHold(n.nodes, v)
+	case opAny:
+		for i := range n.nodes {
+			if m.holds(&n.nodes[i], v) {
+				return true
+			}
+		}
+		return false
+	case opNot:
+		return !m.holds(&n.nodes[0], v)
+	default:
+		return m.walk(n, m.start(n.from, v), n.path)
+	}
+}
+
+func (m *matcher) allHold(nodes []node, v value) bool {
+	for i := range nodes {
+		if !m.holds(&nodes[i], v) {
+			return false
+		}
+	}
+	return true
+}
+
+func (m *matcher) start(from source, v value) value {
+	switch from {
+	case fromData:
+		return valueAt(m.event.Data, space(m.event.Data, 0))
+	case fromMetadata:
+		return valueAt(m.event.Metadata, space(m.event.Metadata, 0))
+	case fromType, fromAggregateType:
+		return value{kind: kindString, column: from}
+	case fromContextID:
+		if m.event.ContextID.IsZero() {
+			return value{}
+		}
+		return value{kind: kindString, column: from}
+	default:
+		return v
+	}
+}
+
+// walk reports whether a value at path, seen from v, passes n.
+func (m *matcher) walk(n *node, v value, path []string) bool {
+	if len(path) == 0 {
+		return m.pass(n, v)
+	}
+	if v.kind != kindArray {
+		return m.walk(n, m.find(v, path[0]), path[1:])
+	}
+	e := elementsOf(v.doc, v.at)
+	for e.advance() {
+		if w := valueAt(v.doc, e.at); w.kind != kindArray && m.walk(n, m.find(w, path[0]), path[1:]) {
+			return true
+		}
+	}
+	m.bad = m.bad || e.bad
+	return false
+}
+
+// find returns the value of a key in v, missing if v is no object.
+func (m *matcher) find(v value, key string) value {
+	if v.kind != kindObject {
+		return value{}
+	}
+	it := membersOf(v.doc, v.at)
+	for it.advance() {
+		if m.isKey(it.key, key) {
+			w := valueAt(v.doc, it.at)
+			m.bad = m.bad || w.kind == kindBad
+			return w
+		}
+	}
+	m.bad = m.bad || it.bad
+	return value{}
+}
+
+func (m *matcher) isKey(inside []byte, key string) bool {
+	if !isEscaped(inside) {
+		return string(inside) == key
+	}
+	m.scratch = unescape(m.scratch[:0], inside)
+	return string(m.scratch) == key
+}
+
+// pass reports whether v, or an element of it, passes n. An array itself is compared as a whole; it has no keys.
+func (m *matcher) pass(n *node, v value) bool {
+	if n.op == opExists {
+		return v.kind != kindBad
+	}
+	if v.kind != kindArray {
+		return m.passOne(n, v)
+	}
+	whole := len(n.nodes) == 0
+	if whole && m.passTests(n.tests, v) {
+		return true
+	}
+	e := elementsOf(v.doc, v.at)
+	for e.advance() {
+		if w := valueAt(v.doc, e.at); (whole || w.kind != kindArray) && m.passOne(n, w) {
+			return true
+		}
+	}
+	m.bad = m.bad || e.bad
+	return false
+}
+
+func (m *matcher) passOne(n *node, v value) bool {
+	return m.passTests(n.tests, v) && m.allHold(n.nodes, v)
+}
+
+func (m *matcher) passTests(tests []test, v value) bool {
+	for i := range tests {
+		if v.kind == kindBad || !m.passTest(&tests[i], v) {
+			return false
+		}
+	}
+	return true
+}
+
+func (m *matcher) passTest(t *test, v value) bool {
+	switch t.op {
+	case testEqual:
+		return m.equal(v, &t.operand)
+	case testIn:
+		return m.in(v, t)
+	case testGreater, testGreaterOrEqual, testLess, testLessOrEqual:
+		c, ok := m.compare(v, &t.operand)
+		return ok && (c == 0 && (t.op == testGreaterOrEqual || t.op == testLessOrEqual) ||
+			c > 0 && (t.op == testGreater || t.op == testGreaterOrEqual) ||
+			c < 0 && (t.op == testLess || t.op == testLessOrEqual))
+	}
+	if v.kind != kindString {
+		return false
+	}
+	text, piece := m.text(v), t.operand.text
+	switch t.op {
+	case testStartsWith:
+		return bytes.HasPrefix(text, piece)
+	case testEndsWith:
+		return bytes.HasSuffix(text, piece)
+	default:
+		return bytes.Contains(text, piece)
+	}
+}
+
+func (m *matcher) in(v value, t *test) bool {
+	if v.kind == kindString {
+		_, ok := t.strings[string(m.text(v))]
+		return ok
+	}
+	for i := range t.operand.items {
+		if m.equal(v, &t.operand.items[i]) {
+			return true
+		}
+	}
+	return false
+}
+
+// compare compares numbers with numbers and strings with strings.
+func (m *matcher) compare(v value, l *literal) (int, bool) {
+	if v.kind != l.kind {
+		return 0, false
+	}
+	if v.kind == kindString {
+		return bytes.Compare(m.text(v), l.text), true
+	}
+	d, ok := m.number(v)
+	return d.compare(l.number), ok
+}
+
+// number reads the number v.
+func (m *matcher) number(v value) (decimal, bool) {
+	d, ok := parseDecimal(v.doc[v.at:skip(v.doc, v.at)])
+	m.bad = m.bad || !ok
+	return d, ok
+}
+
+// text returns what the string v stands for. It is valid until the next call.
+func (m *matcher) text(v value) []byte {
+	switch v.column {
+	case fromType:
+		m.scratch = append(m.scratch[:0], m.event.Type...)
+		return m.scratch
+	case fromAggregateType:
+		m.scratch = append(m.scratch[:0], m.event.AggregateType...)
+		return m.scratch
+	case fromContextID:
+		m.scratch, _ = m.event.ContextID.AppendText(m.scratch[:0]) // the error is always nil
+		return m.scratch
+	}
+	end := skipString(v.doc, v.at)
+	if end < 0 {
+		m.bad = true
+		return nil
+	}
+	inside := v.doc[v.at+1 : end-1]
+	if !isEscaped(inside) {
+		return inside
+	}
+	m.scratch = unescape(m.scratch[:0], inside)
+	return m.scratch
+}
+
+// equal compares v with l, whole objects and arrays too. Its recursion is as deep as l.
+func (m *matcher) equal(v value, l *literal) bool {
+	if v.kind != l.kind {
+		return false
+	}
+	switch v.kind {
+	case kindString:
+		return bytes.Equal(m.text(v), l.text)
+	case kindNumber:
+		d, ok := m.number(v)
+		return ok && d.compare(l.number) == 0
+	case kindArray:
+		return m.equalArray(v, l)
+	case kindObject:
+		return m.equalObject(v, l)
+	default:
+		return true // null, true and false are what their first byte says
+	}
+}
+
+func (m *matcher) equalArray(v value, l *literal) bool {
+	count := 0
+	e := elementsOf(v.doc, v.at)
+	for e.advance() {
+		if e.depth > 1 {
+			continue
+		}
+		if count == len(l.items) || !m.equal(valueAt(v.doc, e.at), &l.items[count]) {
+			return false
+		}
+		count++
+	}
+	m.bad = m.bad || e.bad
+	return count == len(l.items)
+}
+
+// equalObject goes through both objects side by side, as jsonb has them in the order of l, and looks for keys that are elsewhere.
+func (m *matcher) equalObject(v value, l *literal) bool {
+	count := 0
+	it := membersOf(v.doc, v.at)
+	for it.advance() {
+		if count == len(l.keys) {
+			return false
+		}
+		w := valueAt(v.doc, it.at)
+		if !m.isKey(it.key, l.keys[count]) {
+			w = m.find(v, l.keys[count])
+		}
+		if !m.equal(w, &l.items[count]) {
+			return false
+		}
+		count++
+	}
+	m.bad = m.bad || it.bad
+	return count == len(l.keys)
+}

@@ -1,0 +1,65 @@
+package route
+
+import (
+	"bytes"
+
+	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// Target is an endpoint that an event goes to, and the first by id of its subscriptions that match.
+type Target struct {
+	Endpoint     *delivery.Endpoint
+	Subscription outbox.UUID
+}
+
+// Match appends one target for each active endpoint that a subscription sends e to, in no particular order.
+func (t *Tenant) Match(e *outbox.Event, dst []Target) []Target {
+	p := t.index.plan(e.Type)
+	if p.disabled {
+		return dst
+	}
+	t.index.round++
+	r := round{number: t.index.round, event: e, verifiedOnly: p.verifiedOnly, targets: dst}
+	for _, b := range p.buckets {
+		r.choose(b.lists[outbox.UUID{}])
+		if !e.ContextID.IsZero() {
+			r.choose(b.lists[e.ContextID])
+		}
+	}
+	return r.targets
+}
+
+// round is one Match.
+type round struct {
+	number       uint64
+	event        *outbox.Event
+	verifiedOnly bool
+	targets      []Target
+}
+
+// choose adds the endpoints of the subscriptions in list that match.
+func (r *round) choose(l *list) {
+	if l == nil {
+		return
+	}
+	for _, s := range l.subscriptions {
+		e := s.endpoint
+		if e.usable == nil || !e.usable.Active || r.verifiedOnly && !e.usable.Verified {
+			continue
+		}
+		chosen := e.round == r.number
+		if chosen && bytes.Compare(r.targets[e.target].Subscription[:], s.row.ID[:]) <= 0 {
+			continue
+		}
+		if s.filter != nil && !s.filter.Match(r.event) {
+			continue
+		}
+		if chosen {
+			r.targets[e.target].Subscription = s.row.ID
+			continue
+		}
+		e.round, e.target = r.number, len(r.targets)
+		r.targets = append(r.targets, Target{Endpoint: e.usable, Subscription: s.row.ID})
+	}
+}
