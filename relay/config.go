@@ -153,7 +153,8 @@ type Queue struct {
 	Poll time.Duration `mapstructure:"poll"`
 	// Batch is how many deliveries one look claims at most.
 	Batch int `mapstructure:"batch"`
-	// Lease is how long a claimed delivery belongs to its claimer. It is longer than [MaxAttemptTimeout], or two replicas would deliver it.
+	// Lease is how long a claimed delivery belongs to its claimer, who renews it while the delivery is in memory: so long does it take until
+	// another replica attempts what a killed one had claimed.
 	Lease time.Duration `mapstructure:"lease"`
 }
 
@@ -183,7 +184,7 @@ func DefaultConfig() Config {
 		Breaker:  Breaker{Failures: 5, OpenFor: time.Minute, HalfOpen: 1},
 		Window:   Window{Deliveries: 10_000, Bytes: 64 * MiB, Hold: 2 * time.Second},
 		Record:   Record{Batch: 1000, Interval: 10 * time.Millisecond, Timeout: 10 * time.Second},
-		Queue:    Queue{Poll: time.Second, Batch: 500, Lease: 6 * time.Minute},
+		Queue:    Queue{Poll: time.Second, Batch: 500, Lease: time.Minute},
 		Shutdown: Shutdown{Drain: 20 * time.Second},
 	}
 }
@@ -284,9 +285,7 @@ func (c Config) Validate() error {
 
 	atLeast(&f, "queue.poll", c.Queue.Poll, 10*time.Millisecond)
 	atLeast(&f, "queue.batch", c.Queue.Batch, 1)
-	if c.Queue.Lease <= MaxAttemptTimeout {
-		f.add("queue.lease", c.Queue.Lease, "must be longer than the longest attempt (%v), or two replicas deliver the same: 6m will do", MaxAttemptTimeout)
-	}
+	atLeast(&f, "queue.lease", c.Queue.Lease, time.Second)
 	atLeast(&f, "shutdown.drain", c.Shutdown.Drain, 0)
 	return errors.Join(f...)
 }

@@ -44,13 +44,15 @@ type receiver struct {
 
 	mu       sync.Mutex
 	arrivals []arrival
+	seen     map[pair]bool       // answered with 2xx
+	accepted map[outbox.UUID]int // how many of these each endpoint has
 	bad      []string
 	grown    chan struct{}
 }
 
 func newReceiver(t *testing.T, answer func(endpoint outbox.UUID, attempt string) int) *receiver {
 	t.Helper()
-	r := &receiver{answer: answer, grown: make(chan struct{}, 1)}
+	r := &receiver{answer: answer, grown: make(chan struct{}, 1), seen: make(map[pair]bool), accepted: make(map[outbox.UUID]int)}
 	r.Server = httptest.NewServer(r)
 	t.Cleanup(r.Close)
 	return r
@@ -75,7 +77,12 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if fault != "" {
 		r.bad = append(r.bad, fault)
 	}
-	r.arrivals = append(r.arrivals, arrival{pair{endpoint, event}, status})
+	p := pair{endpoint, event}
+	r.arrivals = append(r.arrivals, arrival{p, status})
+	if status < 300 && !r.seen[p] {
+		r.seen[p] = true
+		r.accepted[endpoint]++
+	}
 	r.mu.Unlock()
 	select {
 	case r.grown <- struct{}{}:

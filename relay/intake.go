@@ -1,0 +1,201 @@
+package relay
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/route"
+	"github.com/neo-commons/outbox-relay/relay/store"
+	"github.com/neo-commons/outbox-relay/relay/wal"
+)
+
+// lookupBatch is how many deliveries are looked up at once while the stream repeats what an earlier session may have recorded.
+const lookupBatch = 512
+
+// Begin starts a transaction of the stream. One whose commit is covered by the recorded position is skipped whole.
+func (s *session) Begin(ctx context.Context, b wal.Begin) error {
+	if b.CommitLSN > s.startHigh {
+		if err := s.lookUp(ctx); err != nil {
+			return err
+		}
+	}
+	s.tx = transaction{
+		begin:  b,
+		skip:   b.CommitLSN < s.start,
+		repeat: b.CommitLSN <= s.startHigh,
+		entry:  noCommit,
+	}
+	return nil
+}
+
+// Change takes one row of the open transaction: an event is matched and goes on its way, a row of the routing table takes effect.
+func (s *session) Change(ctx context.Context, c *wal.Change) error {
+	rel := s.relation(c.Relation)
+	switch rel.kind {
+	case tableEvents:
+		if s.tx.skip || rel.tenant == nil || c.Op != wal.Insert {
+			return nil
+		}
+		return s.event(ctx, rel, c)
+	case tableTenants:
+		return s.tenantChanged(ctx, c)
+	case tableEndpoints, tableEventTypes, tableSubscriptions, tableOldSubscriptions:
+		if rel.tenant == nil || !rel.tenant.wants(s.tx.begin) {
+			return nil
+		}
+		return s.registryChanged(rel, c)
+	case tableOther:
+	}
+	return nil
+}
+
+// Commit ends the transaction: from here on its position may be covered.
+func (s *session) Commit(_ context.Context, c wal.Commit) error {
+	s.read = c.EndLSN
+	if s.tx.skip {
+		return nil
+	}
+	s.ledger.end(s.tx.entry, c.EndLSN)
+	s.metrics.read(c.CommitTime)
+	return nil
+}
+
+// Keepalive tells that the server has sent everything before lsn. When nothing is in the works, that position is recorded, now and then, or at
+// once if the server asks: it does so while it shuts down.
+func (s *session) Keepalive(ctx context.Context, lsn wal.LSN, replyRequested bool) error {
+	if err := s.recorder.err(); wal.IsShutdown(err) {
+		return err
+	}
+	if lsn > s.startHigh {
+		if err := s.lookUp(ctx); err != nil {
+			return err
+		}
+	}
+	s.ledger.idle(lsn)
+	s.read = max(s.read, lsn)
+	s.metrics.caughtUp()
+	covered, _ := s.ledger.position()
+	durable := wal.LSN(s.confirmed.Load())
+	if covered <= durable {
+		return nil
+	}
+	// Writing the position makes WAL of its own: a quiet server is left quiet.
+	if replyRequested || time.Since(s.positioned) > idlePosition && covered-durable > idleBytes {
+		s.positioned = time.Now()
+		s.recorder.writePosition()
+	}
+	return nil
+}
+
+// event matches one event and dispatches its deliveries.
+func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error {
+	t := rel.tenant
+	if t.is(stateSuspended) {
+		return nil // its events stay in the table until it is resumed
+	}
+	plan, err := rel.eventPlan()
+	if err != nil {
+		return s.broken(ctx, t, err)
+	}
+	e, err := plan.Decode(&c.New)
+	if err != nil {
+		return s.broken(ctx, t, fmt.Errorf("decode event: %w", err))
+	}
+	s.targets = t.match(&e, s.targets[:0])
+	s.metrics.event(len(s.targets))
+	if len(s.targets) == 0 {
+		return nil
+	}
+	if s.tx.entry == noCommit {
+		s.tx.entry = s.ledger.begin(s.tx.begin.CommitLSN)
+	}
+	jobs := s.jobs(t, &e)
+	for range jobs {
+		s.ledger.add(s.tx.entry)
+	}
+	if s.tx.repeat {
+		s.repeated = append(s.repeated, jobs...)
+		if len(s.repeated) < lookupBatch {
+			return nil
+		}
+		return s.lookUp(ctx)
+	}
+	for _, j := range jobs {
+		s.dispatch(ctx, t, j)
+	}
+	return s.stream.Beat(ctx)
+}
+
+// jobs makes the deliveries of an event. The body is encoded once per format and shared.
+func (s *session) jobs(t *tenant, e *outbox.Event) []*job {
+	s.batch = s.batch[:0]
+	var messages [delivery.Formats]*delivery.Message
+	for _, target := range s.targets {
+		ep := target.Endpoint
+		m := messages[ep.Format]
+		if m == nil {
+			encoded := delivery.Encode(nil, ep.Format, e, s.cfg.Delivery.Source)
+			m = &encoded
+			messages[ep.Format] = m
+		}
+		s.batch = append(s.batch, newJob(t.schema, target, m, len(s.targets), s))
+	}
+	return s.batch
+}
+
+func newJob(tenant string, target route.Target, m *delivery.Message, share int, s *session) *job {
+	ep := target.Endpoint
+	return &job{
+		Delivery: store.Delivery{
+			ID: outbox.NewUUID(), Tenant: tenant, EventID: m.ID, EndpointID: ep.ID, URL: ep.URL, Method: ep.Method, Message: m,
+		},
+		endpoint:  ep,
+		committed: s.tx.begin.CommitTime,
+		ledger:    s.ledger,
+		commit:    s.tx.entry,
+		bytes:     int64(jobOverhead + len(m.Body)/share),
+	}
+}
+
+func (s *session) dispatch(ctx context.Context, t *tenant, j *job) {
+	if t.is(statePaused) {
+		s.dispatcher.postpone(ctx, j, deferPaused, pausedFor)
+		return
+	}
+	s.dispatcher.admit(ctx, j)
+}
+
+// lookUp dispatches what has been held back for a look into the deliveries: what an earlier session recorded, but could not cover, is not sent
+// again.
+func (s *session) lookUp(ctx context.Context) error {
+	if len(s.repeated) == 0 {
+		return nil
+	}
+	events := make(map[string][]outbox.UUID)
+	for _, j := range s.repeated {
+		events[j.Tenant] = append(events[j.Tenant], j.EventID)
+	}
+	for name, ids := range events {
+		done, err := s.store.Recorded(ctx, name, ids)
+		if err != nil {
+			return fmt.Errorf("look up recorded deliveries of tenant %q: %w", name, err)
+		}
+		for _, j := range s.repeated {
+			if j.Tenant != name {
+				continue
+			}
+			if _, ok := done[store.Pair{Event: j.EventID, Endpoint: j.EndpointID}]; ok {
+				s.ledger.settle(j.commit, false)
+				s.metrics.repeated.Inc()
+				continue
+			}
+			s.dispatch(ctx, s.tenants[name], j)
+		}
+	}
+	clear(s.repeated)
+	s.repeated = s.repeated[:0]
+	return nil
+}

@@ -1,0 +1,151 @@
+package relay
+
+import (
+	"sync"
+
+	"github.com/jackc/pglogrepl"
+)
+
+// A ledger knows which commits are fully recorded. The stream opens an entry for every transaction that leads to deliveries, the recorder settles
+// deliveries in any order, and the ledger yields the position up to which everything is settled: what may be confirmed.
+//
+//	commits   #41 ✓   #42 (2 open)   #43 ✓   #44 (still being read)
+//	          ▲ covered ends here    ▲ high: recorded, but not covered
+//
+// One ledger belongs to one session of leadership. It is safe for concurrent use.
+type ledger struct {
+	mu      sync.Mutex
+	commits []commit // commits[head:] are not covered yet; commits[head] has number base+head
+	head    int
+	base    uint64
+	covered pglogrepl.LSN // all up to here is settled
+	high    pglogrepl.LSN // greatest commit LSN with a settled delivery
+
+	outstanding int           // deliveries added and not settled, over all commits
+	sealed      chan struct{} // closed once nothing is outstanding after seal
+}
+
+// commit is one transaction of the stream with deliveries.
+type commit struct {
+	lsn    pglogrepl.LSN // of the commit record; known when the transaction begins to arrive
+	end    pglogrepl.LSN // all before it is covered once the commit is settled; grows over later commits without deliveries
+	open   int           // deliveries not settled
+	closed bool          // the whole transaction has been read
+}
+
+// noCommit is the number of no commit: the delivery came from the retry queue, or its commit is settled already.
+const noCommit = ^uint64(0)
+
+func newLedger(covered, high pglogrepl.LSN) *ledger {
+	return &ledger{covered: covered, high: high}
+}
+
+// begin opens an entry and returns its number. Only the newest entry may be open for reading.
+func (l *ledger) begin(lsn pglogrepl.LSN) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.head == len(l.commits) {
+		l.base += uint64(l.head)
+		l.head, l.commits = 0, l.commits[:0]
+	} else if l.head > 1024 && l.head > len(l.commits)/2 {
+		l.base += uint64(l.head)
+		l.commits = l.commits[:copy(l.commits, l.commits[l.head:])]
+		l.head = 0
+	}
+	l.commits = append(l.commits, commit{lsn: lsn})
+	return l.base + uint64(len(l.commits)-1)
+}
+
+// add counts one more delivery of commit n. The entry cannot be covered before end, whatever has been settled.
+func (l *ledger) add(n uint64) {
+	l.mu.Lock()
+	l.commits[n-l.base].open++
+	l.outstanding++
+	l.mu.Unlock()
+}
+
+// end closes the transaction that the stream has just read to its end. n is its entry, or noCommit if it led to no delivery: then its position
+// belongs to whatever came before it.
+func (l *ledger) end(n uint64, end pglogrepl.LSN) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n == noCommit {
+		l.extend(end)
+		return
+	}
+	c := &l.commits[n-l.base]
+	c.end, c.closed = end, true
+	l.advance()
+}
+
+// idle tells that the server has nothing before lsn that concerns us.
+func (l *ledger) idle(lsn pglogrepl.LSN) {
+	l.mu.Lock()
+	l.extend(lsn)
+	l.mu.Unlock()
+}
+
+func (l *ledger) extend(lsn pglogrepl.LSN) {
+	if l.head < len(l.commits) {
+		c := &l.commits[len(l.commits)-1]
+		c.end = max(c.end, lsn)
+		return
+	}
+	l.covered = max(l.covered, lsn)
+}
+
+// settle takes one delivery of commit n off. recorded is false where nothing was written for it by this session.
+func (l *ledger) settle(n uint64, recorded bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := &l.commits[n-l.base]
+	c.open--
+	if recorded {
+		l.high = max(l.high, c.lsn)
+	}
+	l.advance()
+	l.less(1)
+}
+
+// abandon gives up on n deliveries: their commits are never covered by this ledger, so the log keeps them.
+func (l *ledger) abandon(n int) {
+	l.mu.Lock()
+	l.less(n)
+	l.mu.Unlock()
+}
+
+func (l *ledger) less(n int) {
+	l.outstanding -= n
+	if l.sealed != nil && l.outstanding == 0 && n > 0 {
+		close(l.sealed)
+	}
+}
+
+// seal returns a channel that is closed once every delivery is settled or abandoned. Nothing may be added after it; it is called once.
+func (l *ledger) seal() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sealed = make(chan struct{})
+	if l.outstanding == 0 {
+		close(l.sealed)
+	}
+	return l.sealed
+}
+
+func (l *ledger) advance() {
+	for l.head < len(l.commits) {
+		c := &l.commits[l.head]
+		if !c.closed || c.open > 0 {
+			return
+		}
+		l.covered = max(l.covered, c.end)
+		l.head++
+	}
+}
+
+// position returns what the next record transaction may cover.
+func (l *ledger) position() (covered, high pglogrepl.LSN) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.covered, l.high
+}

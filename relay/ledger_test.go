@@ -1,0 +1,132 @@
+package relay
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/stretchr/testify/require"
+)
+
+func TestLedger(t *testing.T) {
+	t.Parallel()
+
+	t.Run("covers the contiguous prefix only", func(t *testing.T) {
+		t.Parallel()
+		l := newLedger(100, 100)
+		a, b := l.begin(110), uint64(0)
+		l.add(a)
+		l.add(a)
+		l.end(a, 120)
+		b = l.begin(130)
+		l.add(b)
+		l.end(b, 140)
+		l.settle(b, true)
+		covered, high := l.position()
+		require.Equal(t, pglogrepl.LSN(100), covered)
+		require.Equal(t, pglogrepl.LSN(130), high)
+		l.settle(a, true)
+		covered, _ = l.position()
+		require.Equal(t, pglogrepl.LSN(100), covered)
+		l.settle(a, true)
+		covered, _ = l.position()
+		require.Equal(t, pglogrepl.LSN(140), covered)
+	})
+
+	t.Run("a transaction still being read is not covered", func(t *testing.T) {
+		t.Parallel()
+		l := newLedger(100, 0)
+		a := l.begin(200)
+		l.add(a)
+		l.settle(a, true)
+		covered, _ := l.position()
+		require.Equal(t, pglogrepl.LSN(100), covered)
+		l.end(a, 210)
+		covered, _ = l.position()
+		require.Equal(t, pglogrepl.LSN(210), covered)
+	})
+
+	t.Run("commits without deliveries wait for those before them", func(t *testing.T) {
+		t.Parallel()
+		l := newLedger(100, 0)
+		l.end(noCommit, 150)
+		covered, _ := l.position()
+		require.Equal(t, pglogrepl.LSN(150), covered)
+		a := l.begin(200)
+		l.add(a)
+		l.end(a, 210)
+		l.end(noCommit, 300)
+		l.idle(400)
+		covered, _ = l.position()
+		require.Equal(t, pglogrepl.LSN(150), covered)
+		l.settle(a, true)
+		covered, _ = l.position()
+		require.Equal(t, pglogrepl.LSN(400), covered)
+	})
+
+	t.Run("what is abandoned is never covered", func(t *testing.T) {
+		t.Parallel()
+		l := newLedger(100, 0)
+		a := l.begin(200)
+		l.add(a)
+		l.add(a)
+		l.end(a, 210)
+		sealed := l.seal()
+		l.abandon(1)
+		l.settle(a, true)
+		<-sealed
+		covered, _ := l.position()
+		require.Equal(t, pglogrepl.LSN(100), covered)
+	})
+}
+
+// TestLedgerAgainstModel settles at random and compares with a model that keeps every commit.
+func TestLedgerAgainstModel(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(50) {
+		rnd := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // replayable by its seed
+		type model struct {
+			end  pglogrepl.LSN
+			open int
+		}
+		var commits []model
+		var open []int // one entry a delivery: index of its commit
+		var entries []uint64
+		l := newLedger(0, 0)
+		lsn := pglogrepl.LSN(0)
+		for range 3000 {
+			if rnd.IntN(3) > 0 && len(open) > 0 {
+				i := rnd.IntN(len(open))
+				c := open[i]
+				open[i] = open[len(open)-1]
+				open = open[:len(open)-1]
+				commits[c].open--
+				l.settle(entries[c], true)
+			} else {
+				lsn += 10
+				n := rnd.IntN(4)
+				entry := noCommit
+				if n > 0 {
+					entry = l.begin(lsn)
+				}
+				for range n {
+					l.add(entry)
+					open = append(open, len(commits))
+				}
+				lsn += 5
+				l.end(entry, lsn)
+				commits = append(commits, model{end: lsn, open: n})
+				entries = append(entries, entry)
+			}
+			want := pglogrepl.LSN(0)
+			for _, c := range commits {
+				if c.open > 0 {
+					break
+				}
+				want = c.end
+			}
+			covered, _ := l.position()
+			require.Equal(t, want, covered, "seed %d", seed)
+		}
+	}
+}

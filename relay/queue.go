@@ -1,0 +1,103 @@
+package relay
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+// claimDue works the retry queue until ctx is done: it claims what is due and what can start soon, and offers it to the lanes.
+func (e *engine) claimDue(ctx context.Context) error {
+	complained := false
+	wait := e.cfg.Queue.Poll
+	for {
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil
+		case <-e.claim:
+			t.Stop()
+		case <-t.C:
+		}
+		full, err := e.claimBatch(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			if !complained {
+				e.log.Warn("claiming due deliveries does not succeed, trying again", "error", err)
+			}
+			complained, wait = true, min(max(2*wait, 100*time.Millisecond), 10*time.Second)
+			continue
+		}
+		complained, wait = false, e.cfg.Queue.Poll
+		if full {
+			wait = time.Millisecond
+		}
+	}
+}
+
+// claimBatch claims one batch, no more than fits. It returns true if there may be more due.
+func (e *engine) claimBatch(ctx context.Context) (full bool, err error) {
+	_, _, claimed, _ := e.dispatcher.load()
+	n := e.cfg.Queue.Batch - claimed
+	if n <= e.cfg.Queue.Batch/4 {
+		e.claimLater.Store(true) // a few more would cost a round trip each
+		return false, nil
+	}
+	rows, err := e.store.Claim(ctx, e.owner, n, e.cfg.Queue.Lease, e.dispatcher.busy())
+	if err != nil {
+		return false, fmt.Errorf("claim due deliveries: %w", err)
+	}
+	for i := range rows {
+		e.offer(&rows[i])
+	}
+	e.metrics.claimed(len(rows))
+	return len(rows) == n, nil
+}
+
+// offer gives a claimed delivery to its lane, or back if its endpoint cannot take it.
+func (e *engine) offer(c *store.Claimed) {
+	j := &job{Delivery: c.Delivery, commit: noCommit}
+	ep, err := delivery.NewEndpoint(c.Endpoint, e.defaults)
+	switch {
+	case err != nil:
+		e.dispatcher.putOff(j, deferInvalid, spread(pausedFor))
+	case !ep.Active:
+		e.dispatcher.putOff(j, deferInactive, spread(pausedFor))
+	default:
+		j.endpoint, j.URL, j.Method = ep, ep.URL, ep.Method
+		e.dispatcher.offer(j)
+	}
+}
+
+// claimedDone is called when claimed deliveries have left memory: if claiming had to stop for want of room, it goes on.
+func (e *engine) claimedDone() {
+	if e.claimLater.CompareAndSwap(true, false) {
+		signal(e.claim)
+	}
+}
+
+// renewLeases keeps what this process has claimed from being claimed by another, until ctx is done.
+func (e *engine) renewLeases(ctx context.Context) error {
+	tick := time.NewTicker(e.cfg.Queue.Lease / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		ids := e.dispatcher.leases()
+		if len(ids) == 0 {
+			continue
+		}
+		if err := e.store.Renew(ctx, e.owner, ids, e.cfg.Queue.Lease); err != nil && ctx.Err() == nil {
+			e.log.Warn("leases could not be renewed; another replica may attempt these deliveries too", "deliveries", len(ids), "error", err)
+		}
+	}
+}

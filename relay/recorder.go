@@ -1,0 +1,269 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+// The recorder makes outcomes durable in batches: one transaction for all tenants, together with the position in the log that it covers.
+//
+//	add ──► pending ──(full, or interval since the last flush)──► store.Record ──► release room, publish the confirmed LSN
+//
+// A batch that cannot be written is kept and tried again: recording is safe to repeat. What waits for it keeps its room in the window, so the
+// recorder needs no bound of its own beyond that of the deferred.
+type recorder struct {
+	cfg        *Config
+	store      *store.Store
+	owner      outbox.UUID
+	dispatcher *dispatcher
+	metrics    *metrics
+	log        *slog.Logger
+	// dueNow is called after rows that are due at once were written.
+	dueNow func()
+
+	mu      sync.Mutex
+	jobs    []*job
+	out     []store.Outcome
+	force   bool // write the position even without an outcome
+	session *session
+
+	kick    chan struct{}
+	spareJ  []*job
+	spareO  []store.Outcome
+	failure atomic.Pointer[error] // of the last flush; nil after a success
+}
+
+func newRecorder(cfg *Config, s *store.Store, owner outbox.UUID, d *dispatcher, m *metrics, log *slog.Logger) *recorder {
+	return &recorder{cfg: cfg, store: s, owner: owner, dispatcher: d, metrics: m, log: log, kick: make(chan struct{}, 1), dueNow: func() {}}
+}
+
+// add takes the outcome of a job. The recorder owns both from now on.
+func (r *recorder) add(j *job, o store.Outcome) {
+	r.mu.Lock()
+	r.jobs = append(r.jobs, j)
+	r.out = append(r.out, o)
+	r.mu.Unlock()
+	r.wake()
+}
+
+func (r *recorder) wake() {
+	select {
+	case r.kick <- struct{}{}:
+	default:
+	}
+}
+
+// pending tells how many outcomes wait for a flush.
+func (r *recorder) pending() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.out)
+}
+
+// writePosition asks for a flush of the position alone.
+func (r *recorder) writePosition() {
+	r.mu.Lock()
+	r.force = true
+	r.mu.Unlock()
+	r.wake()
+}
+
+// lead makes s the session whose position the flushes write; nil: none.
+func (r *recorder) lead(s *session) {
+	r.mu.Lock()
+	r.session = s
+	r.mu.Unlock()
+}
+
+// err is why the last flush did not succeed; nil if it did.
+func (r *recorder) err() error {
+	if p := r.failure.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// run flushes until ctx is done. The engine ends it only once nothing is left, or its time is over.
+func (r *recorder) run(ctx context.Context) error {
+	var last time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.kick:
+		}
+		if err := r.linger(ctx, last); err != nil {
+			return nil //nolint:nilerr // ctx is done
+		}
+		last = time.Now()
+		for more := true; more; {
+			var err error
+			if more, err = r.flush(ctx); err != nil {
+				return nil //nolint:nilerr // ctx is done; other errors are retried inside
+			}
+		}
+	}
+}
+
+// linger lets outcomes gather: at most one flush an interval, unless a whole batch is there.
+func (r *recorder) linger(ctx context.Context, last time.Time) error {
+	wait := r.cfg.Record.Interval - time.Since(last)
+	if wait <= 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	for {
+		if r.pending() >= r.cfg.Record.Batch {
+			return ctx.Err()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+			return nil
+		case <-r.kick:
+		}
+	}
+}
+
+// take swaps the pending batch out.
+func (r *recorder) take() (jobs []*job, out []store.Outcome, s *session, force bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	jobs, out, s, force = r.jobs, r.out, r.session, r.force
+	r.jobs, r.out, r.force = r.spareJ[:0], r.spareO[:0], false
+	r.spareJ, r.spareO = nil, nil
+	return jobs, out, s, force
+}
+
+// flush writes what is pending and repeats until that is durable, superseded by another leader, or ctx ends. It returns true if more came in
+// meanwhile that fills a batch.
+func (r *recorder) flush(ctx context.Context) (more bool, err error) {
+	jobs, out, s, force := r.take()
+	if len(out) == 0 && (!force || s == nil) {
+		return false, nil
+	}
+	for _, j := range jobs {
+		if j.ledger != nil && j.commit != noCommit {
+			j.ledger.settle(j.commit, true)
+			j.commit = noCommit
+		}
+	}
+	if err := r.write(ctx, s, out); err != nil {
+		if !errors.Is(err, store.ErrFenced) {
+			r.putBack(jobs, out)
+			return false, err
+		}
+		s.lost(err)
+		if err := r.writeClaimed(ctx, out); err != nil {
+			return false, err
+		}
+	}
+	due := false
+	for i := range out {
+		r.metrics.outcome(&out[i])
+		due = due || out[i].Status == store.Pending && out[i].Due == 0
+	}
+	if due {
+		r.dueNow()
+	}
+	r.done(jobs, out)
+	return r.pending() >= r.cfg.Record.Batch, nil
+}
+
+// write records the batch and, where this replica leads, the position that it covers.
+func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) error {
+	var p *store.Progress
+	if s != nil {
+		covered, high := s.ledger.position()
+		p = &store.Progress{Epoch: s.epoch, LSN: covered, High: high}
+	}
+	wait := 50 * time.Millisecond
+	for {
+		start := time.Now()
+		broken, err := r.store.Record(ctx, r.owner, p, out)
+		if err == nil {
+			r.metrics.flushed(len(out), time.Since(start))
+			r.failure.Store(nil)
+			for i := range broken {
+				r.log.Error("outcomes of a tenant could not be recorded", "tenant", broken[i].Tenant, "suspended", broken[i].Suspended,
+					"discarded", broken[i].Discarded, "error", broken[i].Err)
+			}
+			if p != nil {
+				s.confirm(p.LSN)
+			}
+			return nil
+		}
+		if errors.Is(err, store.ErrFenced) || ctx.Err() != nil {
+			return err
+		}
+		if r.failure.Swap(&err) == nil {
+			r.log.Warn("recording outcomes does not succeed, trying again", "outcomes", len(out), "error", err)
+		}
+		r.metrics.recordErrors.Inc()
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return err
+		case <-t.C:
+		}
+		wait = min(2*wait, time.Second)
+	}
+}
+
+// writeClaimed records what does not depend on leadership after another replica has taken over the slot; the rest is the new leader's to send.
+func (r *recorder) writeClaimed(ctx context.Context, out []store.Outcome) error {
+	var claimed []store.Outcome
+	for i := range out {
+		if out[i].Delivery.Queued {
+			claimed = append(claimed, out[i])
+		}
+	}
+	if len(claimed) == 0 {
+		return nil
+	}
+	return r.write(ctx, nil, claimed)
+}
+
+// done lets go of a batch: room in the window, buffers for the next one.
+func (r *recorder) done(jobs []*job, out []store.Outcome) {
+	released := jobs[:0]
+	for i, j := range jobs {
+		if out[i].Status != store.Leased { // still in flight
+			released = append(released, j)
+		}
+	}
+	r.dispatcher.release(released)
+	clear(jobs)
+	clear(out)
+	r.mu.Lock()
+	r.spareJ, r.spareO = jobs[:0], out[:0]
+	r.mu.Unlock()
+}
+
+func (r *recorder) putBack(jobs []*job, out []store.Outcome) {
+	r.mu.Lock()
+	r.jobs = append(jobs, r.jobs...)
+	r.out = append(out, r.out...)
+	r.mu.Unlock()
+}
+
+// confirm publishes a durable position to the stream. It never goes back.
+func (s *session) confirm(lsn pglogrepl.LSN) {
+	for {
+		old := s.confirmed.Load()
+		if uint64(lsn) <= old || s.confirmed.CompareAndSwap(old, uint64(lsn)) {
+			return
+		}
+	}
+}

@@ -1,0 +1,254 @@
+// Package relay is the way of an event through the house: from the write-ahead log to the durable outcome of its deliveries.
+//
+//	wal.Stream ─► session (decode, match) ─► dispatcher ─► worker (one attempt) ─► recorder ─► ledger ─► confirmed LSN
+//	                                             ▲  │ no room, breaker open, held too long            ▲
+//	                                             │  └───────────────► a pending row ─────────────────┘
+//	                         retry queue ─► claimer
+//
+// One goroutine owns the replication connection and does everything up to the dispatcher; it is the session. Workers, recorder, claimer and the
+// janitor belong to the engine and outlive sessions: every replica works the retry queue, only the leader of the slot has a session.
+//
+// What could go wrong, and where that is answered: a receiver that hangs (dispatcher: sweep hands its attempts to the retry queue), a burst
+// (dispatcher: admit waits or defers), a database that is away (recorder: keeps and repeats), two leaders (store.ErrFenced: the older one ends
+// its session and drops what it has not recorded), a tenant whose tables are broken (store: suspended, everyone else goes on), a restart
+// (session: skips what is covered, looks up what may be recorded).
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
+	"github.com/neo-commons/outbox-relay/relay/wal"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+)
+
+// What the schema package creates.
+const (
+	ownSchema           = "outbox_relay"
+	EventsPublication   = "outbox_relay_events"
+	RegistryPublication = "outbox_relay_registry"
+)
+
+// Options are what Run needs besides its configuration. All fields but Abort are required.
+type Options struct {
+	Config   Config
+	Version  string // sent as part of User-Agent
+	Log      *slog.Logger
+	Registry *prometheus.Registry
+	// Status is told what the relay is doing; its zero value is ready for use.
+	Status *Status
+	// Abort, once closed, ends a drain at once. Nil: a drain takes its time.
+	Abort <-chan struct{}
+}
+
+// Status says how a relay is. It is safe for concurrent use; its zero value says that nothing has begun.
+type Status struct {
+	role   atomic.Pointer[string]
+	ready  atomic.Bool
+	leader atomic.Bool
+}
+
+// Ready tells whether the relay works, as leader or standing by, and what it does or why it does not.
+func (s *Status) Ready() (bool, string) {
+	if p := s.role.Load(); p != nil {
+		return s.ready.Load(), *p
+	}
+	return false, "starting"
+}
+
+func (s *Status) set(ready bool, format string, args ...any) {
+	role := fmt.Sprintf(format, args...)
+	s.role.Store(&role)
+	s.ready.Store(ready)
+}
+
+// engine is what sessions come and go on.
+type engine struct {
+	cfg        *Config
+	log        *slog.Logger
+	status     *Status
+	store      *store.Store
+	client     *delivery.Client
+	defaults   delivery.Defaults
+	dispatcher *dispatcher
+	recorder   *recorder
+	metrics    *metrics
+	owner      outbox.UUID   // this process, in leases
+	claim      chan struct{} // something is due in the retry queue
+	claimLater atomic.Bool   // claiming waits for room
+	backfill   chan struct{} // a tenant has a backfill to do
+	quit       chan struct{} // closed when nothing more will be recorded
+}
+
+// Run relays until ctx is done, then drains: what is in flight may finish within Config.Shutdown.Drain, the rest is deferred, and what is known
+// is recorded within Config.Record.Timeout. A clean stop returns nil. Faults that may pass (a database that is away, a slot that another
+// replica holds) are waited out; those that only a person can mend end it.
+func Run(ctx context.Context, o Options) error {
+	if err := o.Config.Validate(); err != nil {
+		return err
+	}
+	e, err := newEngine(ctx, &o)
+	if err != nil {
+		return err
+	}
+	defer e.store.Close()
+	defer e.client.Close()
+	return e.run(ctx, o.Abort)
+}
+
+func newEngine(ctx context.Context, o *Options) (*engine, error) {
+	cfg := &o.Config
+	e := &engine{
+		cfg: cfg, log: o.Log, status: o.Status, owner: outbox.NewUUID(),
+		claim: make(chan struct{}, 1), backfill: make(chan struct{}, 1), quit: make(chan struct{}),
+		defaults: cfg.EndpointDefaults(),
+	}
+	if e.status == nil {
+		e.status = new(Status)
+	}
+	var err error
+	if e.client, err = delivery.NewClient(cfg.ClientConfig(o.Version), delivery.NewMetrics(o.Registry), o.Log); err != nil {
+		return nil, err
+	}
+	e.store, err = store.New(ctx, store.Config{
+		URL: cfg.Database.URL, MaxConns: int32(cfg.Database.MaxConnections), Slot: cfg.Database.Slot, //nolint:gosec // validated: small
+		ConnectTimeout: cfg.Database.ConnectTimeout, Log: o.Log,
+	})
+	if err != nil {
+		e.client.Close()
+		return nil, err
+	}
+	e.metrics = newMetrics(o.Registry)
+	e.dispatcher = newDispatcher(cfg, e.metrics)
+	e.recorder = newRecorder(cfg, e.store, e.owner, e.dispatcher, e.metrics, o.Log)
+	e.dispatcher.deferred, e.dispatcher.lease = e.deferJob, e.leaseJob
+	e.recorder.dueNow = func() { signal(e.claim) }
+	e.dispatcher.claimedDone = e.claimedDone
+	e.metrics.watch(e.dispatcher, e.recorder)
+	return e, nil
+}
+
+// run holds the goroutines together. Work is told to stop by ctx; attempts and recording have contexts of their own, which end in that order.
+func (e *engine) run(ctx context.Context, abort <-chan struct{}) error {
+	recording, stopRecording := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopRecording()
+	attempts, stopAttempts := context.WithCancel(recording)
+	defer stopAttempts()
+
+	group, ctx := errgroup.WithContext(ctx)
+	for range e.cfg.Delivery.Workers {
+		group.Go(func() error { return e.work(attempts) })
+	}
+	group.Go(func() error { return e.recorder.run(recording) })
+	group.Go(func() error { return e.sweep(recording) })
+	group.Go(func() error { return e.renewLeases(recording) })
+	group.Go(func() error { return e.claimDue(ctx) })
+	group.Go(func() error { return e.observe(ctx) })
+	group.Go(func() error { return e.lead(ctx) })
+	group.Go(func() error {
+		<-ctx.Done()
+		e.drain(stopAttempts, abort)
+		e.dispatcher.close()
+		close(e.quit)
+		stopRecording()
+		return nil
+	})
+	return group.Wait()
+}
+
+// drain ends the work in hand within its bounds.
+func (e *engine) drain(stopAttempts func(), abort <-chan struct{}) {
+	e.status.set(false, "stopping")
+	drained := e.dispatcher.drain()
+	_, _, _, running := e.dispatcher.load()
+	e.log.Info("stopping", "in_flight", running, "drain", e.cfg.Shutdown.Drain)
+	patience := time.NewTimer(e.cfg.Shutdown.Drain)
+	defer patience.Stop()
+	select {
+	case <-drained:
+		return
+	case <-patience.C:
+	case <-abort:
+	}
+	stopAttempts()
+	last := time.NewTimer(e.cfg.Record.Timeout)
+	defer last.Stop()
+	select {
+	case <-drained:
+	case <-last.C:
+		stream, _, claimed, _ := e.dispatcher.load()
+		e.log.Warn("stopped before every outcome was recorded: those deliveries will be attempted again", "deliveries", stream+claimed)
+	}
+}
+
+// lead takes the slot whenever it is free, until ctx is done or leading has become impossible.
+func (e *engine) lead(ctx context.Context) error {
+	wait := retryLeadAfter
+	standing := false
+	for {
+		began := time.Now()
+		err := e.session(ctx)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // the relay was told to stop; what the session could not do, the next one does
+		}
+		if time.Since(began) > time.Minute {
+			wait = retryLeadAfter
+		}
+		switch {
+		case isFinal(err):
+			return err
+		case errors.Is(err, wal.ErrSlotActive):
+			e.status.set(true, "standing by: another relay leads slot %q", e.cfg.Database.Slot)
+			if !standing {
+				e.log.Info("standing by", "slot", e.cfg.Database.Slot, "reason", err)
+			}
+			standing, wait = true, retryLeadAfter
+		default:
+			standing = false
+			e.status.set(false, "no stream: %v", err)
+			e.log.Warn("the stream has ended, starting again", "in", wait, "error", err)
+		}
+		t := time.NewTimer(spread(wait))
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil
+		case <-t.C:
+		}
+		if !standing {
+			wait = min(2*wait, 10*time.Second)
+		}
+	}
+}
+
+// isFinal tells the faults that waiting does not mend.
+func isFinal(err error) bool {
+	for _, kind := range []error{
+		wal.ErrUnsupported, wal.ErrWALLevel, wal.ErrNoReplication, wal.ErrPooler, wal.ErrSlotForeign, wal.ErrSlotMissing, wal.ErrSlotLost,
+		wal.ErrPublicationMissing, store.ErrInstance,
+	} {
+		if errors.Is(err, kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// retryLeadAfter is the pause between two tries for the slot: short enough that a takeover takes about a second.
+const retryLeadAfter = 500 * time.Millisecond
+
+// signal wakes whoever waits on c, without waiting for it.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

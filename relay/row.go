@@ -1,0 +1,97 @@
+package relay
+
+import (
+	"errors"
+	"time"
+
+	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/route"
+	"github.com/neo-commons/outbox-relay/relay/wal"
+)
+
+// A row reads the columns of a streamed row by name. A column that the table does not have, and a large value that an UPDATE did not touch, keep
+// the value that the field has: the row before, which the log carried earlier, or the default.
+type row struct {
+	rel *wal.Relation
+	t   *wal.Tuple
+	err error
+}
+
+// column reads one column into field with one of Tuple's getters.
+func column[T any](r *row, name string, get func(*wal.Tuple, int) (T, error), field *T) {
+	i := r.rel.Column(name)
+	if i < 0 || r.t.IsUnchanged(i) {
+		return
+	}
+	v, err := get(r.t, i)
+	if err != nil {
+		r.err = errors.Join(r.err, err)
+		return
+	}
+	*field = v
+}
+
+func (r *row) id(name string, field *outbox.UUID) { column(r, name, (*wal.Tuple).UUID, field) }
+func (r *row) text(name string, field *string)    { column(r, name, (*wal.Tuple).Text, field) }
+func (r *row) bool(name string, field *bool)      { column(r, name, (*wal.Tuple).Bool, field) }
+func (r *row) float(name string, field *float64)  { column(r, name, (*wal.Tuple).Float, field) }
+func (r *row) time(name string, field *time.Time) { column(r, name, (*wal.Tuple).Time, field) }
+func (r *row) json(name string, field *[]byte) {
+	column(r, name, func(t *wal.Tuple, i int) ([]byte, error) {
+		b, err := t.JSON(i)
+		return append([]byte(nil), b...), err // the tuple's bytes are gone after the callback
+	}, field)
+}
+
+func (r *row) int32(name string, field *int32) {
+	column(r, name, func(t *wal.Tuple, i int) (int32, error) {
+		n, err := t.Int(i)
+		return int32(n), err //nolint:gosec // the columns are int4
+	}, field)
+}
+
+func (r *row) endpoint(e *delivery.EndpointRow) {
+	r.id("id", &e.ID)
+	r.text("endpoint_url", &e.URL)
+	r.text("http_method", &e.Method)
+	r.text("secret_token", &e.SecretToken)
+	r.text("secondary_secret_token", &e.SecondarySecret)
+	r.time("secondary_secret_expires_at", &e.SecondarySecretExpires)
+	r.text("signature_header", &e.SignatureHeader)
+	r.json("custom_headers", &e.CustomHeaders)
+	r.int32("timeout_seconds", &e.TimeoutSeconds)
+	r.int32("max_retry_attempts", &e.MaxRetryAttempts)
+	r.int32("retry_backoff_seconds", &e.BackoffSeconds)
+	r.float("retry_backoff_multiplier", &e.BackoffMultiplier)
+	r.bool("follow_redirects", &e.FollowRedirects)
+	r.bool("verify_ssl", &e.VerifySSL)
+	r.bool("is_active", &e.Active)
+	r.bool("is_verified", &e.Verified)
+	r.id("context_id", &e.ContextID)
+	r.text("payload_format", &e.PayloadFormat)
+	r.text("delivery_order", &e.Order)
+	r.int32("max_concurrency", &e.MaxConcurrency)
+	r.float("rate_limit_per_second", &e.RatePerSecond)
+	if i := r.rel.Column("max_retry_attempts"); i < 0 || r.t.IsNull(i) {
+		e.MaxRetryAttempts = -1 // zero is a number of retries, too
+	}
+}
+
+func (r *row) subscription(s *route.SubscriptionRow) {
+	r.id("id", &s.ID)
+	r.id("endpoint_id", &s.EndpointID)
+	r.id("webhook_endpoint_id", &s.EndpointID)
+	r.id("event_type_id", &s.EventTypeID)
+	r.text("event_type", &s.EventType)
+	r.json("event_filters", &s.Filters)
+	r.bool("is_active", &s.Active)
+	r.id("context_id", &s.ContextID)
+}
+
+func (r *row) eventType(t *route.EventTypeRow) {
+	r.id("id", &t.ID)
+	r.text("event_type", &t.EventType)
+	r.bool("is_enabled", &t.Enabled)
+	r.bool("requires_verification", &t.RequiresVerification)
+}

@@ -1,0 +1,152 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/neo-commons/outbox-relay/relay/route"
+	"github.com/neo-commons/outbox-relay/relay/store"
+	"github.com/neo-commons/outbox-relay/relay/wal"
+)
+
+const (
+	// idlePosition is how often a position without outcomes is recorded at most, and idleBytes how far it must have moved: less would make the
+	// record of the position the only traffic there is.
+	idlePosition = 5 * time.Second
+	idleBytes    = 16 << 10
+	// pausedFor is how long a delivery of a paused tenant or an inactive endpoint sleeps before it is looked at again.
+	pausedFor = time.Minute
+)
+
+// A session is one period of leadership: from the slot's acquisition to the end of the stream. It is the handler of the stream, and all but the
+// atomic fields belong to the stream's goroutine.
+type session struct {
+	*engine
+	epoch     int64
+	ledger    *ledger
+	confirmed atomic.Uint64 // durable position; what the slot is told
+	stream    *wal.Stream
+	end       context.CancelCauseFunc
+
+	start     wal.LSN    // commits below are recorded
+	startHigh wal.LSN    // commits up to here may be recorded
+	mu        sync.Mutex // of the map of tenants, for all but the stream's goroutine, which alone changes it
+	tenants   map[string]*tenant
+	relations map[uint32]*relation
+
+	tx         transaction
+	read       wal.LSN
+	positioned time.Time
+	repeated   []*job // held back for a look into the deliveries
+	targets    []route.Target
+	batch      []*job
+}
+
+// transaction is what the session knows of the one being read.
+type transaction struct {
+	begin  wal.Begin
+	skip   bool   // its commit is covered
+	repeat bool   // an earlier session may have recorded deliveries of it
+	entry  uint64 // in the ledger; noCommit until the first delivery
+}
+
+// session opens the stream, which is the lock of leadership, and works until it ends. A nil error means that ctx is done.
+func (e *engine) session(ctx context.Context) error {
+	stream, err := wal.Open(ctx, wal.Options{
+		URL: e.cfg.Database.StreamURL(), Slot: e.cfg.Database.Slot, Publications: []string{EventsPublication, RegistryPublication},
+		ConnectTimeout: e.cfg.Database.ConnectTimeout, Log: e.log,
+	})
+	if err != nil {
+		return err
+	}
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	s := &session{engine: e, stream: stream, end: end, relations: make(map[uint32]*relation)}
+	err = s.run(ctx)
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	return errors.Join(err, stream.Close(closing))
+}
+
+func (s *session) run(ctx context.Context) error {
+	progress, err := s.store.Lead(ctx, s.cfg.Database.InstanceID, s.stream.SystemID())
+	if err != nil {
+		return fmt.Errorf("take leadership of slot %q: %w", s.cfg.Database.Slot, err)
+	}
+	s.epoch, s.start, s.startHigh = progress.Epoch, progress.LSN, progress.High
+	s.confirmed.Store(uint64(progress.LSN))
+	s.ledger = newLedger(progress.LSN, progress.High)
+	if err := s.loadTenants(ctx); err != nil {
+		return err
+	}
+	s.log.Info("leading", "slot", s.cfg.Database.Slot, "epoch", s.epoch, "position", s.start, "tenants", len(s.tenants))
+	s.recorder.lead(s)
+	s.metrics.leading(true, s.epoch)
+	defer s.metrics.leading(false, s.epoch)
+
+	background, stop := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.attend(background)
+	}()
+	err = s.stream.Run(ctx, s, func() wal.LSN { return wal.LSN(s.confirmed.Load()) })
+	stop()
+	<-done
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		err = cause
+	}
+	s.finish()
+	return err
+}
+
+// attend does the leader's background work until ctx is done: backfills, and the snapshot that a lost slot is healed from.
+func (s *session) attend(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var snapshot checkpoint
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-s.backfill:
+		}
+		if err := errors.Join(s.fill(ctx), snapshot.advance(ctx, s)); err != nil && ctx.Err() == nil {
+			s.log.Warn("the leader's background work does not succeed, trying again", "error", err)
+		}
+	}
+}
+
+// finish waits until what the session has in flight is recorded, or the engine gives up. What it has read but not started is left to the log,
+// which the next session reads again; only while the relay stops the engine defers it, so that another replica can work on it at once.
+func (s *session) finish() {
+	s.ledger.abandon(len(s.repeated))
+	s.repeated = nil
+	if !s.dispatcher.isDraining() {
+		s.ledger.abandon(s.dispatcher.abandon(s.ledger))
+	}
+	select {
+	case <-s.ledger.seal():
+	case <-s.quit:
+	}
+	s.recorder.lead(nil)
+}
+
+// lost ends the session after another replica has taken over.
+func (s *session) lost(err error) { s.end(err) }
+
+// broken is called for an event that cannot be read: its tenant is suspended, so that nothing is lost and nobody else is held up.
+func (s *session) broken(ctx context.Context, t *tenant, err error) error {
+	s.log.Error("tenant suspended: an event could not be read", "tenant", t.schema, "error", err,
+		"hint", "mend the table, then run: outbox-relay tenants resume "+t.schema)
+	t.setState(stateSuspended)
+	if err := s.store.Suspend(ctx, store.Progress{Epoch: s.epoch}, t.schema, err.Error()); err != nil {
+		return fmt.Errorf("suspend tenant %q: %w", t.schema, err)
+	}
+	return nil
+}

@@ -1,0 +1,313 @@
+package relay
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/route"
+	"github.com/neo-commons/outbox-relay/relay/store"
+	"github.com/neo-commons/outbox-relay/relay/wal"
+)
+
+// The states of a tenant, as in outbox_relay.tenants.
+const (
+	stateActive    = "active"
+	statePaused    = "paused"    // its deliveries become pending rows
+	stateSuspended = "suspended" // its events are left in the table until it is resumed
+)
+
+// A tenant is a schema whose events we relay. Its routing table is used by the stream and by the backfill, one at a time.
+type tenant struct {
+	schema string
+
+	mu       sync.Mutex
+	state    string
+	table    *route.Tenant
+	snapshot store.Snapshot // what the table was loaded from
+	loaded   wal.LSN        // commits from here on are not in the snapshot
+}
+
+// wants tells whether a change of the routing table is to be applied: unless the load has seen it already.
+func (t *tenant) wants(b wal.Begin) bool {
+	return b.CommitLSN >= t.loaded || !t.snapshot.Visible(b.XID)
+}
+
+func (t *tenant) match(e *outbox.Event, dst []route.Target) []route.Target {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.table.Match(e, dst)
+}
+
+func (t *tenant) is(state string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.state == state
+}
+
+func (t *tenant) setState(state string) {
+	t.mu.Lock()
+	t.state = state
+	t.mu.Unlock()
+}
+
+type tableKind uint8
+
+const (
+	tableOther tableKind = iota
+	tableEvents
+	tableEndpoints
+	tableEventTypes
+	tableSubscriptions
+	tableOldSubscriptions
+	tableTenants
+)
+
+func kindOf(table string) tableKind {
+	switch table {
+	case "webhook_events":
+		return tableEvents
+	case "webhook_endpoints":
+		return tableEndpoints
+	case "webhook_event_types":
+		return tableEventTypes
+	case "webhook_subscriptions":
+		return tableSubscriptions
+	case "webhook_event_subscriptions":
+		return tableOldSubscriptions
+	}
+	return tableOther
+}
+
+// A relation is what the session knows of a table in the stream. A changed table comes with a new wal.Relation.
+type relation struct {
+	wal    *wal.Relation
+	kind   tableKind
+	tenant *tenant // nil: none of ours
+	plan   *wal.EventPlan
+}
+
+// relation finds what a row belongs to. The name comes from the catalog, through the server; the payload has no say in it.
+func (s *session) relation(r *wal.Relation) *relation {
+	rel := s.relations[r.ID]
+	if rel == nil || rel.wal != r {
+		rel = &relation{wal: r, kind: kindOf(r.Table)}
+		if r.Schema == ownSchema && r.Table == "tenants" {
+			rel.kind = tableTenants
+		}
+		s.relations[r.ID] = rel
+	}
+	if rel.kind != tableTenants && (rel.tenant == nil || s.tenants[r.Schema] != rel.tenant) {
+		rel.tenant = s.tenants[r.Schema]
+	}
+	return rel
+}
+
+func (r *relation) eventPlan() (plan *wal.EventPlan, err error) {
+	if r.plan == nil {
+		r.plan, err = wal.NewEventPlan(r.wal)
+	}
+	return r.plan, err
+}
+
+// loadTenants reads the routing tables of all tenants from one snapshot.
+func (s *session) loadTenants(ctx context.Context) error {
+	s.tenants = make(map[string]*tenant)
+	return s.load(ctx, nil)
+}
+
+// load reads the routing tables of the named tenants, nil for all. Changes of them that the stream repeats are known by the snapshot.
+func (s *session) load(ctx context.Context, schemas []string) error {
+	began := time.Now()
+	reg, err := s.store.LoadRegistry(ctx, schemas)
+	if err != nil {
+		return fmt.Errorf("load routing tables: %w", err)
+	}
+	for i := range reg.Tenants {
+		rows := &reg.Tenants[i]
+		if !s.cfg.Tenants.Includes(rows.Schema) {
+			continue
+		}
+		if rows.Err != nil {
+			s.log.Error("tenant left out: its tables cannot be read", "tenant", rows.Schema, "error", rows.Err)
+			continue
+		}
+		t := &tenant{schema: rows.Schema, state: rows.State, snapshot: reg.Snapshot, loaded: reg.LSN, table: route.NewTenant(rows.Schema, s.defaults)}
+		for _, r := range rows.EventTypes {
+			t.table.SetEventType(r)
+		}
+		for _, r := range rows.Endpoints {
+			s.complain(t, "endpoint", r.ID, t.table.SetEndpoint(r))
+		}
+		for _, r := range rows.Subscriptions {
+			s.complain(t, "subscription", r.ID, t.table.SetSubscription(r))
+		}
+		s.mu.Lock()
+		s.tenants[rows.Schema] = t
+		s.mu.Unlock()
+	}
+	s.log.Debug("routing tables loaded", "tenants", len(reg.Tenants), "took", time.Since(began))
+	signal(s.backfill)
+	return nil
+}
+
+// complain tells of a row that cannot be used. It matches nothing until it is mended; everything else goes on.
+func (s *session) complain(t *tenant, kind string, id outbox.UUID, err error) {
+	if err != nil {
+		s.metrics.invalidRows.Inc()
+		s.log.Warn("a row of the routing table cannot be used", "tenant", t.schema, "kind", kind, "id", id, "error", err)
+	}
+}
+
+// tenantChanged follows outbox_relay.tenants: a new tenant is loaded before its first event is looked at.
+func (s *session) tenantChanged(ctx context.Context, c *wal.Change) error {
+	r := row{rel: c.Relation, t: &c.New}
+	if c.Op == wal.Delete {
+		r.t = &c.Old
+	}
+	var schema string
+	state := stateActive
+	r.text("schema", &schema)
+	r.text("state", &state)
+	if r.err != nil {
+		return fmt.Errorf("read a row of %s.tenants: %w", ownSchema, r.err)
+	}
+	switch {
+	case c.Op == wal.Truncate:
+		s.leave("")
+	case c.Op == wal.Delete:
+		s.leave(schema)
+	case s.tenants[schema] != nil && !s.tenants[schema].wants(s.tx.begin):
+	case s.tenants[schema] == nil || state == stateActive && s.tenants[schema].is(stateSuspended):
+		if !s.cfg.Tenants.Includes(schema) {
+			return nil
+		}
+		if err := s.awaitVisible(ctx); err != nil {
+			return err
+		}
+		if err := s.load(ctx, []string{schema}); err != nil {
+			return err
+		}
+		s.log.Info("tenant joins", "tenant", schema, "state", state)
+	default:
+		s.tenants[schema].setState(state)
+		signal(s.backfill)
+	}
+	return nil
+}
+
+// leave forgets a tenant, or all of them.
+func (s *session) leave(schema string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if schema == "" {
+		clear(s.tenants)
+	}
+	delete(s.tenants, schema)
+	s.log.Info("tenant leaves", "tenant", schema)
+}
+
+// tenant finds a tenant from outside the stream's goroutine; nil if it is not served.
+func (s *session) tenant(schema string) *tenant {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tenants[schema]
+}
+
+// awaitVisible waits until the transaction being read is visible to others. The server sends a commit once it is flushed, which may be before:
+// with synchronous replication, as long before as the standby takes.
+func (s *session) awaitVisible(ctx context.Context) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		ok, err := s.store.Visible(ctx, s.tx.begin.XID)
+		if ok || err != nil {
+			return err
+		}
+		if err := s.stream.Beat(ctx); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// registryChanged applies a change of a routing table, in commit order like everything else in the stream.
+func (s *session) registryChanged(rel *relation, c *wal.Change) error {
+	t := rel.tenant
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c.Op == wal.Truncate {
+		t.table.Truncate(c.Relation.Table)
+		return nil
+	}
+	r := row{rel: c.Relation, t: &c.New}
+	if c.Op == wal.Delete {
+		r.t = &c.Old
+	}
+	var id, old outbox.UUID
+	r.id("id", &id)
+	if r.err != nil {
+		return fmt.Errorf("read the key of a row of %q.%q: %w", c.Relation.Schema, c.Relation.Table, r.err)
+	}
+	if c.Op == wal.Update && c.Old.Len() > 0 { // the key itself was updated
+		before := row{rel: c.Relation, t: &c.Old}
+		before.id("id", &old)
+		if old != id {
+			t.forget(rel.kind, old)
+		}
+	}
+	if c.Op == wal.Delete {
+		t.forget(rel.kind, id)
+		return nil
+	}
+	s.set(t, rel.kind, id, &r)
+	return nil
+}
+
+func (t *tenant) forget(kind tableKind, id outbox.UUID) {
+	switch kind {
+	case tableEndpoints:
+		t.table.DeleteEndpoint(id)
+	case tableEventTypes:
+		t.table.DeleteEventType(id)
+	case tableSubscriptions:
+		t.table.DeleteSubscription(id, route.Current)
+	case tableOldSubscriptions:
+		t.table.DeleteSubscription(id, route.Older)
+	case tableOther, tableEvents, tableTenants:
+	}
+}
+
+// set applies the new state of a row. What the log does not carry of it is taken from the row before.
+func (s *session) set(t *tenant, kind tableKind, id outbox.UUID, r *row) {
+	switch kind {
+	case tableEndpoints:
+		e, _ := t.table.EndpointRow(id)
+		if r.endpoint(&e); r.err == nil {
+			r.err = t.table.SetEndpoint(e)
+		}
+	case tableEventTypes:
+		e, _ := t.table.EventTypeRow(id)
+		if r.eventType(&e); r.err == nil {
+			t.table.SetEventType(e)
+		}
+	case tableSubscriptions, tableOldSubscriptions:
+		source := route.Current
+		if kind == tableOldSubscriptions {
+			source = route.Older
+		}
+		e, _ := t.table.SubscriptionRow(id, source)
+		e.Source = source
+		if r.subscription(&e); r.err == nil {
+			r.err = t.table.SetSubscription(e)
+		}
+	case tableOther, tableEvents, tableTenants:
+	}
+	s.complain(t, r.rel.Table, id, r.err)
+}
