@@ -22,10 +22,7 @@ func Find(ctx context.Context, log io.Writer) (string, error) {
 	if log == nil {
 		log = io.Discard
 	}
-	cache, err := cacheDir()
-	if err != nil {
-		return "", err
-	}
+	cache, cacheErr := cacheDir()
 	f := finder{
 		getenv: os.Getenv,
 		folders: []string{
@@ -36,22 +33,29 @@ func Find(ctx context.Context, log io.Writer) (string, error) {
 			"/Applications/Postgres.app/Contents/Versions/*/bin",
 			"/usr/pgsql-*/bin",
 		},
-		lock: filepath.Join(cache, "install.lock"),
+		lock: func(ctx context.Context) (func(), error) {
+			if cacheErr != nil {
+				return nil, cacheErr
+			}
+			return lockFile(ctx, filepath.Join(cache, "install.lock"))
+		},
 		get: []func(context.Context) error{
 			func(ctx context.Context) error { return aptInstall(ctx, log) },
 			func(ctx context.Context) error { return download(ctx, log, embeddedRepository, cache) },
 		},
 	}
-	f.folders = append(f.folders, filepath.Join(cache, "postgresql-*", "bin"))
+	if cacheErr == nil {
+		f.folders = append(f.folders, filepath.Join(cache, "postgresql-*", "bin"))
+	}
 	return f.find(ctx)
 }
 
 // finder holds what Find depends on, so that tests can look at folders of their own.
 type finder struct {
 	getenv  func(string) string
-	folders []string                      // glob patterns
-	lock    string                        // held while something is installed
-	get     []func(context.Context) error // ways to get a server into one of the folders, tried in order
+	folders []string                                         // glob patterns
+	lock    func(context.Context) (unlock func(), err error) // keeps other processes from installing at the same time
+	get     []func(context.Context) error                    // ways to get a server into one of the folders, tried in order
 }
 
 func (f finder) find(ctx context.Context) (string, error) {
@@ -65,28 +69,32 @@ func (f finder) find(ctx context.Context) (string, error) {
 		}
 		return dir, nil
 	}
-	bin, problems := f.installed(ctx)
+	bin, unusable := f.installed(ctx)
 	if bin != "" {
 		return bin, nil
 	}
-	unlock, err := lockFile(ctx, f.lock)
+	unlock, err := f.lock(ctx)
 	if err != nil {
-		return "", err
+		return "", notFound(append(unusable, err))
 	}
 	defer unlock()
-	for _, get := range f.get {
-		// Another process may have installed it while this one waited for the lock, or for the step before.
-		if bin, _ = f.installed(ctx); bin != "" {
-			return bin, nil
-		}
-		if err := get(ctx); err != nil {
-			problems = append(problems, err)
-		}
-	}
+	// Another process may have installed it while this one waited.
 	if bin, _ = f.installed(ctx); bin != "" {
 		return bin, nil
 	}
-	return "", fmt.Errorf("no PostgreSQL %d or newer was found, and none could be got: install it "+
+	var problems []error
+	for _, get := range f.get {
+		err := get(ctx)
+		if bin, unusable = f.installed(ctx); bin != "" {
+			return bin, nil
+		}
+		problems = append(problems, err)
+	}
+	return "", notFound(append(unusable, problems...))
+}
+
+func notFound(problems []error) error {
+	return fmt.Errorf("no PostgreSQL %d or newer was found, and none could be got: install it "+
 		"(Debian, Ubuntu: apt-get install postgresql; Fedora: dnf install postgresql-server; macOS: brew install postgresql@17) "+
 		"or set PG_BIN to the folder that holds postgres, initdb and pg_ctl: %w", MinVersion, errors.Join(problems...))
 }

@@ -8,14 +8,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
+
+	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 )
 
-// lockPollInterval is the time between two tries to get the lock of another process that installs PostgreSQL.
+// lockPollInterval is the time between two tries to get the lock of a process that installs PostgreSQL.
 const lockPollInterval = 200 * time.Millisecond
 
-// lockFile takes an exclusive lock that ends with the process, creating the file and its folder.
+// lockFile takes an exclusive lock on a file, which it creates with its folder. The lock ends with the process at the latest.
 func lockFile(ctx context.Context, file string) (unlock func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return nil, err
@@ -40,16 +43,108 @@ func lockFile(ctx context.Context, file string) (unlock func(), err error) {
 	}
 }
 
-var errNotDebianRoot = errors.New("apt-get install: needs root on a Debian-like system")
+// createCluster is the file in which Debian's packages are told whether to create, and start, a server of their own.
+const createCluster = "/etc/postgresql-common/createcluster.conf"
 
+// aptInstall installs the PostgreSQL of the distribution.
 func aptInstall(ctx context.Context, log io.Writer) error {
-	if _, err := exec.LookPath("apt-get"); err != nil || os.Geteuid() != 0 {
-		return errNotDebianRoot
+	if os.Geteuid() != 0 {
+		return errors.New("apt-get install postgresql: only root can do that")
 	}
-	_, _ = ctx, log
-	return errNotDebianRoot
+	if _, err := exec.LookPath("apt-get"); err != nil {
+		return errors.New("apt-get install postgresql: not a Debian-like system")
+	}
+	_, _ = fmt.Fprintln(log, "PostgreSQL is not there yet: apt-get install postgresql")
+	if err := withoutCluster(log); err != nil {
+		return err
+	}
+	install := []string{"install", "-y", "--no-install-recommends", "postgresql"}
+	if aptGet(ctx, install...) == nil {
+		return nil
+	}
+	// Images come without package lists, and old lists name packages that are gone.
+	_, _ = fmt.Fprintln(log, "apt-get update, then once more")
+	if err := aptGet(ctx, "update"); err != nil {
+		return err
+	}
+	return aptGet(ctx, install...)
 }
 
-const embeddedRepository = "https://repo1.maven.org/maven2"
+// withoutCluster keeps the package from starting a server on port 5432. A file that is there already is the owner's will.
+func withoutCluster(log io.Writer) error {
+	if err := os.MkdirAll(filepath.Dir(createCluster), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(createCluster, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintln(log, "no server is started by the package: create_main_cluster = false in", createCluster)
+	_, err = f.WriteString("# Written by the tests of outbox-relay, which start servers of their own.\ncreate_main_cluster = false\n")
+	return errors.Join(err, f.Close())
+}
 
-func download(_ context.Context, _ io.Writer, _, _ string) error { return errors.New("no download") }
+func aptGet(ctx context.Context, args ...string) error {
+	args = append([]string{"-q", "-o", "DPkg::Lock::Timeout=300"}, args...)
+	cmd := exec.CommandContext(ctx, "apt-get", args...)
+	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "UCF_FORCE_CONFFOLD=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", cmd, err, tail(out))
+	}
+	return nil
+}
+
+const (
+	embeddedVersion    = embeddedpostgres.V17
+	embeddedRepository = "https://repo1.maven.org/maven2"
+)
+
+// download puts an embedded server into the cache folder. The library offers no download without a start, so it is
+// given a data folder it takes for an old one: that spares initdb, and pg_ctl refuses to start on it, as root and otherwise.
+// The download itself cannot be cancelled.
+func download(ctx context.Context, log io.Writer, repository, cache string) (err error) {
+	target := filepath.Join(cache, "postgresql-"+string(embeddedVersion))
+	if _, err := os.Stat(target); err == nil {
+		return fmt.Errorf("%s is there, but of no use; remove it to download it again", target)
+	}
+	port, err := freePort(ctx)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(cache, "download-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	data := filepath.Join(dir, "data")
+	if err := os.Mkdir(data, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(data, "PG_VERSION"), []byte(embeddedVersion), 0o644); err != nil {
+		return err
+	}
+	server := filepath.Join(dir, "postgresql")
+	_, _ = fmt.Fprintf(log, "PostgreSQL is not there yet: download of %s from %s to %s\n", embeddedVersion, repository, cache)
+	err = embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
+		Version(embeddedVersion).
+		BinaryRepositoryURL(repository).
+		Port(uint32(port)).
+		CachePath(dir).
+		RuntimePath(filepath.Join(dir, "run")).
+		BinariesPath(server).
+		DataPath(data).
+		Logger(io.Discard)).Start()
+	if err != nil && !strings.HasPrefix(err.Error(), "could not start postgres using ") {
+		return fmt.Errorf("download of PostgreSQL %s: %w", embeddedVersion, err)
+	}
+	// Renamed in one piece: what is in the cache is complete.
+	return os.Rename(server, target)
+}
+
+// tail is the end of a program's output, for an error message.
+func tail(output []byte) []byte {
+	return output[max(0, len(output)-tailSize):]
+}

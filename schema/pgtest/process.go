@@ -22,10 +22,11 @@ const tailSize = 4 << 10
 // supervisor runs the server, $1/postgres, on the data in $2. Its file 3 is a pipe whose other end the process that
 // started it holds: `read` returns when that process has ended, in whatever way, then the server is shut down and its
 // folder removed. File 4 is a pipe in the other direction, which the supervisor holds open as long as the server runs.
+// SIGQUIT is repeated because a background process of sh ignores it until the server has set up its own handlers.
 const supervisor = `
 "$1/postgres" -D "$2/data" 3<&- 4>&- &
 server=$!
-(read -r line <&3; kill -QUIT $server) 4>&- &
+(read -r line <&3; trap '' TERM; while kill -QUIT $server; do sleep 0.1; done) 2>/dev/null 4>&- &
 watcher=$!
 exec 3<&-
 wait $server
@@ -44,39 +45,46 @@ type process struct {
 
 // launch starts the server and waits until it takes connections. s.mu is held.
 func (s *Server) launch(ctx context.Context) error {
+	p, err := s.spawn(ctx)
+	if err != nil {
+		return fmt.Errorf("start PostgreSQL: %w", err)
+	}
+	return s.ready(ctx, p)
+}
+
+// spawn starts the supervisor. The ends of the pipes that belong to it are closed here when spawn returns.
+func (s *Server) spawn(ctx context.Context) (*process, error) {
 	log, err := os.OpenFile(s.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
-		return fmt.Errorf("log of PostgreSQL: %w", err)
+		return nil, err
 	}
 	defer func() { _ = log.Close() }()
 	offset, err := log.Seek(0, io.SeekEnd)
 	if err != nil {
-		return fmt.Errorf("log of PostgreSQL: %w", err)
+		return nil, err
 	}
-	p := &process{log: s.log(), offset: offset}
 	leashEnd, leash, err := os.Pipe()
 	if err != nil {
-		return fmt.Errorf("start PostgreSQL: %w", err)
+		return nil, err
 	}
 	defer func() { _ = leashEnd.Close() }()
 	alive, aliveEnd, err := os.Pipe()
 	if err != nil {
-		return errors.Join(fmt.Errorf("start PostgreSQL: %w", err), leash.Close())
+		return nil, errors.Join(err, leash.Close())
 	}
 	defer func() { _ = aliveEnd.Close() }()
-	p.leash, p.alive = leash, alive
 
 	// The server outlives ctx; a context that never ends spares exec the goroutine that would watch it.
-	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", "-c", supervisor, "pgtest", s.bin, s.dir)
-	p.cmd.Dir = s.dir
-	p.cmd.Env = append(os.Environ(), "LC_ALL=C") // without it, macOS refuses to start a server
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.ExtraFiles = []*os.File{leashEnd, aliveEnd}
-	p.cmd.SysProcAttr = s.attr
-	if err := p.cmd.Start(); err != nil {
-		return errors.Join(fmt.Errorf("start PostgreSQL: %w", err), leash.Close(), alive.Close())
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", "-c", supervisor, "pgtest", s.bin, s.dir)
+	cmd.Dir = s.dir
+	cmd.Env = append(os.Environ(), "LC_ALL=C") // without it, macOS refuses to start a server
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{leashEnd, aliveEnd}
+	cmd.SysProcAttr = s.attr
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(err, leash.Close(), alive.Close())
 	}
-	return s.ready(ctx, p)
+	return &process{cmd: cmd, leash: leash, alive: alive, log: s.log(), offset: offset}, nil
 }
 
 // ready waits until p takes connections and makes it the process of s. One that does not is ended.
@@ -139,5 +147,5 @@ func (p *process) output() string {
 		return err.Error()
 	}
 	b = b[min(p.offset, int64(len(b))):]
-	return string(b[max(0, len(b)-tailSize):])
+	return string(tail(b))
 }
