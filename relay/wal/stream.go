@@ -35,7 +35,7 @@ const (
 	// replyGap is the least time between answers that say the same. A server that shuts down asks again at each answer (181,000 times in 11 s
 	// have been seen) until its last byte is confirmed, which takes a commit of the recorder.
 	replyGap = 10 * time.Millisecond
-	// farewell bounds Close when its context has no deadline.
+	// farewell bounds Close.
 	farewell = 5 * time.Second
 )
 
@@ -153,13 +153,15 @@ func (s *Stream) Beat(ctx context.Context) error {
 	return s.send(ctx, now, false)
 }
 
-// Close tells the server the confirmed position once more, ends the session, waits, as long as ctx allows, until the server has let go of the slot,
-// and closes the connection. It must not be called while Run runs; a second call does nothing.
+// Close tells the server the confirmed position once more, ends the session, waits until the server has let go of the slot, 5 s at most or as long
+// as ctx allows, and closes the connection. It must not be called while Run runs; a second call does nothing.
 func (s *Stream) Close(ctx context.Context) error {
 	if s.conn.IsClosed() {
 		return nil
 	}
-	if !s.dead {
+	ctx, cancel := context.WithTimeout(ctx, farewell)
+	defer cancel()
+	if !s.dead && ctx.Err() == nil {
 		s.leave(ctx)
 	}
 	if err := s.conn.Close(ctx); err != nil && !errors.Is(err, net.ErrClosed) {
@@ -171,10 +173,7 @@ func (s *Stream) Close(ctx context.Context) error {
 // leave ends the copy mode and reads what is still under way: closing a socket with unread data would reset the connection, and the server could
 // lose the last status update. Errors are of no interest, since the connection is closed next.
 func (s *Stream) leave(ctx context.Context) {
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(farewell)
-	}
+	deadline, _ := ctx.Deadline()
 	conn, front := s.conn.Conn(), s.conn.Frontend()
 	if s.send(ctx, time.Now(), false) != nil || conn.SetDeadline(deadline) != nil {
 		return
@@ -185,7 +184,7 @@ func (s *Stream) leave(ctx context.Context) {
 	}
 	for {
 		msg, err := front.Receive()
-		if err != nil || ctx.Err() != nil {
+		if err != nil {
 			return
 		}
 		if _, done := msg.(*pgproto3.ReadyForQuery); done {
@@ -328,8 +327,11 @@ func (s *Stream) due(now time.Time) bool {
 // waits for the flush position alone.
 func (s *Stream) send(ctx context.Context, now time.Time, ping bool) error {
 	s.sent, s.sentAt, s.owed = max(s.sent, s.confirmed()), now, false
-	// A status update only blocks when the server has stopped reading long ago.
-	err := s.conn.Conn().SetWriteDeadline(now.Add(s.timeout / 3))
+	deadline := now.Add(s.timeout / 3) // it blocks only when the server has stopped reading long ago
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	err := s.conn.Conn().SetWriteDeadline(deadline)
 	if err == nil {
 		err = pglogrepl.SendStandbyStatusUpdate(ctx, s.conn, pglogrepl.StandbyStatusUpdate{
 			WALWritePosition: s.sent, WALFlushPosition: s.sent, WALApplyPosition: s.sent, ClientTime: now, ReplyRequested: ping,
