@@ -63,16 +63,23 @@ func (e *engine) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, end := context.WithCancelCause(ctx)
-	defer end(nil)
-	s := &session{engine: e, stream: stream, end: end, relations: make(map[uint32]*relation)}
+	s := &session{engine: e, stream: stream, relations: make(map[uint32]*relation)}
 	err = s.run(ctx)
-	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	return errors.Join(err, stream.Close(closing))
+	return errors.Join(err, s.close(ctx))
 }
 
-func (s *session) run(ctx context.Context) error {
+// close ends the stream, which frees the slot; a second call does nothing.
+func (s *session) close(ctx context.Context) error {
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	return s.stream.Close(closing)
+}
+
+// run takes up where the last leader left off and handles the stream until it ends.
+func (s *session) run(parent context.Context) error {
+	ctx, end := context.WithCancelCause(parent)
+	defer end(nil)
+	s.end = end
 	progress, err := s.store.Lead(ctx, s.cfg.Database.InstanceID, s.stream.SystemID())
 	if err != nil {
 		return fmt.Errorf("take leadership of slot %q: %w", s.cfg.Database.Slot, err)
@@ -85,6 +92,7 @@ func (s *session) run(ctx context.Context) error {
 	}
 	s.log.Info("leading", "slot", s.cfg.Database.Slot, "epoch", s.epoch, "position", s.start, "tenants", len(s.tenants))
 	s.recorder.lead(s)
+	s.status.set(true, "leading slot %q", s.cfg.Database.Slot)
 	s.metrics.leading(true, s.epoch)
 	defer s.metrics.leading(false, s.epoch)
 
@@ -100,8 +108,7 @@ func (s *session) run(ctx context.Context) error {
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause
 	}
-	s.finish()
-	return err
+	return errors.Join(err, s.finish(parent))
 }
 
 // attend does the leader's background work until ctx is done: backfills, and the snapshot that a lost slot is healed from.
@@ -124,17 +131,35 @@ func (s *session) attend(ctx context.Context) {
 
 // finish waits until what the session has in flight is recorded, or the engine gives up. What it has read but not started is left to the log,
 // which the next session reads again; only while the relay stops the engine defers it, so that another replica can work on it at once.
-func (s *session) finish() {
+//
+// A stream that was told to stop is kept until the last position is confirmed; any other is closed first, since a server that shuts down waits
+// for that, and nothing can be recorded before it is back.
+func (s *session) finish(ctx context.Context) error {
+	defer s.recorder.lead(nil)
+	var err error
+	if ctx.Err() == nil {
+		err = s.close(ctx)
+	}
 	s.ledger.abandon(len(s.repeated))
 	s.repeated = nil
-	if !s.dispatcher.isDraining() {
+	if ctx.Err() == nil {
 		s.ledger.abandon(s.dispatcher.abandon(s.ledger))
 	}
-	select {
-	case <-s.ledger.seal():
-	case <-s.quit:
+	sealed := s.ledger.seal()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-sealed:
+			return err
+		case <-s.quit:
+			return err
+		case <-tick.C:
+			if wal.IsShutdown(s.recorder.err()) {
+				err = errors.Join(err, s.close(ctx))
+			}
+		}
 	}
-	s.recorder.lead(nil)
 }
 
 // lost ends the session after another replica has taken over.
