@@ -7,7 +7,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// What keeps a stream from starting or going on. Open and Run return them inside an *Error.
+// What keeps a stream from starting or going on. Open and Run return them inside a *StreamError.
 var (
 	ErrUnsupported        = errors.New("PostgreSQL is older than version 14")
 	ErrWALLevel           = errors.New("wal_level is not logical")
@@ -24,15 +24,15 @@ var (
 	ErrSilent             = errors.New("the server does not answer")
 )
 
-// Error says what the stream was doing, what is wrong, one of the Err values of this package, and what the server said. errors.Is finds both.
-type Error struct {
+// StreamError says what the stream was doing, what is wrong, one of the Err values of this package, and what the server said. errors.Is finds both.
+type StreamError struct {
 	Op        string // such as `start replication on slot "outbox_relay"`
 	Kind      error  // one of the Err values
 	ActivePID int32  // with ErrSlotActive: the server process that serves the other consumer; 0 when it has gone
 	Err       error  // the server's own error; nil if the catalog told
 }
 
-func (e *Error) Error() string {
+func (e *StreamError) Error() string {
 	s := e.Op + ": " + e.Kind.Error()
 	if e.ActivePID != 0 {
 		s += fmt.Sprintf(" by process %d", e.ActivePID)
@@ -44,7 +44,7 @@ func (e *Error) Error() string {
 }
 
 // Unwrap returns the kind and the server's error.
-func (e *Error) Unwrap() []error {
+func (e *StreamError) Unwrap() []error {
 	if e.Err == nil {
 		return []error{e.Kind}
 	}
@@ -52,8 +52,8 @@ func (e *Error) Unwrap() []error {
 }
 
 // Hint tells a person what to do.
-func (e *Error) Hint() string {
-	switch e.Kind {
+func (e *StreamError) Hint() string {
+	switch e.Kind { //nolint:errorlint // a kind is one of these values itself
 	case ErrUnsupported:
 		return "use PostgreSQL 14 or newer"
 	case ErrWALLevel:
@@ -66,7 +66,9 @@ func (e *Error) Hint() string {
 		return "raise max_wal_senders, or stop other replication clients"
 	case ErrSlotsExhausted:
 		return "raise max_replication_slots, or drop slots nobody uses (pg_replication_slots)"
-	case ErrPublicationMissing, ErrSlotMissing:
+	case ErrPublicationMissing:
+		return "run: outbox-relay migrate; a slot older than its publications has to be made anew, from which the relay heals"
+	case ErrSlotMissing:
 		return "run: outbox-relay migrate"
 	case ErrSlotForeign:
 		return "slots belong to the whole server: configure another slot name for this database"
@@ -87,7 +89,7 @@ func IsShutdown(err error) bool {
 		return true
 	}
 	var pg *pgconn.PgError
-	return errors.As(err, &pg) && kindOf(pg.Code) == ErrShutdown
+	return errors.As(err, &pg) && errors.Is(kindOf(pg.Code), ErrShutdown)
 }
 
 // kindOf classifies the codes that mean one thing wherever they occur; nil for all others. Texts are not looked at: they are translated.
@@ -107,7 +109,7 @@ func kindOf(code string) error {
 	return nil
 }
 
-// fault wraps err as an *Error if its code, or one of the given codes, tells the kind; else plainly.
+// fault wraps err as a *StreamError if its code, or one of the given codes, tells the kind; else plainly.
 func fault(op string, err error, more map[string]error) error {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
@@ -116,7 +118,7 @@ func fault(op string, err error, more map[string]error) error {
 			kind = kindOf(pg.Code)
 		}
 		if kind != nil {
-			return &Error{Op: op, Kind: kind, Err: pg}
+			return &StreamError{Op: op, Kind: kind, Err: pg}
 		}
 	}
 	return fmt.Errorf("%s: %w", op, err)

@@ -84,7 +84,7 @@ func decodeEvents(messages [][]byte) ([]outbox.Event, error) {
 				return nil, err
 			}
 			events = append(events, e)
-		default:
+		case kindBegin, kindCommit, kindOrigin, kindType, kindMessage, kindUpdate, kindDelete, kindTruncate:
 		}
 	}
 	for _, msg := range messages {

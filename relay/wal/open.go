@@ -41,7 +41,7 @@ const (
 )
 
 // Open connects, checks what the stream needs, and starts the replication at the position the slot remembers: any other could skip commits. The
-// slot is then held until Close. What a person must act on is an *Error.
+// slot is then held until Close. What a person must act on is a *StreamError.
 func Open(ctx context.Context, o Options) (*Stream, error) {
 	cfg, err := config(o)
 	if err != nil {
@@ -104,19 +104,26 @@ func start(ctx context.Context, conn *pgconn.PgConn, o Options) (*Stream, error)
 	if err != nil {
 		return nil, err
 	}
-	args := []string{
-		"proto_version '1'", // 2 and up send transactions that may still roll back
-		"publication_names " + quoteLiteral(quoteIdentifiers(o.Publications)),
-		"binary 'true'",
-	}
-	err = pglogrepl.StartReplication(ctx, conn, o.Slot, 0, pglogrepl.StartReplicationOptions{PluginArgs: args})
-	if err != nil {
-		return nil, explainStart(ctx, conn, o.Slot, system.DBName, err)
+	if err := startReplication(ctx, conn, o, system.DBName); err != nil {
+		return nil, err
 	}
 	s := newStream(conn, o, timeout)
 	s.systemID, s.slot = system.SystemID, slot
 	s.log.Info("replication started", "slot", slot.Name, "confirmed", slot.ConfirmedFlush.String(), "server_pid", conn.PID())
 	return s, nil
+}
+
+func startReplication(ctx context.Context, conn *pgconn.PgConn, o Options, database string) error {
+	args := []string{
+		"proto_version '1'", // 2 and up send transactions that may still roll back
+		"publication_names " + quoteLiteral(quoteIdentifiers(o.Publications)),
+		"binary 'true'",
+	}
+	err := pglogrepl.StartReplication(ctx, conn, o.Slot, 0, pglogrepl.StartReplicationOptions{PluginArgs: args})
+	if err != nil {
+		return explainStart(ctx, conn, o.Slot, database, err)
+	}
+	return nil
 }
 
 // prepare undoes settings of the role or database that would end the session, hide warnings, or change how values are written. Names are set
@@ -149,10 +156,10 @@ func checkServer(ctx context.Context, conn *pgconn.PgConn) (time.Duration, error
 		return 0, fmt.Errorf("%s: version: %w", op, err)
 	}
 	if version < minVersion {
-		return 0, &Error{Op: op, Kind: ErrUnsupported}
+		return 0, &StreamError{Op: op, Kind: ErrUnsupported}
 	}
 	if string(rows[0][1]) != "logical" {
-		return 0, &Error{Op: op, Kind: ErrWALLevel}
+		return 0, &StreamError{Op: op, Kind: ErrWALLevel}
 	}
 	ms, err := strconv.Atoi(string(rows[0][2]))
 	if err != nil {
@@ -169,7 +176,7 @@ func checkPublications(ctx context.Context, conn *pgconn.PgConn, names []string)
 			return fault("check publications", err, nil)
 		}
 		if len(rows) == 0 {
-			return &Error{Op: fmt.Sprintf("check publication %q", name), Kind: ErrPublicationMissing}
+			return &StreamError{Op: fmt.Sprintf("check publication %q", name), Kind: ErrPublicationMissing}
 		}
 	}
 	return nil
@@ -189,7 +196,7 @@ func explainStart(ctx context.Context, conn *pgconn.PgConn, slot, database strin
 		}
 		_, ready = msg.(*pgproto3.ReadyForQuery)
 	}
-	var known *Error
+	var known *StreamError
 	if _, err := checkSlot(ctx, conn, slot, database); errors.As(err, &known) {
 		known.Op, known.Err = op, pg
 		return known

@@ -42,7 +42,7 @@ func checkSlot(ctx context.Context, conn *pgconn.PgConn, name, database string) 
 		return Slot{}, fault(op, err, nil)
 	}
 	if len(rows) == 0 {
-		return Slot{}, &Error{Op: op, Kind: ErrSlotMissing}
+		return Slot{}, &StreamError{Op: op, Kind: ErrSlotMissing}
 	}
 	var c catalogSlot
 	if err := json.Unmarshal(rows[0][0], &c); err != nil {
@@ -53,11 +53,11 @@ func checkSlot(ctx context.Context, conn *pgconn.PgConn, name, database string) 
 	}
 	switch {
 	case c.Plugin != "pgoutput" || c.Database != database:
-		return s, &Error{Op: op, Kind: ErrSlotForeign, Err: fmt.Errorf("database %q, plugin %q", c.Database, c.Plugin)}
+		return s, &StreamError{Op: op, Kind: ErrSlotForeign, Err: fmt.Errorf("database %q, plugin %q", c.Database, c.Plugin)}
 	case c.WALStatus == "lost" || c.RestartLSN == "" || c.Invalidation != "" || c.Conflicting:
-		return s, &Error{Op: op, Kind: ErrSlotLost}
+		return s, &StreamError{Op: op, Kind: ErrSlotLost}
 	case c.ActivePID != 0:
-		return s, &Error{Op: op, Kind: ErrSlotActive, ActivePID: c.ActivePID}
+		return s, &StreamError{Op: op, Kind: ErrSlotActive, ActivePID: c.ActivePID}
 	}
 	if err := s.RestartLSN.Scan(c.RestartLSN); err != nil {
 		return s, fmt.Errorf("%s: restart_lsn: %w", op, err)

@@ -204,7 +204,7 @@ func (s *Stream) take(ctx context.Context, h Handler, msg pgproto3.BackendMessag
 		s.onNotice((*pgconn.Notice)(pg))
 		// Version 18 does not stop at a missing publication, as older ones do: it warns and skips the changes. Going on would confirm the gap.
 		if pg.Code == "55000" {
-			return &Error{Op: op(), Kind: ErrPublicationMissing, Err: pg}
+			return &StreamError{Op: op(), Kind: ErrPublicationMissing, Err: pg}
 		}
 		return nil
 	case *pgproto3.ErrorResponse:
@@ -212,7 +212,7 @@ func (s *Stream) take(ctx context.Context, h Handler, msg pgproto3.BackendMessag
 		return fault(op(), pgconn.ErrorResponseToPgError(m), map[string]error{"42704": ErrPublicationMissing})
 	case *pgproto3.CopyDone, *pgproto3.CommandComplete:
 		s.dead = true
-		return &Error{Op: op(), Kind: ErrShutdown}
+		return &StreamError{Op: op(), Kind: ErrShutdown}
 	case *pgproto3.ParameterStatus:
 		return nil
 	default:
@@ -288,7 +288,7 @@ func (s *Stream) tick(ctx context.Context, h Handler) error {
 		s.heard, s.heardAt, s.pingedAt = false, now, time.Time{}
 	case !s.pingedAt.IsZero() && now.Sub(s.pingedAt) >= s.timeout*2/3:
 		s.dead = true
-		return &Error{Op: fmt.Sprintf("stream from slot %q", s.slot.Name), Kind: ErrSilent, Err: fmt.Errorf("nothing received for %s", s.timeout)}
+		return &StreamError{Op: fmt.Sprintf("stream from slot %q", s.slot.Name), Kind: ErrSilent, Err: fmt.Errorf("nothing received for %s", s.timeout)}
 	case !s.decoder.open && s.handed != 0:
 		if err := h.Keepalive(ctx, s.handed, false); err != nil {
 			return err

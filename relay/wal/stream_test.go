@@ -382,7 +382,7 @@ func TestEndOfStream(t *testing.T) {
 				require.Error(t, err)
 				if c.want != nil {
 					require.ErrorIs(t, err, c.want)
-					var e *Error
+					var e *StreamError
 					require.ErrorAs(t, err, &e)
 					assert.NotEmpty(t, e.Hint())
 				}
