@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) checkCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "check",
+		Short: "Check every fact the relay needs, and say what to do about what is missing",
+		Long: `Check every fact the relay needs, a line each:
+
+  ok    as it should be
+  warn  the relay works, but somebody should know
+  FAIL  the relay, or a tenant, does not work until this is mended
+
+What to do stands behind the arrow. Nothing is changed. The exit code is 1 if anything fails.
+
+Run it with the role the relay logs in with: it is that role's rights that are checked.`,
+		Example: `  outbox-relay check --config /etc/outbox-relay/config.yaml
+  outbox-relay check | grep -v '^ok'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			k := checker{config: &c, out: a.out}
+			if err := k.check(cmd.Context()); err != nil {
+				return err
+			}
+			if k.failed > 0 {
+				fmt.Fprintf(a.err, "%d failed\n", k.failed)
+				return errFailed
+			}
+			return nil
+		},
+	}
+}
+
+// checker prints what it finds as it goes.
+type checker struct {
+	config *config
+	out    io.Writer
+	failed int
+
+	conn     *pgx.Conn
+	settings map[string]string // of the server
+	systemID string            // of the server behind database.url
+}
+
+func (k *checker) print(grade, fact, finding, remedy string) {
+	line := fmt.Sprintf("%-4s  %s: %s", grade, fact, finding)
+	if remedy != "" {
+		line += " → " + remedy
+	}
+	fmt.Fprintln(k.out, strings.ReplaceAll(line, "\n", "; "))
+}
+
+func (k *checker) ok(fact, format string, args ...any) {
+	k.print("ok", fact, fmt.Sprintf(format, args...), "")
+}
+
+func (k *checker) warn(fact, finding, remedy string) { k.print("warn", fact, finding, remedy) }
+
+func (k *checker) fail(fact, finding, remedy string) {
+	k.failed++
+	k.print("FAIL", fact, finding, remedy)
+}
+
+// failError reports an error with the hint it carries, if any.
+func (k *checker) failError(fact string, err error) {
+	var hinted interface{ Hint() string }
+	remedy := ""
+	if errors.As(err, &hinted) {
+		remedy = hinted.Hint()
+	}
+	k.fail(fact, err.Error(), remedy)
+}
+
+// fact is one thing to look at. An error means that it could not be looked at.
+type fact struct {
+	name string
+	look func(ctx context.Context) error
+}
+
+// check looks at one thing after the other. The error is that of a check that was broken off, not of anything found.
+func (k *checker) check(ctx context.Context) error {
+	c := k.config.Database
+	conn, err := dial(ctx, "database.url", c.URL, c.ConnectTimeout, nil)
+	if err != nil {
+		k.failError("database", err)
+		return ctx.Err()
+	}
+	k.conn = conn
+	defer func() { _ = hangUp(ctx, conn) }() // everything has been read
+	facts := []fact{
+		{"database", k.server},
+		{"pooler", k.pooler},
+		{"wal_level", k.walLevel},
+		{"replication", k.replication},
+		{"replication slots", k.slotsLeft},
+		{"WAL senders", k.sendersLeft},
+		{"durability", k.durability},
+		{"clock", k.clock},
+		{"schema outbox_relay", k.installed},
+	}
+	installed := []fact{
+		{"publications", k.publications},
+		{"slot", k.slot},
+		{"progress", k.progress},
+		{"role", k.role},
+		{"tenants", k.tenants},
+	}
+	for _, f := range facts {
+		k.look(ctx, f)
+	}
+	var there bool
+	if err := conn.QueryRow(ctx, "SELECT to_regclass('outbox_relay.tenants') IS NOT NULL").Scan(&there); err != nil || !there {
+		return ctx.Err() // said by installed
+	}
+	for _, f := range installed {
+		k.look(ctx, f)
+	}
+	return ctx.Err()
+}
+
+func (k *checker) look(ctx context.Context, f fact) {
+	if err := f.look(ctx); err != nil && ctx.Err() == nil {
+		k.fail(f.name, "could not be examined: "+err.Error(), "")
+	}
+}

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/neo-commons/outbox-relay/schema"
+)
+
+// migrateRemedy is for everything that migrate creates.
+const migrateRemedy = "run outbox-relay migrate"
+
+func (k *checker) installed(ctx context.Context) error {
+	const name = "schema outbox_relay"
+	var there, usable bool
+	err := k.conn.QueryRow(ctx, `SELECT count(*) > 0, coalesce(bool_or(has_schema_privilege(n.oid, 'USAGE')), false)
+		FROM pg_catalog.pg_namespace n WHERE n.nspname = 'outbox_relay'`).Scan(&there, &usable)
+	if err != nil {
+		return err
+	}
+	switch {
+	case !there:
+		k.fail(name, "missing", migrateRemedy)
+	case !usable:
+		k.fail(name, "this role may not use it", k.grantRemedy())
+	default:
+		var version int64
+		err := k.conn.QueryRow(ctx, "SELECT coalesce(max(version_id), 0) FROM outbox_relay.schema_migrations WHERE is_applied").Scan(&version)
+		if err != nil {
+			return err
+		}
+		k.ok(name, "version %d", version)
+	}
+	return nil
+}
+
+func (k *checker) grantRemedy() string {
+	return fmt.Sprintf("GRANT %s TO %s", schema.RunnerRole, pgx.Identifier{k.conn.Config().User}.Sanitize())
+}
+
+func (k *checker) publications(ctx context.Context) error {
+	type publication struct {
+		Name                                           string
+		Exists, Insert, Update, Delete, Truncate, Root bool
+		Tables                                         int
+	}
+	rows, err := k.conn.Query(ctx, `
+		SELECT w.name, p.oid IS NOT NULL, coalesce(p.pubinsert, false), coalesce(p.pubupdate, false), coalesce(p.pubdelete, false),
+		       coalesce(p.pubtruncate, false), coalesce(p.pubviaroot, false),
+		       (SELECT count(*) FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid)
+		  FROM unnest($1::text[]) w (name) LEFT JOIN pg_catalog.pg_publication p ON p.pubname = w.name`,
+		[]string{schema.EventsPublication, schema.RegistryPublication})
+	if err != nil {
+		return err
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[publication])
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		name := "publication " + p.Name
+		changes := p.Update && p.Delete && p.Truncate
+		switch {
+		case !p.Exists:
+			k.fail(name, "missing", migrateRemedy)
+		case !p.Insert || !p.Root || p.Name == schema.RegistryPublication && !changes:
+			want := "insert"
+			if p.Name == schema.RegistryPublication {
+				want = "insert, update, delete, truncate"
+			}
+			k.fail(name, "somebody changed what it publishes",
+				fmt.Sprintf("ALTER PUBLICATION %s SET (publish = '%s', publish_via_partition_root = true)", p.Name, want))
+		default:
+			k.ok(name, "%d tables", p.Tables)
+		}
+	}
+	return nil
+}
+
+// slotFacts is a row of pg_replication_slots.
+type slotFacts struct {
+	Plugin, Database string
+	ActivePID        int32
+	Status, Invalid  string
+	Retained, Lag    int64 // bytes
+	Safe             int64 // bytes; negative: no limit
+	Confirmed        string
+}
+
+func (k *checker) slotRow(ctx context.Context) (slotFacts, error) {
+	rows, err := k.conn.Query(ctx, `
+		SELECT coalesce(s.plugin, ''), coalesce(s.database, ''), coalesce(s.active_pid, 0), coalesce(s.wal_status, ''),
+		       coalesce(to_jsonb(s) ->> 'invalidation_reason', ''),
+		       coalesce(pg_wal_lsn_diff(w.lsn, s.restart_lsn), 0)::int8, coalesce(pg_wal_lsn_diff(w.lsn, s.confirmed_flush_lsn), 0)::int8,
+		       coalesce(s.safe_wal_size, -1), coalesce(s.confirmed_flush_lsn, '0/0')::text
+		  FROM pg_catalog.pg_replication_slots s, (SELECT pg_current_wal_lsn() AS lsn) w WHERE s.slot_name = $1`, k.config.Database.Slot)
+	if err != nil {
+		return slotFacts{}, err
+	}
+	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[slotFacts])
+}
+
+func (k *checker) slot(ctx context.Context) error {
+	name := "slot " + k.config.Database.Slot
+	s, err := k.slotRow(ctx)
+	if errors.Is(err, pgx.ErrNoRows) {
+		k.fail(name, "missing", migrateRemedy+", or mend database.slot if it has another name")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	what := fmt.Sprintf("%s of the log unconfirmed, %s kept", size(s.Lag), size(s.Retained))
+	if s.ActivePID != 0 {
+		what += fmt.Sprintf(", served by process %d", s.ActivePID)
+	} else {
+		what += ", no relay reads it"
+	}
+	switch {
+	case s.Plugin != "pgoutput" || s.Database != k.conn.Config().Database:
+		k.fail(name, fmt.Sprintf("belongs to database %q, plugin %q", s.Database, s.Plugin), "slots belong to the whole server: choose another database.slot")
+	case s.Status == "lost" || s.Invalid != "":
+		k.fail(name, "the server gave it up: "+s.Invalid, "start a relay: it makes a new one and heals from the tables; then raise max_slot_wal_keep_size")
+	case s.Status == "unreserved":
+		k.warn(name, what+"; about to be lost", "start a relay, or raise max_slot_wal_keep_size")
+	case s.Safe >= 0 && s.Retained > s.Safe:
+		k.warn(name, fmt.Sprintf("%s; lost after another %s", what, size(s.Safe)), "start a relay, or raise max_slot_wal_keep_size")
+	default:
+		k.ok(name, "%s", what)
+	}
+	return nil
+}
+
+func (k *checker) progress(ctx context.Context) error {
+	var systemID, instanceID string
+	var ahead bool
+	err := k.conn.QueryRow(ctx, `
+		SELECT p.system_identifier, p.instance_id, coalesce(p.lsn > '0/0' AND s.confirmed_flush_lsn > p.lsn, false)
+		  FROM outbox_relay.progress p LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = p.slot WHERE p.slot = $1`, k.config.Database.Slot).
+		Scan(&systemID, &instanceID, &ahead)
+	ours := k.config.Database.InstanceID
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		k.fail("progress", "nothing is known of slot "+k.config.Database.Slot, migrateRemedy)
+	case err != nil:
+		return err
+	case systemID != "" && systemID != k.systemID:
+		k.fail("progress", "was made on another cluster, "+systemID+": this database is a copy, or was restored",
+			"if this relay shall take over, clear system_identifier in outbox_relay.progress; else let it alone, or real receivers are called twice")
+	case instanceID != "" && ours != "" && instanceID != ours:
+		k.fail("progress", fmt.Sprintf("belongs to instance %q, database.instance_id is %q", instanceID, ours),
+			"if this relay shall take over, clear instance_id in outbox_relay.progress; else let it alone, or real receivers are called twice")
+	case ahead:
+		k.warn("progress", "the slot is ahead of what was recorded: somebody made it anew, or read from it", "start a relay: it heals from the tables")
+	default:
+		k.ok("progress", "belongs to this cluster and instance")
+	}
+	return nil
+}
+
+// role checks the rights on the relay's own tables; those on a tenant's are checked with the tenant.
+func (k *checker) role(ctx context.Context) error {
+	var super bool
+	var denied []string
+	err := k.conn.QueryRow(ctx, `
+		SELECT (SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.rolname = current_user),
+		       ARRAY(SELECT w.p || ' on ' || w.t FROM (VALUES
+		           ('outbox_relay.progress', 'SELECT'), ('outbox_relay.progress', 'INSERT'), ('outbox_relay.progress', 'UPDATE'),
+		           ('outbox_relay.retry_queue', 'SELECT'), ('outbox_relay.retry_queue', 'INSERT'), ('outbox_relay.retry_queue', 'UPDATE'),
+		           ('outbox_relay.retry_queue', 'DELETE'), ('outbox_relay.tenants', 'SELECT')) w (t, p)
+		        WHERE NOT has_table_privilege(w.t, w.p))`).Scan(&super, &denied)
+	switch {
+	case err != nil:
+		return err
+	case super:
+		k.warn("role", "is a superuser", "use one with the rights the relay needs: CREATE ROLE relay LOGIN REPLICATION PASSWORD '…' IN ROLE "+schema.RunnerRole)
+	case len(denied) > 0:
+		k.fail("role", fmt.Sprintf("lacks %s and maybe more", denied[0]), k.grantRemedy())
+	default:
+		k.ok("role", "has the rights it needs")
+	}
+	return nil
+}

@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/neo-commons/outbox-relay/relay/route"
+	"github.com/neo-commons/outbox-relay/relay/store"
+	"github.com/neo-commons/outbox-relay/schema"
+)
+
+// invalidShown is how many rows of a tenant are named; the rest is counted.
+const invalidShown = 5
+
+// tenantFacts is what the catalog says of a tenant.
+type tenantFacts struct {
+	Schema      string
+	Gone        bool     // there is no such schema
+	Behind      bool     // its tables are of an older version
+	Missing     []string // tables
+	Unpublished []string // tables
+	Denied      []string // rights
+}
+
+const tenantFactsSQL = `
+WITH wanted (tbl, pub, privileges) AS (VALUES
+  ('webhook_events', 'outbox_relay_events', '{SELECT}'::text[]),
+  ('webhook_endpoints', 'outbox_relay_registry', '{SELECT}'),
+  ('webhook_event_types', 'outbox_relay_registry', '{SELECT}'),
+  ('webhook_event_subscriptions', 'outbox_relay_registry', '{SELECT}'),
+  ('webhook_subscriptions', 'outbox_relay_registry', '{SELECT}'),
+  ('webhook_deliveries', NULL, '{SELECT,INSERT,UPDATE}'),
+  ('webhook_delivery_attempts', NULL, '{SELECT,INSERT}'),
+  ('webhook_dead_letters', NULL, '{SELECT,INSERT}'),
+  ('webhook_delivery_stats', NULL, '{SELECT,INSERT,UPDATE}'))
+SELECT t.schema, n.oid IS NULL, t.version < outbox_relay.shape_version(),
+  ARRAY(SELECT w.tbl FROM wanted w WHERE n.oid IS NOT NULL AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relname = w.tbl)),
+  ARRAY(SELECT w.tbl FROM wanted w JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.tbl
+         WHERE w.pub IS NOT NULL AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+                                                  WHERE p.pubname = w.pub AND r.prrelid = c.oid)),
+  ARRAY(SELECT v.p || ' on ' || w.tbl FROM wanted w JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.tbl, unnest(w.privileges) v (p)
+         WHERE NOT has_table_privilege(c.oid, v.p))
+FROM outbox_relay.tenants t LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema ORDER BY t.schema`
+
+// tenants looks at each registered tenant this relay serves.
+func (k *checker) tenants(ctx context.Context) error {
+	rows, err := k.conn.Query(ctx, tenantFactsSQL)
+	if err != nil {
+		return err
+	}
+	facts, err := pgx.CollectRows(rows, pgx.RowToStructByPos[tenantFacts])
+	if err != nil {
+		return err
+	}
+	faults, err := k.tableFaults(ctx)
+	if err != nil {
+		return err
+	}
+	var served []string
+	byName := map[string]tenantFacts{}
+	for _, t := range facts {
+		if k.config.Tenants.Includes(t.Schema) {
+			served = append(served, t.Schema)
+			byName[t.Schema] = t
+		}
+	}
+	if err := k.unregistered(ctx, len(facts), len(served)); err != nil || len(served) == 0 {
+		return err
+	}
+	registry, err := k.registry(ctx, served)
+	if err != nil {
+		return err
+	}
+	for i := range registry.Tenants {
+		t := &registry.Tenants[i]
+		if k.tables(byName[t.Schema], faults[t.Schema], t) {
+			k.rows(t)
+		}
+	}
+	return nil
+}
+
+// unregistered looks for what somebody may have forgotten.
+func (k *checker) unregistered(ctx context.Context, registered, served int) error {
+	candidates, err := schema.Candidates(ctx, k.conn, []string{"*"})
+	if err != nil {
+		return err
+	}
+	adopted, err := schema.Candidates(ctx, k.conn, k.config.Tenants.AutoAdopt)
+	if err != nil {
+		return err
+	}
+	what := fmt.Sprintf("%d of %d registered are served", served, registered)
+	switch {
+	case len(adopted) > 0:
+		k.ok("tenants", "%s, %s will be adopted", what, strings.Join(adopted, ", "))
+	case registered == 0 && len(candidates) > 0:
+		k.warn("tenants", "none are registered", "run outbox-relay tenants add SCHEMA; these have a webhook_events table: "+strings.Join(candidates, ", "))
+	case registered == 0:
+		k.warn("tenants", "none are registered", "run outbox-relay tenants add SCHEMA")
+	case served == 0:
+		k.warn("tenants", what, "mend tenants.include: "+strings.Join(k.config.Tenants.Include, ", "))
+	case len(candidates) > 0:
+		k.ok("tenants", "%s; with a webhook_events table but not registered: %s", what, strings.Join(candidates, ", "))
+	default:
+		k.ok("tenants", "%s", what)
+	}
+	return nil
+}
+
+// tableFaults asks what add_tenant asks, for tables may have changed since: nothing known to a role that may not ask.
+func (k *checker) tableFaults(ctx context.Context) (map[string][]string, error) {
+	var may bool
+	err := k.conn.QueryRow(ctx, `SELECT has_function_privilege('outbox_relay.tenant_faults(oid)', 'EXECUTE')
+		AND has_function_privilege('outbox_relay.tenant_requires()', 'EXECUTE')`).Scan(&may)
+	if err != nil || !may {
+		return nil, err
+	}
+	rows, err := k.conn.Query(ctx, `SELECT n.nspname::text, f.fault FROM outbox_relay.tenants t
+		JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema, LATERAL outbox_relay.tenant_faults(n.oid) f ORDER BY 1, 2`)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	faults := map[string][]string{}
+	for rows.Next() {
+		var name, fault string
+		if err := rows.Scan(&name, &fault); err != nil {
+			return nil, err
+		}
+		faults[name] = append(faults[name], fault)
+	}
+	return faults, rows.Err()
+}
+
+// registry reads the routing rows the way the relay does.
+func (k *checker) registry(ctx context.Context, schemas []string) (*store.Registry, error) {
+	s, err := store.New(ctx, store.Config{
+		URL: k.config.Database.URL, MaxConns: 1, ConnectTimeout: k.config.Database.ConnectTimeout, Slot: k.config.Database.Slot,
+		Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	return s.LoadRegistry(ctx, schemas)
+}
+
+// tables reports the first thing that keeps a tenant from working, and whether none does.
+func (k *checker) tables(f tenantFacts, faults []string, t *store.TenantRows) bool {
+	name := "tenant " + t.Schema
+	add := "run outbox-relay tenants add " + t.Schema
+	switch {
+	case f.Gone:
+		k.fail(name, "the schema is gone", "run outbox-relay tenants remove "+t.Schema)
+	case len(f.Missing) > 0:
+		k.fail(name, "lacks "+strings.Join(f.Missing, ", "), add)
+	case len(faults) > 0:
+		k.fail(name, strings.Join(faults, "; "), "mend the tables, then "+add)
+	case len(f.Unpublished) > 0:
+		k.fail(name, "not published: "+strings.Join(f.Unpublished, ", "), add+", with --since if events were missed")
+	case len(f.Denied) > 0:
+		k.fail(name, "this role lacks "+strings.Join(f.Denied, ", "), k.grantRemedy()+", or "+add)
+	case t.Err != nil:
+		k.fail(name, t.Err.Error(), add)
+	case t.State == store.StateSuspended:
+		k.fail(name, "suspended: "+t.Reason, "mend it, then run outbox-relay tenants resume "+t.Schema)
+	case t.State == store.StatePaused:
+		k.warn(name, strings.TrimSuffix("paused: "+t.Reason, ": "), "run outbox-relay tenants resume "+t.Schema)
+		return true
+	case f.Behind:
+		k.warn(name, "its tables are of an older version", migrateRemedy)
+		return true
+	default:
+		active := 0
+		for i := range t.Endpoints {
+			if t.Endpoints[i].Active {
+				active++
+			}
+		}
+		k.ok(name, "%d endpoints (%d active), %d subscriptions", len(t.Endpoints), active, len(t.Subscriptions))
+		return true
+	}
+	return false
+}
+
+// rows puts the tenant's rows through the checks of the relay. An invalid one is left alone by it; everything else goes on.
+func (k *checker) rows(t *store.TenantRows) {
+	table := route.NewTenant(t.Schema, k.config.EndpointDefaults())
+	for _, row := range t.Endpoints {
+		_ = table.SetEndpoint(row) // Invalid has it
+	}
+	for _, row := range t.EventTypes {
+		table.SetEventType(row)
+	}
+	for _, row := range t.Subscriptions {
+		_ = table.SetSubscription(row) // Invalid has it
+	}
+	invalid := table.Invalid()
+	for i, row := range invalid {
+		if i == invalidShown {
+			k.warn("tenant "+t.Schema, fmt.Sprintf("%d more rows are invalid", len(invalid)-i), "mend the ones above and check again")
+			break
+		}
+		k.warn(fmt.Sprintf("tenant %s, %s %s", t.Schema, row.Table, row.ID), row.Err.Error(), "it is left out until the row is changed")
+	}
+}
