@@ -14,7 +14,10 @@ func (c *Client) finish(resp *http.Response, res *Result) {
 	res.Status, res.Class = resp.StatusCode, classOfStatus(resp.StatusCode)
 	buf, _ := c.bodies.Get().(*[maxResponseBytes]byte)
 	defer c.bodies.Put(buf)
-	n := readBody(resp.Body, buf[:])
+	n := 0
+	if resp.StatusCode != http.StatusSwitchingProtocols { // its body is the bare connection, which no timeout ends
+		n = readBody(resp.Body, buf[:])
+	}
 	if res.OK() {
 		return
 	}

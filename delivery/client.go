@@ -156,7 +156,7 @@ func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt 
 	client := c.verified
 	if !ep.verifyTLS {
 		if !c.config.AllowInsecureTLS {
-			res.Class, res.Err = ClassDenied, "verify_ssl=false is not allowed by the configuration"
+			res.Class, res.Err = ClassDenied, "verify_ssl=false needs delivery.allow_insecure_tls"
 			return
 		}
 		client = c.insecure()
@@ -257,8 +257,9 @@ func (ep *Endpoint) redirect(resp *http.Response, from *url.URL) *url.URL {
 	default:
 		return nil
 	}
-	to, err := from.Parse(resp.Header.Get("Location"))
-	if err != nil || to.Hostname() == "" || to.Scheme != "https" && (to.Scheme != "http" || from.Scheme == "https") {
+	location := resp.Header.Get("Location")
+	to, err := from.Parse(location)
+	if location == "" || err != nil || to.Hostname() == "" || to.Scheme != "https" && (to.Scheme != "http" || from.Scheme == "https") {
 		return nil
 	}
 	to.User = nil

@@ -55,23 +55,23 @@ func DefaultConfig() Config {
 	}
 }
 
-// Validate reports every fault at once, as joined *FieldErrors that name the field in the spelling of the configuration file.
+// Validate reports every fault at once, as joined *FieldErrors that name the keys of the configuration file.
 func (c *Config) Validate() error {
 	var f faults
-	f.check(c.ConnectTimeout > 0, "connect_timeout", c.ConnectTimeout, "use a time above 0, such as 5s")
-	f.check(c.TLSHandshakeTimeout > 0, "tls_handshake_timeout", c.TLSHandshakeTimeout, "use a time above 0, such as 10s")
-	f.check(c.MaxConns > 0, "max_connections", c.MaxConns, "use 1 or more")
+	f.check(c.ConnectTimeout > 0, "delivery.connect_timeout", c.ConnectTimeout, "use a time above 0, such as 5s")
+	f.check(c.TLSHandshakeTimeout > 0, "delivery.tls_handshake_timeout", c.TLSHandshakeTimeout, "use a time above 0, such as 10s")
+	f.check(c.MaxConns > 0, "delivery.max_connections", c.MaxConns, "use 1 or more")
 	f.check(c.MaxConnsPerHost > 0 && c.MaxConnsPerHost <= c.MaxConns,
-		"max_connections_per_host", c.MaxConnsPerHost, "use 1 up to max_connections")
+		"delivery.max_connections_per_host", c.MaxConnsPerHost, "use 1 up to max_connections")
 	f.check(c.MaxIdlePerHost > 0 && c.MaxIdlePerHost <= c.MaxConnsPerHost,
-		"max_idle_per_host", c.MaxIdlePerHost, "use 1 up to max_connections_per_host")
-	f.check(c.IdleTimeout > 0, "keep_alive", c.IdleTimeout, "use a time above 0, such as 55s")
-	f.check(c.DNSCacheTime >= 0, "dns_cache_time", c.DNSCacheTime, "use a time such as 30s, or 0 for no cache")
+		"delivery.max_idle_per_host", c.MaxIdlePerHost, "use 1 up to max_connections_per_host")
+	f.check(c.IdleTimeout > 0, "delivery.keep_alive", c.IdleTimeout, "use a time above 0, such as 55s")
+	f.check(c.DNSCacheTime >= 0, "delivery.dns_cache", c.DNSCacheTime, "use a time such as 30s, or 0 for no cache")
 	f.check(c.KeepResponseBytes >= 0 && c.KeepResponseBytes <= maxResponseBytes,
-		"keep_response_bytes", c.KeepResponseBytes, "use 0 up to 16 KiB")
+		"delivery.keep_response", c.KeepResponseBytes, "use 0 up to 16 KiB")
 	f.check(c.Version != "" && validHeaderName(c.Version), "version", c.Version, "use letters, digits, dots and hyphens")
 	_, err := url.Parse(c.Source)
-	f.check(err == nil && c.Source != "", "source", c.Source, "use a URI or a path, such as outbox-relay")
+	f.check(err == nil && c.Source != "", "delivery.source", c.Source, "use a URI or a path, such as outbox-relay")
 	for _, p := range c.Allow {
 		f.check(p.IsValid(), "network.allow", p, "use CIDR prefixes such as 10.0.0.0/8")
 	}

@@ -29,7 +29,7 @@ type dialError struct {
 func (e *dialError) Error() string { return string(e.stage) + ": " + e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
-var errNoSlot = errors.New("all connections are in use (max_connections)")
+var errNoSlot = errors.New("all connections are in use: see delivery.max_connections")
 
 // dialer opens connections: name, address check, TCP, TLS.
 type dialer struct {

@@ -20,8 +20,10 @@ const (
 	FormatCloudEvents
 	FormatCloudEventsBinary
 	FormatRaw
-	formats // how many there are
 )
+
+// Formats is the number of formats: every Format is below it.
+const Formats = 5
 
 const (
 	contentTypeJSON        = "application/json"
@@ -53,7 +55,7 @@ func ParseFormat(s string) (Format, error) {
 	if s == "" {
 		return FormatStandard, nil
 	}
-	for f := range formats {
+	for f := range Format(Formats) {
 		if f.String() == s {
 			return f, nil
 		}

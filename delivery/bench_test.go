@@ -1,0 +1,181 @@
+package delivery
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+func benchEvent(size int) *outbox.Event {
+	e := fullEvent()
+	e.Data = json.RawMessage(`{"text": "` + strings.Repeat("x", size) + `"}`)
+	e.Metadata = json.RawMessage(`{"user": "b"}`)
+	return e
+}
+
+// BenchmarkEncode compares with encoding/json over a struct that carries the documents as they are.
+func BenchmarkEncode(b *testing.B) {
+	type body struct {
+		ID        string          `json:"id"`
+		Type      string          `json:"type"`
+		Timestamp time.Time       `json:"timestamp"`
+		Data      json.RawMessage `json:"data"`
+		Name      string          `json:"name,omitempty"`
+		Aggregate struct {
+			ID      string `json:"id"`
+			Type    string `json:"type"`
+			Version int32  `json:"version"`
+		} `json:"aggregate"`
+		Metadata json.RawMessage `json:"metadata"`
+	}
+	for _, size := range []int{300, 30_000} {
+		e := benchEvent(size)
+		b.Run(fmt.Sprintf("%dB/append", size), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				Encode(nil, FormatStandard, e, "src")
+			}
+		})
+		b.Run(fmt.Sprintf("%dB/encoding-json", size), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				v := body{ID: e.ID.String(), Type: e.Type, Timestamp: e.OccurredAt, Data: e.Data, Name: e.Name, Metadata: e.Metadata}
+				v.Aggregate.ID, v.Aggregate.Type, v.Aggregate.Version = e.AggregateID.String(), e.AggregateType, e.AggregateVersion
+				_, err := json.Marshal(&v)
+				require.NoError(b, err)
+			}
+		})
+	}
+}
+
+// BenchmarkSign compares both headers of one attempt with the official library, which makes only one of them.
+func BenchmarkSign(b *testing.B) {
+	for _, size := range []int{300, 30_000} {
+		m := Encode(nil, FormatStandard, benchEvent(size), "src")
+		now := time.Now()
+		for name, token := range map[string]string{"raw": testSecret, "whsec": "whsec_c2VjcmV0"} {
+			ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: token}, DefaultDefaults())
+			require.NoError(b, err)
+			b.Run(fmt.Sprintf("%dB/%s", size, name), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					ep.sign(&m, now)
+				}
+			})
+		}
+		b.Run(fmt.Sprintf("%dB/library", size), func(b *testing.B) {
+			b.ReportAllocs()
+			wh, err := standardwebhooks.NewWebhookRaw([]byte(testSecret))
+			require.NoError(b, err)
+			for b.Loop() {
+				_, _ = wh.Sign(m.ID.String(), now, m.Body)
+			}
+		})
+	}
+}
+
+// sink is the cheapest HTTP server there can be, so that a benchmark measures the client: it looks for the head's end and the length, and
+// allocates nothing per request.
+func sink(b *testing.B) (url string) {
+	b.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // the benchmark's own listener
+	require.NoError(b, err)
+	var wg sync.WaitGroup
+	serve := func(conn net.Conn) {
+		defer conn.Close()
+		r := bufio.NewReaderSize(conn, 64<<10)
+		answer := []byte("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		for {
+			length := 0
+			for {
+				line, err := r.ReadSlice('\n')
+				if err != nil {
+					return
+				}
+				if len(line) == 2 {
+					break
+				}
+				if v, ok := bytes.CutPrefix(line, []byte("Content-Length: ")); ok {
+					for _, c := range bytes.TrimSpace(v) {
+						length = length*10 + int(c-'0')
+					}
+				}
+			}
+			if _, err := r.Discard(length); err != nil {
+				return
+			}
+			if _, err := conn.Write(answer); err != nil {
+				return
+			}
+		}
+	}
+	wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { serve(conn) })
+		}
+	})
+	b.Cleanup(func() { _ = l.Close(); wg.Wait() })
+	return "http://" + l.Addr().String()
+}
+
+// BenchmarkAttempt compares a signed attempt with a bare POST through net/http to the same server.
+func BenchmarkAttempt(b *testing.B) {
+	url := sink(b)
+	m := Encode(nil, FormatStandard, benchEvent(300), "src")
+
+	bare := &http.Transport{MaxIdleConnsPerHost: 256}
+	defer bare.CloseIdleConnections()
+	client := &http.Client{Transport: bare}
+	post := func(b *testing.B) {
+		resp, err := client.Post(url, "application/json", bytes.NewReader(m.Body))
+		if err != nil {
+			b.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		_ = resp.Body.Close()
+	}
+	ours := setup(b)
+	ep := ours.endpoint(url)
+	attempt := func(b *testing.B) {
+		if res := ours.client.Attempt(b.Context(), ep, &m, 1); !res.OK() {
+			b.Fatal(res.Err)
+		}
+	}
+	for _, c := range []struct {
+		name string
+		do   func(*testing.B)
+	}{{"attempt", attempt}, {"net-http-post", post}} {
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				c.do(b)
+			}
+		})
+		b.Run(c.name+"-parallel", func(b *testing.B) {
+			b.ReportAllocs()
+			b.SetParallelism(32)
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					c.do(b)
+				}
+			})
+		})
+	}
+}

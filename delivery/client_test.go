@@ -1,0 +1,289 @@
+package delivery
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestAttempt(t *testing.T) {
+	t.Parallel()
+	type received struct {
+		*http.Request
+		body []byte
+	}
+	got := make(chan received, 1)
+	s := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		got <- received{r, body}
+	})
+	b := setup(t, func(c *Config) { c.Version = "1.2.3" })
+	for f := range Format(Formats) {
+		ep := b.endpoint(s.URL+"/hook?x=1", func(r *EndpointRow) {
+			r.PayloadFormat, r.Method, r.SignatureHeader = f.String(), "PATCH", "X-Sig"
+			r.CustomHeaders = []byte(`{"X-Team": "a, b"}`)
+		})
+		m := Encode(nil, f, fullEvent(), "/src")
+		before := time.Now()
+		res := b.client.Attempt(t.Context(), ep, &m, 12)
+		require.True(t, res.OK(), res.Err)
+		assert.Equal(t, 200, res.Status)
+		assert.Empty(t, res.Err)
+		assert.Empty(t, res.Body)
+		assert.WithinRange(t, res.Started, before, time.Now())
+		assert.Positive(t, res.Duration)
+
+		r := <-got
+		assert.Equal(t, "PATCH", r.Method)
+		assert.Equal(t, "/hook?x=1", r.RequestURI)
+		assert.Equal(t, string(m.Body), string(r.body), "byte for byte")
+		assert.EqualValues(t, len(m.Body), r.ContentLength)
+		assert.Equal(t, strings.TrimPrefix(s.URL, "http://"), r.Host)
+		assert.Equal(t, m.ContentType, r.Header.Get("Content-Type"))
+		assert.Equal(t, "outbox-relay/1.2.3", r.UserAgent())
+		assert.Equal(t, "12", r.Header.Get("webhook-attempt"))
+		assert.Equal(t, "a, b", r.Header.Get("X-Team"))
+		assert.Empty(t, r.Header.Get("Accept-Encoding"))
+		require.NoError(t, verifier(t, testSecret, true).Verify(r.body, r.Header))
+		assert.True(t, legacyValid(testSecret, r.body, r.Header.Get("X-Sig")))
+		assert.Equal(t, r.Header.Get("X-Sig"), res.Signature)
+		for _, h := range m.Header {
+			assert.Equal(t, h.Value, r.Header.Get(h.Name), h.Name)
+		}
+	}
+	assert.Equal(t, Formats, b.count(b.m.attempts[ClassSuccess]))
+	assert.Equal(t, 1, b.count(b.m.connOpened))
+	assert.Equal(t, Formats-1, b.count(b.m.connReused))
+	assert.Zero(t, b.count(b.m.inFlight))
+}
+
+func TestAttemptSignsAfresh(t *testing.T) {
+	t.Parallel()
+	var ids, times []string
+	s := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		ids, times = append(ids, r.Header.Get("webhook-id")), append(times, r.Header.Get("webhook-timestamp"))
+	})
+	b := setup(t)
+	m := Encode(nil, FormatStandard, testEvent(), "src")
+	ep := b.endpoint(s.URL)
+	first := b.client.Attempt(t.Context(), ep, &m, 1)
+	for time.Now().Unix() == first.Started.Unix() { // until the next second has come
+		<-time.After(10 * time.Millisecond)
+	}
+	second := b.client.Attempt(t.Context(), ep, &m, 2)
+	require.True(t, first.OK() && second.OK())
+	assert.Equal(t, []string{eventID, eventID}, ids)
+	assert.NotEqual(t, times[0], times[1])
+}
+
+func TestAnswers(t *testing.T) {
+	t.Parallel()
+	var status int
+	s := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "17")
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, "why: "+strings.Repeat("x", 10_000))
+	})
+	b := setup(t, func(c *Config) { c.KeepResponseBytes = 8 })
+	for code, want := range map[int]Class{
+		200: ClassSuccess, 201: ClassSuccess, 302: Class3xx, 400: Class4xx, 404: Class4xx, 408: Class4xx, 410: ClassGone, 429: Class429, 500: Class5xx, 503: Class5xx,
+		700: ClassProtocol,
+	} {
+		status = code
+		res := b.attempt(b.endpoint(s.URL))
+		assert.Equal(t, want, res.Class, "%d", code)
+		assert.Equal(t, code, res.Status)
+		if want == ClassSuccess {
+			assert.Empty(t, res.Err)
+			assert.Zero(t, res.RetryAfter)
+			assert.Empty(t, res.Body)
+			continue
+		}
+		assert.Contains(t, res.Err, "answered")
+		assert.Equal(t, 17*time.Second, res.RetryAfter)
+		assert.Equal(t, "why: xxx", string(res.Body))
+	}
+	assert.Equal(t, 1, b.count(b.m.connOpened), "short bodies are read to their end, and the connection is used again")
+}
+
+func TestRedirects(t *testing.T) {
+	t.Parallel()
+	type hop struct {
+		method, path, body, signature, auth string
+	}
+	var hops []hop
+	record := func(r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		hops = append(hops, hop{r.Method, r.URL.Path, string(body), r.Header.Get("webhook-signature") + r.Header.Get("X-Webhook-Signature"), r.Header.Get("X-Auth")})
+	}
+	other := serve(t, func(_ http.ResponseWriter, r *http.Request) { record(r) })
+	var s *httptest.Server
+	s = serve(t, func(w http.ResponseWriter, r *http.Request) {
+		record(r)
+		to := map[string]string{
+			"/302": "/done", "/307": s.URL + "/done", "/308": "done", "/away": other.URL + "/x", "/loop": "/loop", "/303": "/done",
+			"/nowhere": "", "/bad": "http://%zz/", "/file": "file:///etc/passwd", "/away-and-back": other.URL + "/x",
+		}[r.URL.Path]
+		code := map[string]int{"/302": 302, "/308": 308, "/303": 303, "/done": 200}[r.URL.Path]
+		if to != "" {
+			w.Header().Set("Location", to)
+		}
+		if code == 0 {
+			code = 307
+		}
+		w.WriteHeader(code)
+	})
+	b := setup(t)
+	follow := func(r *EndpointRow) { r.FollowRedirects, r.CustomHeaders = true, []byte(`{"X-Auth": "t"}`) }
+	body := string(Encode(nil, FormatStandard, testEvent(), "").Body)
+
+	for _, path := range []string{"/302", "/307", "/308"} {
+		hops = nil
+		res := b.attempt(b.endpoint(s.URL+path, follow))
+		require.True(t, res.OK(), "%s: %s", path, res.Err)
+		require.Len(t, hops, 2, path)
+		hops[0].path = "/done"
+		assert.Equal(t, hops[0], hops[1], "same method, body, headers")
+		assert.Equal(t, body, hops[1].body)
+		assert.Equal(t, "POST", hops[1].method)
+		assert.NotEmpty(t, hops[1].signature)
+	}
+
+	hops = nil
+	res := b.attempt(b.endpoint(s.URL+"/away", follow))
+	require.True(t, res.OK(), res.Err)
+	require.Len(t, hops, 2)
+	assert.Equal(t, hop{method: "POST", path: "/x", body: body}, hops[1], "nothing secret to another host")
+
+	hops = nil
+	res = b.attempt(b.endpoint(s.URL+"/loop", follow))
+	assert.Equal(t, Class3xx, res.Class)
+	assert.Len(t, hops, 1+maxRedirects)
+
+	for path, want := range map[string]Class{"/303": Class3xx, "/nowhere": Class3xx, "/file": Class3xx, "/bad": ClassProtocol} {
+		hops = nil
+		assert.Equal(t, want, b.attempt(b.endpoint(s.URL+path, follow)).Class, path)
+		assert.Len(t, hops, 1, path)
+	}
+
+	hops = nil
+	res = b.attempt(b.endpoint(s.URL + "/302"))
+	assert.Equal(t, Class3xx, res.Class)
+	assert.Equal(t, 302, res.Status)
+	assert.Equal(t, "answered 302, not followed", res.Err)
+	assert.Len(t, hops, 1)
+}
+
+func TestRedirectNeverLeavesTLS(t *testing.T) {
+	t.Parallel()
+	plain := serve(t, func(http.ResponseWriter, *http.Request) { t.Error("the body went out in the clear") })
+	s := httptest.NewTLSServer(http.RedirectHandler(plain.URL, http.StatusTemporaryRedirect))
+	t.Cleanup(s.Close)
+	b := setup(t, func(c *Config) { c.AllowInsecureTLS = true })
+	res := b.attempt(b.endpoint(s.URL, func(r *EndpointRow) { r.VerifySSL, r.FollowRedirects = false, true }))
+	assert.Equal(t, Class3xx, res.Class)
+}
+
+func TestHTTP2(t *testing.T) {
+	t.Parallel()
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if r.ProtoMajor != 2 || verifier(t, testSecret, true).Verify(body, r.Header) != nil {
+			w.WriteHeader(http.StatusBadRequest)
+		}
+	}))
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	b := setup(t, func(c *Config) { c.AllowInsecureTLS = true })
+	for range 3 {
+		res := b.attempt(b.endpoint(s.URL, func(r *EndpointRow) { r.VerifySSL = false }))
+		require.True(t, res.OK(), "%+v", res)
+	}
+	assert.Equal(t, 1, b.count(b.m.connOpened))
+}
+
+func TestCallerEndsAttempt(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	s := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.ReadAll(r.Body)
+		cancel()
+		<-r.Context().Done()
+	})
+	b := setup(t)
+	m := Encode(nil, FormatStandard, testEvent(), "")
+	res := b.client.Attempt(ctx, b.endpoint(s.URL), &m, 1)
+	assert.Equal(t, ClassCanceled, res.Class)
+	res = b.client.Attempt(ctx, b.endpoint(s.URL), &m, 1)
+	assert.Equal(t, ClassCanceled, res.Class, "before it began")
+}
+
+func TestMessageWithImpossibleHeader(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(http.ResponseWriter, *http.Request) { t.Error("sent") })
+	b := setup(t)
+	for _, h := range []HeaderField{{"ce-type", "a\r\nHost: evil"}, {"a b", "x"}} {
+		m := Message{Header: []HeaderField{h}}
+		assert.Equal(t, ClassInvalid, b.client.Attempt(t.Context(), b.endpoint(s.URL), &m, 1).Class)
+	}
+}
+
+func TestConnectionLimit(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(c *Config) {
+		c.MaxConns, c.MaxConnsPerHost, c.MaxIdlePerHost, c.ConnectTimeout = 2, 2, 2, 200*time.Millisecond
+	})
+	release := make(chan struct{})
+	held := make(chan struct{})
+	slow := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.ReadAll(r.Body)
+		held <- struct{}{}
+		<-release
+	})
+	fast := serve(t, func(http.ResponseWriter, *http.Request) {})
+	for range 4 { // the idle connection to one host gives way to the other's
+		require.True(t, func() bool { r := b.attempt(b.endpoint(fast.URL)); return r.OK() }())
+		quick := serve(t, func(http.ResponseWriter, *http.Request) {})
+		res := b.attempt(b.endpoint(quick.URL))
+		require.True(t, res.OK(), res.Err)
+		assert.LessOrEqual(t, b.count(b.m.connOpen), 2)
+	}
+
+	results := make(chan Result, 2)
+	for range 2 {
+		go func() { results <- b.attempt(b.endpoint(slow.URL)) }()
+		<-held
+	}
+	res := b.attempt(b.endpoint(fast.URL))
+	assert.Equal(t, ClassConnect, res.Class)
+	assert.Contains(t, res.Err, "delivery.max_connections")
+	close(release)
+	for range 2 {
+		res := <-results
+		assert.True(t, res.OK(), res.Err)
+	}
+	res = b.attempt(b.endpoint(fast.URL))
+	assert.True(t, res.OK(), "%+v", res)
+}
+
+func TestMetricsStartAtZero(t *testing.T) {
+	t.Parallel()
+	reg := prometheus.NewRegistry()
+	NewMetrics(reg)
+	n, err := testutil.GatherAndCount(reg)
+	require.NoError(t, err)
+	assert.Equal(t, len(Classes())+4+10-2+1, n)
+	problems, err := testutil.GatherAndLint(reg)
+	require.NoError(t, err)
+	assert.Empty(t, problems)
+}

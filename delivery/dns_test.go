@@ -1,0 +1,152 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// book is a name server that counts. Host names in tests are their own: dnscache merges lookups of one name across resolvers.
+type book struct {
+	mu      sync.Mutex
+	asked   map[string]int
+	answers map[string][]string
+}
+
+func (b *book) lookup(_ context.Context, host string) ([]string, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.asked[host]++
+	addrs, ok := b.answers[host]
+	if !ok {
+		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+	}
+	return addrs, nil
+}
+
+func (b *book) set(host string, addrs ...string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.answers[host] = addrs
+}
+
+func (b *book) times(host string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.asked[host]
+}
+
+func newBook() *book { return &book{asked: map[string]int{}, answers: map[string][]string{}} }
+
+func TestDNSCache(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, m := newBook(), NewMetrics(nil)
+		n := newNames(b.lookup, true, time.Second, m)
+		ctx, cancel := context.WithCancel(t.Context())
+		var refresher sync.WaitGroup
+		refresher.Go(func() { n.refresh(ctx, time.Minute) })
+		defer func() { cancel(); refresher.Wait() }()
+		lookup := func(want ...string) {
+			t.Helper()
+			got, err := n.addresses(ctx, "cached.dns.test")
+			require.NoError(t, err)
+			assert.Equal(t, want, got)
+		}
+		count := (&bundle{t: t}).count
+
+		_, err := n.addresses(ctx, "cached.dns.test")
+		require.Error(t, err)
+		b.set("cached.dns.test", "192.0.2.1")
+		lookup("192.0.2.1") // the error was not kept
+		assert.Equal(t, 0, count(m.dnsHits))
+
+		b.set("cached.dns.test", "192.0.2.2")
+		time.Sleep(61 * time.Second) // synctest: no time passes
+		synctest.Wait()
+		lookup("192.0.2.2")
+		lookup("192.0.2.2")
+		assert.Equal(t, 2, count(m.dnsHits))
+		assert.Equal(t, 3, b.times("cached.dns.test"), "missed, looked past the kept error, refreshed")
+
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		asked := b.times("cached.dns.test")
+		assert.Less(t, asked, 6, "an unused name is dropped")
+		lookup("192.0.2.2")
+		assert.Equal(t, asked+1, b.times("cached.dns.test"))
+	})
+}
+
+func TestDNSWithoutCache(t *testing.T) {
+	t.Parallel()
+	b := newBook()
+	b.set("plain.dns.test", "192.0.2.1")
+	n := newNames(b.lookup, false, time.Second, NewMetrics(nil))
+	for range 2 {
+		_, err := n.addresses(t.Context(), "plain.dns.test")
+		require.NoError(t, err)
+	}
+	assert.Equal(t, 2, b.times("plain.dns.test"))
+}
+
+func TestAttemptByName(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(http.ResponseWriter, *http.Request) {})
+	_, port, _ := strings.Cut(strings.TrimPrefix(s.URL, "http://"), ":")
+	book := newBook()
+	book.set("several.attempt.test", "127.0.0.9", "127.0.0.1") // nobody listens on the first
+	book.set("none.attempt.test")
+	b := setupLookup(t, book.lookup)
+
+	res := b.attempt(b.endpoint("http://several.attempt.test:" + port))
+	assert.True(t, res.OK(), "the second address: %s", res.Err)
+
+	res = b.attempt(b.endpoint("http://none.attempt.test:" + port))
+	assert.Equal(t, ClassDNS, res.Class)
+
+	res = b.attempt(b.endpoint("http://missing.attempt.test:" + port + "/planted-secret-value"))
+	assert.Equal(t, ClassDNS, res.Class)
+	assert.Equal(t, "the host name does not exist", res.Err)
+	assert.Equal(t, 2, b.count(b.m.connErrors[stageDNS]))
+}
+
+func TestDNSFailuresDescribed(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{&net.DNSError{IsTimeout: true}, "the name server did not answer in time"},
+		{context.DeadlineExceeded, "the name server did not answer in time"},
+		{errors.New("planted-secret-value"), "the host name could not be resolved"},
+	} {
+		class, text := classifyDial(&dialError{stageDNS, c.err})
+		assert.Equal(t, ClassDNS, class)
+		assert.Equal(t, c.want, text)
+	}
+}
+
+// TestCloseEndsLookups has a name server that never answers: neither an attempt nor Close waits for it.
+func TestCloseEndsLookups(t *testing.T) {
+	t.Parallel()
+	started := make(chan struct{}, 1)
+	b := setupLookup(t, func(ctx context.Context, _ string) ([]string, error) {
+		started <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}, func(c *Config) { c.ConnectTimeout = time.Hour })
+	res := b.attempt(b.endpointWithin(limit, "http://silent.close.test"))
+	assert.Equal(t, ClassTimeout, res.Class)
+	<-started
+	b.client.Close() // goleak finds what it leaves
+}

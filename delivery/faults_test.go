@@ -1,0 +1,330 @@
+package delivery
+
+import (
+	"bufio"
+	"compress/gzip"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// rawServer gives every connection to handle, with its number from 1, and closes it afterwards.
+func rawServer(t *testing.T, handle func(c *net.TCPConn, r *bufio.Reader, n int)) (url string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test's own listener
+	require.NoError(t, err)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for n := 1; ; n++ {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer conn.Close()
+				tcp, _ := conn.(*net.TCPConn)
+				handle(tcp, bufio.NewReader(conn), n)
+			})
+		}
+	})
+	t.Cleanup(func() { _ = l.Close(); wg.Wait() })
+	return "http://" + l.Addr().String()
+}
+
+// readRequest reads one request with its body.
+func readRequest(r *bufio.Reader) error {
+	req, err := http.ReadRequest(r)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, req.Body)
+	return err
+}
+
+// hold keeps a connection open until the other side closes it.
+func hold(r *bufio.Reader) { _, _ = io.Copy(io.Discard, r) }
+
+func reset(c *net.TCPConn) { _ = c.SetLinger(0) }
+
+const limit = 300 * time.Millisecond
+
+// TestFaults is the list of what receivers do wrong, each with its class, and none longer than the endpoint's timeout.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		handle func(c *net.TCPConn, r *bufio.Reader, n int)
+		class  Class
+		status int
+	}{
+		"closed at once": {func(*net.TCPConn, *bufio.Reader, int) {}, ClassReset, 0},
+		"reset at once":  {func(c *net.TCPConn, _ *bufio.Reader, _ int) { reset(c) }, ClassReset, 0},
+		"reset after the request": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			reset(c)
+		}, ClassReset, 0},
+		"no answer": {func(_ *net.TCPConn, r *bufio.Reader, _ int) { hold(r) }, ClassTimeout, 0},
+		"half a head, then closed": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n")
+		}, ClassReset, 0},
+		"half a line, then closed": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-")
+		}, ClassProtocol, 0},
+		"half a head, then silence": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-")
+			hold(r)
+		}, ClassTimeout, 0},
+		"a head of one byte at a time": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			for range 1000 {
+				if _, err := io.WriteString(c, "H"); err != nil {
+					return
+				}
+				<-time.After(limit / 10)
+			}
+		}, ClassTimeout, 0},
+		"not HTTP": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, "SSH-2.0-OpenSSH_9.0 planted-secret-value\r\n")
+			hold(r)
+		}, ClassProtocol, 0},
+		"an impossible status": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 abc planted-secret-value\r\n\r\n")
+			hold(r)
+		}, ClassProtocol, 0},
+		"a head without end": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n")
+			for {
+				if _, err := io.WriteString(c, "X-Filler: "+strings.Repeat("x", 1000)+"\r\n"); err != nil {
+					return
+				}
+			}
+		}, ClassProtocol, 0},
+		"1xx without end": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			for {
+				if _, err := io.WriteString(c, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"); err != nil {
+					return
+				}
+			}
+		}, ClassProtocol, 0},
+		"another protocol": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+			hold(r)
+		}, ClassProtocol, 101},
+		"success, then the body breaks off": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
+		}, ClassSuccess, 200},
+		"failure, then a reset": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 500 Oops\r\nContent-Length: 100\r\n\r\nabc")
+			reset(c)
+		}, Class5xx, 500},
+		"a body of one byte at a time": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 503 Busy\r\nContent-Length: 1000\r\n\r\n")
+			for range 1000 {
+				if _, err := io.WriteString(c, "x"); err != nil {
+					return
+				}
+				<-time.After(limit / 10)
+			}
+		}, Class5xx, 503},
+		"answered before the request is read": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_, _ = r.ReadByte() // before it, net/http takes the answer for a stray one
+			_, _ = io.WriteString(c, "HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+			hold(r)
+		}, Class4xx, 413},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			res := b.attempt(b.endpointWithin(limit, rawServer(t, c.handle)))
+			assert.Equal(t, c.class, res.Class, res.Err)
+			assert.Equal(t, c.status, res.Status)
+			assert.Less(t, res.Duration, limit+3*time.Second)
+			assert.NotContains(t, res.Err, testSecret)
+			assert.Zero(t, b.count(b.m.resends), "a new connection is no stale one")
+			assert.Equal(t, 1, b.count(b.m.attempts[c.class]))
+		})
+	}
+}
+
+func TestConnectFaults(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test's own listener
+	require.NoError(t, err)
+	free := l.Addr().String()
+	require.NoError(t, l.Close())
+	b := setup(t)
+	res := b.attempt(b.endpoint("http://" + free))
+	assert.Equal(t, ClassConnect, res.Class)
+	assert.Equal(t, "connection refused", res.Err)
+	assert.Equal(t, 1, b.count(b.m.connErrors[stageConnect]))
+}
+
+func TestTLSFaults(t *testing.T) {
+	t.Parallel()
+	unchecked := func(r *EndpointRow) { r.VerifySSL = false }
+	b := setup(t, func(c *Config) { c.AllowInsecureTLS, c.TLSHandshakeTimeout = true, limit })
+
+	plain := serve(t, func(http.ResponseWriter, *http.Request) {})
+	res := b.attempt(b.endpoint(strings.Replace(plain.URL, "http", "https", 1)))
+	assert.Equal(t, ClassTLS, res.Class)
+	assert.Equal(t, "the server does not speak TLS on this port", res.Err)
+
+	silent := rawServer(t, func(_ *net.TCPConn, r *bufio.Reader, _ int) { hold(r) })
+	res = b.attempt(b.endpoint(strings.Replace(silent, "http", "https", 1)))
+	assert.Equal(t, ClassTimeout, res.Class)
+	assert.Equal(t, "the TLS handshake took too long", res.Err)
+
+	old := httptest.NewUnstartedServer(nil)
+	old.Config.ErrorLog = discardLog()
+	old.TLS = &tls.Config{MaxVersion: tls.VersionTLS11} //nolint:gosec // what is tested
+	old.StartTLS()
+	t.Cleanup(old.Close)
+	res = b.attempt(b.endpoint(old.URL, unchecked))
+	assert.Equal(t, ClassTLS, res.Class)
+	assert.Equal(t, "the server refused the TLS handshake: tls: protocol version not supported", res.Err)
+
+	secure := httptest.NewUnstartedServer(http.NotFoundHandler())
+	secure.Config.ErrorLog = discardLog()
+	secure.StartTLS()
+	t.Cleanup(secure.Close)
+	res = b.attempt(b.endpoint(strings.Replace(secure.URL, "https", "http", 1)))
+	assert.Equal(t, Class4xx, res.Class, "HTTP to a TLS port")
+	res = b.attempt(b.endpoint(secure.URL))
+	assert.Equal(t, ClassTLS, res.Class)
+	assert.Equal(t, "the certificate is signed by an unknown authority", res.Err)
+	assert.Equal(t, 4, b.count(b.m.connErrors[stageTLS]))
+}
+
+// TestStaleConnection has the receiver close a kept connection while the next request is on its way.
+func TestStaleConnection(t *testing.T) {
+	t.Parallel()
+	answer := "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+	for name, c := range map[string]struct {
+		end     func(*net.TCPConn)
+		alive   int // connections from this number on answer twice
+		class   Class
+		resends int
+		conns   int
+	}{
+		"closed":          {func(*net.TCPConn) {}, 2, ClassSuccess, 1, 2},
+		"reset":           {reset, 2, ClassSuccess, 1, 2},
+		"half an answer":  {func(c *net.TCPConn) { _, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n") }, 2, ClassReset, 0, 1},
+		"never any alive": {func(*net.TCPConn) {}, 99, ClassReset, 1, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := rawServer(t, func(conn *net.TCPConn, r *bufio.Reader, n int) {
+				if n > 1 && n < c.alive {
+					return
+				}
+				for served := 0; readRequest(r) == nil; served++ {
+					if served == 1 && n < c.alive {
+						c.end(conn)
+						return
+					}
+					_, _ = io.WriteString(conn, answer)
+				}
+			})
+			b := setup(t)
+			ep := b.endpoint(url)
+			first := b.attempt(ep)
+			require.True(t, first.OK(), first.Err)
+			second := b.attempt(ep)
+			assert.Equal(t, c.class, second.Class, second.Err)
+			assert.Equal(t, c.resends, b.count(b.m.resends))
+			assert.Equal(t, c.conns, b.count(b.m.connOpened))
+			total := 0
+			for _, counter := range b.m.attempts {
+				total += b.count(counter)
+			}
+			assert.Equal(t, 2, total, "the second request of an attempt is no attempt")
+		})
+	}
+}
+
+// TestFailureKeepsOtherConnections holds the guard against retryablehttp closing all idle connections after a failed request.
+func TestFailureKeepsOtherConnections(t *testing.T) {
+	t.Parallel()
+	good := serve(t, func(http.ResponseWriter, *http.Request) {})
+	bad := rawServer(t, func(*net.TCPConn, *bufio.Reader, int) {})
+	b := setup(t)
+	for range 3 {
+		res := b.attempt(b.endpoint(good.URL))
+		require.True(t, res.OK(), res.Err)
+		res = b.attempt(b.endpoint(bad))
+		require.Equal(t, ClassReset, res.Class)
+	}
+	assert.Equal(t, 2, b.count(b.m.connReused))
+}
+
+// TestBodiesAreBounded counts the memory that a gigabyte of answer costs.
+func TestBodiesAreBounded(t *testing.T) {
+	for name, h := range map[string]http.HandlerFunc{
+		"endless": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusInternalServerError)
+			chunk := make([]byte, 64<<10)
+			for {
+				if _, err := w.Write(chunk); err != nil {
+					return
+				}
+			}
+		},
+		"a gigabyte": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", fmt.Sprint(1<<30))
+			w.WriteHeader(http.StatusInternalServerError)
+			chunk := make([]byte, 64<<10)
+			for {
+				if _, err := w.Write(chunk); err != nil {
+					return
+				}
+			}
+		},
+		"gzip bomb": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Encoding", "gzip")
+			w.WriteHeader(http.StatusInternalServerError)
+			z := gzip.NewWriter(w)
+			chunk := make([]byte, 64<<10)
+			for {
+				if _, err := z.Write(chunk); err != nil {
+					return
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) { //nolint:paralleltest // counts the memory of the whole process
+			s := serve(t, h)
+			b := setup(t, func(c *Config) { c.KeepResponseBytes = maxResponseBytes })
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			res := b.attempt(b.endpoint(s.URL))
+			runtime.ReadMemStats(&after)
+			assert.Equal(t, Class5xx, res.Class, res.Err)
+			assert.LessOrEqual(t, len(res.Body), maxResponseBytes)
+			assert.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(4<<20))
+		})
+	}
+}
+
+func discardLog() *log.Logger { return log.New(io.Discard, "", 0) }
