@@ -75,14 +75,16 @@ func TestTransactions(t *testing.T) {
 	}{
 		{"insert", []string{"INSERT INTO a.t VALUES (1, 'x'), (2, NULL)"}, []string{"insert a.t {id=1 v=x}", "insert a.t {id=2 v=NULL}"}},
 		{
-			"two schemas", []string{"BEGIN", "INSERT INTO a.t VALUES (3, 'a')", "INSERT INTO b.t VALUES (3, 'b')", "COMMIT"},
+			"two schemas",
+			[]string{"BEGIN", "INSERT INTO a.t VALUES (3, 'a')", "INSERT INTO b.t VALUES (3, 'b')", "COMMIT"},
 			[]string{"insert a.t {id=3 v=a}", "insert b.t {id=3 v=b}"},
 		},
 		{"update", []string{"UPDATE a.t SET v = 'y' WHERE id = 1"}, []string{"update a.t {id=1 v=y}"}},
 		{"update of the key", []string{"UPDATE a.t SET id = 9 WHERE id = 1"}, []string{"update a.t {id=1 v=NULL} {id=9 v=y}"}},
 		{"delete", []string{"DELETE FROM a.t WHERE id = 9"}, []string{"delete a.t {id=9 v=NULL}"}},
 		{
-			"full identity", []string{"BEGIN", "INSERT INTO a.full VALUES (1, 'x')", "UPDATE a.full SET v = 'y'", "DELETE FROM a.full", "COMMIT"},
+			"full identity",
+			[]string{"BEGIN", "INSERT INTO a.full VALUES (1, 'x')", "UPDATE a.full SET v = 'y'", "DELETE FROM a.full", "COMMIT"},
 			[]string{"insert a.full {id=1 v=x}", "update a.full {id=1 v=x} {id=1 v=y}", "delete a.full {id=1 v=y}"},
 		},
 		{"rollback", []string{"BEGIN", "INSERT INTO a.t VALUES (4, 'ghost')", "ROLLBACK"}, nil},
@@ -100,7 +102,8 @@ func TestTransactions(t *testing.T) {
 			[]string{"insert a.big {id=1 n=1 v=" + strings.Repeat("x", 10000) + "}", "update a.big {id=1 n=2 v=UNCHANGED}", "update a.big {id=1 n=2 v=y}"},
 		},
 		{
-			"partitions arrive as their root", []string{"INSERT INTO a.part VALUES (1, 'x'), (11, 'y')"},
+			"partitions arrive as their root",
+			[]string{"INSERT INTO a.part VALUES (1, 'x'), (11, 'y')"},
 			[]string{"insert a.part {id=1 v=x}", "insert a.part {id=11 v=y}"},
 		},
 		{"truncate", []string{"TRUNCATE a.t, b.t CASCADE"}, []string{"truncate a.t", "truncate b.t"}},

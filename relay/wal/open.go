@@ -41,7 +41,8 @@ const (
 )
 
 // Open connects, checks what the stream needs, and starts the replication at the position the slot remembers: any other could skip commits. The
-// slot is then held until Close. What a person must act on is a *StreamError.
+// slot is then held until Close, and the server expects a sign of life within its wal_sender_timeout: Run gives it, and Beat before and after Run.
+// What a person must act on is a *StreamError.
 func Open(ctx context.Context, o Options) (*Stream, error) {
 	cfg, err := config(o)
 	if err != nil {

@@ -93,9 +93,9 @@ func (s *Stream) SystemID() string { return s.systemID }
 func (s *Stream) Slot() Slot { return s.slot }
 
 // Run hands what arrives to h until ctx is done, h returns an error or the session ends; the error is never nil. It tells the server the position
-// that confirmed returns: soon after it has moved, when the server asks, and every StatusInterval. All that lies below it is never sent again and
-// its log may be removed, so confirmed must return what is durable, and zero, which confirms nothing, while it does not know. Run does not fall
-// behind it: a position less than one already sent is not sent.
+// that confirmed returns: soon after it has moved, when the server asks, and every StatusInterval. What lies below that position is never sent
+// again and its log may be removed, so confirmed must return what is durable. Zero confirms nothing, and a position less than the last one is not
+// sent.
 //
 //	socket ─► Receive ─► decode ─► Handler ─► … recorded … ─► confirmed ─┐
 //	   ▲         └─ deadline passed: tick ─► status, ping, idle Keepalive │
