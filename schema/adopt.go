@@ -33,7 +33,7 @@ func AddTenant(ctx context.Context, dsn, schema string, o AddOptions) error {
 func (in *installer) addTenant(ctx context.Context, schema string, o AddOptions) error {
 	op := fmt.Sprintf("add tenant %q", schema)
 	var exists, owner bool
-	err := in.conn.QueryRow(ctx, `SELECT to_regclass(format('%I.webhook_events', $1::text)) IS NOT NULL,
+	err := in.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_tables WHERE schemaname = $1 AND tablename = 'webhook_events'),
 		has_function_privilege('outbox_relay.shape_table(text, text)', 'EXECUTE')`, schema).Scan(&exists, &owner)
 	if err != nil {
 		return opError(op, err)

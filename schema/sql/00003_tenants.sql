@@ -94,7 +94,7 @@ DECLARE
   fresh boolean := rel IS NULL;
   owner name;
   cmds text;
-  con name;
+  fks text;
 BEGIN
   IF fresh THEN
     EXECUTE (SELECT format(t.ddl, schema) FROM outbox_relay.tenant_tables() t WHERE t.name = tbl);
@@ -112,6 +112,15 @@ BEGIN
     FROM outbox_relay.tenant_columns() c
    WHERE c.tbl = shape_table.tbl
      AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = rel AND a.attname = c.col AND NOT a.attisdropped);
+  IF tbl = 'webhook_deliveries' THEN
+    SELECT string_agg(format('DROP CONSTRAINT %I', c.conname), ', ') INTO fks FROM pg_constraint c
+     WHERE c.contype = 'f' AND c.conrelid = rel AND c.conparentid = 0 AND c.confrelid = to_regclass(format('%I.webhook_events', schema));
+    IF fks IS NOT NULL THEN
+      -- Writers come to events first, be it for the key check alone: the other way round we and they would wait for each other.
+      EXECUTE format('LOCK TABLE %I.webhook_events IN ACCESS EXCLUSIVE MODE', schema);
+      cmds := concat_ws(', ', cmds, fks);
+    END IF;
+  END IF;
   IF cmds IS NOT NULL THEN
     EXECUTE format('ALTER TABLE %s %s', rel, cmds);
   END IF;
@@ -119,14 +128,6 @@ BEGIN
   -- The default comes after the column: a volatile default in ADD COLUMN would rewrite the table.
   IF tbl = 'webhook_events' AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = rel AND a.attname = 'xid' AND a.atthasdef) THEN
     EXECUTE format('ALTER TABLE %s ALTER COLUMN xid SET DEFAULT pg_current_xact_id()', rel);
-  END IF;
-
-  IF tbl = 'webhook_deliveries' THEN
-    FOR con IN SELECT c.conname FROM pg_constraint c
-                WHERE c.contype = 'f' AND c.conrelid = rel AND c.conparentid = 0 AND c.confrelid = to_regclass(format('%I.webhook_events', schema))
-    LOOP
-      EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', rel, con);
-    END LOOP;
   END IF;
 END
 $$;
@@ -136,7 +137,9 @@ $$;
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.missing_indexes(schema text) RETURNS TABLE (tbl text, name text, uniq boolean, spec text, bytes bigint)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-  SELECT x.tbl, x.name, x.uniq, x.spec, (SELECT coalesce(sum(pg_relation_size(p.relid)), 0)::bigint FROM pg_partition_tree(c.oid) p WHERE p.isleaf)
+  SELECT x.tbl, x.name, x.uniq, x.spec,
+         -- A table without partitions has no partition tree, not even of itself.
+         pg_relation_size(c.oid) + (SELECT coalesce(sum(pg_relation_size(p.relid)), 0)::bigint FROM pg_partition_tree(c.oid) p WHERE p.isleaf)
     FROM outbox_relay.tenant_indexes() x
     JOIN pg_class c ON c.relname = x.tbl AND c.relkind IN ('r', 'p')
     JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = schema

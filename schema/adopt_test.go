@@ -1,0 +1,145 @@
+package schema_test
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/neo-commons/outbox-relay/schema"
+)
+
+// neo builds a tenant schema as neo-commons left it, with old rows.
+func (b *bundle) neo(name string, events int) {
+	b.t.Helper()
+	text, err := os.ReadFile("testdata/neo.sql")
+	require.NoError(b.t, err)
+	sql := strings.NewReplacer("{{s}}", pgx.Identifier{name}.Sanitize(), "{{n}}", strconv.Itoa(events)).Replace(string(text))
+	_, err = b.conn.PgConn().Exec(b.ctx, sql).ReadAll()
+	require.NoError(b.t, err)
+}
+
+// fingerprint is what adoption must leave alone: every row with its version, the file of every table, and all that hangs on them.
+func (b *bundle) fingerprint(name string) []string {
+	b.t.Helper()
+	var all []string
+	for _, table := range list(b, `SELECT tablename FROM pg_tables WHERE schemaname = $1 AND tablename = ANY($2) ORDER BY 1`, name, neoTables) {
+		id := pgx.Identifier{name, table}.Sanitize()
+		all = append(all, list(b, `SELECT relname || ' ' || relfilenode || ' ' || relowner::text FROM pg_class WHERE oid = $1::regclass`, id)...)
+		all = append(all, list(b, `SELECT count(*) || ' rows of '||$1||', versions ' || md5(string_agg(ctid::text || xmin::text || id, '' ORDER BY ctid)) FROM `+id, table)...)
+		all = append(all, list(b, `SELECT 'trigger ' || tgname FROM pg_trigger WHERE tgrelid = $1::regclass AND NOT tgisinternal ORDER BY 1`, id)...)
+		all = append(all, list(b, `SELECT 'column ' || attname || ' ' || format_type(atttypid, atttypmod) || attnotnull || coalesce(pg_get_expr(adbin, adrelid), '')
+			FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum WHERE attrelid = $1::regclass AND attnum > 0
+			AND ($2, attname) NOT IN (SELECT tbl, col FROM outbox_relay.tenant_columns()) ORDER BY attnum`, id, table)...)
+		all = append(all, list(b, `SELECT 'index ' || indexrelid || pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = $1::regclass
+			AND NOT EXISTS (SELECT FROM outbox_relay.tenant_indexes() x JOIN pg_class c ON c.oid = indexrelid WHERE x.name = c.relname) ORDER BY 1`, id)...)
+		all = append(all, list(b, `SELECT 'constraint ' || oid || conname || convalidated FROM pg_constraint WHERE conrelid = $1::regclass
+			AND conname <> 'fk deliveries->events' AND conname NOT IN ('webhook_endpoints_payload_format_check', 'webhook_endpoints_delivery_order_check',
+			'webhook_endpoints_max_concurrency_check', 'webhook_endpoints_rate_limit_check') ORDER BY 1`, id)...)
+	}
+	return all
+}
+
+var neoTables = []string{ //nolint:gochecknoglobals // a constant that Go has no constants for
+	"webhook_endpoints", "webhook_event_types", "webhook_event_subscriptions", "webhook_subscriptions", "webhook_events", "webhook_deliveries", "webhook_delivery_stats",
+}
+
+func TestAdoptLeavesWhatIsThereAlone(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"tenant_1", `O'Neill "&" Söhne; DROP`, "Ünder %s %1$I"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.neo(name, 2000)
+			before := b.fingerprint(name)
+			require.NoError(t, schema.AddTenant(b.ctx, b.dsn, name, schema.AddOptions{}))
+			assert.Equal(t, before, b.fingerprint(name))
+
+			q := pgx.Identifier{name}.Sanitize()
+			assert.Equal(t, []string{"neo"}, list(b, "SELECT DISTINCT payload_format FROM "+q+".webhook_endpoints"))
+			assert.Equal(t, int64(0), get[int64](b, "SELECT count(*) FROM "+q+".webhook_deliveries WHERE relayed"))
+			assert.Equal(t, int64(0), get[int64](b, "SELECT count(xid) FROM "+q+".webhook_events"))
+			assert.Equal(t, []string{"webhook_endpoints"},
+				list(b, "SELECT c.relname::text FROM pg_constraint JOIN pg_class c ON c.oid = confrelid WHERE contype = 'f' AND conrelid = $1::regclass", q+".webhook_deliveries"))
+			assert.Equal(t, int64(2), get[int64](b, `SELECT count(*) FROM pg_indexes WHERE schemaname = $1 AND indexname IN
+				('webhook_events_xid_idx', 'webhook_deliveries_relayed_key')`, name))
+			assert.True(t, get[bool](b, `INSERT INTO `+q+`.webhook_events (event_type, aggregate_id, aggregate_type)
+				VALUES ('order.created', gen_random_uuid(), 'order') RETURNING xid = pg_current_xact_id()`))
+
+			require.NoError(t, schema.AddTenant(b.ctx, b.dsn, name, schema.AddOptions{Unprocessed: true}), "again")
+			tenants, err := schema.Tenants(b.ctx, b.conn)
+			require.NoError(t, err)
+			require.Len(t, tenants, 1)
+			assert.Equal(t, name, tenants[0].Schema)
+			assert.Equal(t, "unprocessed", tenants[0].Backfill)
+			require.NoError(t, schema.RemoveTenant(b.ctx, b.dsn, name))
+			assert.Equal(t, int64(1), get[int64](b, "SELECT count(*) FROM pg_publication_tables"))
+		})
+	}
+}
+
+// TestAdoptDoesNotStallWriters adopts a large tenant while it is written to, also by transactions that stay open for a while.
+// OUTBOX_RELAY_TEST_EVENTS makes it larger.
+func TestAdoptDoesNotStallWriters(t *testing.T) {
+	t.Parallel()
+	events := 100_000
+	if s := os.Getenv("OUTBOX_RELAY_TEST_EVENTS"); s != "" {
+		n, err := strconv.Atoi(s)
+		require.NoError(t, err)
+		events = n
+	}
+	b := setup(t)
+	b.neo("big", events)
+	var (
+		g       errgroup.Group
+		stop    = make(chan struct{})
+		longest = make([]time.Duration, 4)
+		written = make([]int, len(longest))
+	)
+	for i := range longest {
+		conn := connect(t, b.dsn)
+		g.Go(func() error {
+			for {
+				select {
+				case <-stop:
+					return nil
+				default:
+				}
+				begin := time.Now()
+				err := pgx.BeginFunc(b.ctx, conn, func(tx pgx.Tx) error {
+					_, err := tx.Exec(b.ctx, `WITH e AS (INSERT INTO big.webhook_events (event_type, aggregate_id, aggregate_type)
+							VALUES ('order.created', gen_random_uuid(), 'order') RETURNING id)
+						INSERT INTO big.webhook_deliveries (webhook_event_id, webhook_endpoint_id, request_url, request_method)
+						SELECT e.id, p.id, '', 'POST' FROM e, big.webhook_endpoints p`)
+					longest[i] = max(longest[i], time.Since(begin))
+					if err == nil && i == 0 {
+						_, err = tx.Exec(b.ctx, "SELECT pg_sleep(0.6)") // longer than the relay waits for a lock
+					}
+					return err
+				})
+				if err != nil {
+					return err
+				}
+				written[i]++
+			}
+		})
+	}
+	begin := time.Now()
+	var steps []string
+	err := schema.AddTenant(b.ctx, b.dsn, "big", schema.AddOptions{Progress: func(s string) { steps = append(steps, s) }})
+	took := time.Since(begin)
+	close(stop)
+	require.NoError(t, g.Wait())
+	require.NoError(t, err)
+	for i := range longest {
+		assert.Less(t, longest[i], time.Second, "writer %d", i)
+		assert.Positive(t, written[i])
+	}
+	t.Logf("%d events: adopted in %v, %d transactions meanwhile, longest wait of a writer %v, steps %q", events, took, written, longest, steps)
+}

@@ -1,0 +1,44 @@
+package schema_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/schema"
+)
+
+// catalog is everything in the relay's schema and publications, by name, definition and rights.
+const catalog = `
+	SELECT 'function ' || pg_get_functiondef(p.oid) || coalesce(p.proacl::text, '') FROM pg_proc p WHERE p.pronamespace = 'outbox_relay'::regnamespace
+	UNION ALL SELECT 'column ' || c.relname || '.' || a.attname || ' ' || format_type(a.atttypid, a.atttypmod) || ' ' || a.attnotnull || ' '
+	    || coalesce(pg_get_expr(d.adbin, d.adrelid), '') || coalesce(a.attacl::text, '') || coalesce(col_description(c.oid, a.attnum), '')
+	  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+	  WHERE c.relnamespace = 'outbox_relay'::regnamespace
+	UNION ALL SELECT 'relation ' || c.relname || c.relkind::text || coalesce(c.relacl::text, '') || coalesce(c.reloptions::text, '')
+	  FROM pg_class c WHERE c.relnamespace = 'outbox_relay'::regnamespace
+	UNION ALL SELECT 'constraint ' || conname || pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 'outbox_relay'::regnamespace
+	UNION ALL SELECT 'schema ' || coalesce(nspacl::text, '') FROM pg_namespace WHERE nspname = 'outbox_relay'
+	UNION ALL SELECT 'publication ' || pubname || pubinsert || pubupdate || pubdelete || pubtruncate || pubviaroot FROM pg_publication
+	UNION ALL SELECT 'published ' || pubname || ' ' || schemaname || '.' || tablename FROM pg_publication_tables
+	UNION ALL SELECT 'version ' || version_id || is_applied FROM outbox_relay.schema_migrations
+	UNION ALL SELECT 'slot ' || plugin || (p.slot IS NOT NULL) FROM pg_replication_slots s LEFT JOIN outbox_relay.progress p ON p.slot = s.slot_name
+	  WHERE s.database = current_database()
+	ORDER BY 1`
+
+func TestPrintMakesWhatMigrateMakes(t *testing.T) {
+	t.Parallel()
+	migrated, printed := setup(t), empty(t)
+	var sql strings.Builder
+	require.NoError(t, schema.Print(&sql, schema.Options{Slot: printed.slot}))
+	for range 2 { // it may be run again
+		_, err := printed.conn.PgConn().Exec(printed.ctx, sql.String()).ReadAll()
+		require.NoError(t, err)
+	}
+	assert.Equal(t, list(migrated, catalog), list(printed, catalog))
+
+	require.NoError(t, schema.Migrate(printed.ctx, printed.dsn, schema.Options{Slot: printed.slot}), "migrate accepts it")
+	assert.Equal(t, list(migrated, catalog), list(printed, catalog))
+}

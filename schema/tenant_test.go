@@ -1,0 +1,170 @@
+package schema_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/schema"
+)
+
+func TestAddTenantInTheCreatingTransaction(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	_, dsn := b.login("")
+	role := connect(t, dsn).Config().User
+	b.exec("GRANT CREATE ON DATABASE " + b.conn.Config().Database + " TO " + role)
+	b.exec("GRANT USAGE ON SCHEMA outbox_relay TO " + role)
+	app := connect(t, dsn)
+	create := "CREATE SCHEMA acme; SELECT outbox_relay.add_tenant('acme'); INSERT INTO acme.webhook_events (event_type, aggregate_id, aggregate_type) VALUES ('a.b', gen_random_uuid(), 'a')"
+
+	_, err := app.Exec(b.ctx, "BEGIN; "+create+"; COMMIT")
+	require.ErrorContains(t, err, "permission denied for function add_tenant")
+	_, err = app.Exec(b.ctx, "ROLLBACK; ")
+	require.NoError(t, err)
+
+	b.exec("GRANT EXECUTE ON FUNCTION outbox_relay.add_tenant(text, text, timestamptz), outbox_relay.remove_tenant(text) TO " + role)
+	before := list(b, catalog)
+	_, err = app.Exec(b.ctx, "BEGIN; "+create+"; ROLLBACK")
+	require.NoError(t, err)
+	assert.Equal(t, before, list(b, catalog))
+	assert.False(t, get[bool](b, "SELECT to_regnamespace('acme') IS NOT NULL OR EXISTS (SELECT FROM outbox_relay.tenants)"))
+
+	_, err = app.Exec(b.ctx, "SET lock_timeout = '7s'; BEGIN; "+create+"; COMMIT")
+	require.NoError(t, err)
+	assert.Equal(t, []string{role}, list(b, "SELECT DISTINCT tableowner::text FROM pg_tables WHERE schemaname = 'acme'"), "the tables are the application's")
+	assert.Equal(t, []string{"acme"}, list(b, "SELECT schema FROM outbox_relay.tenants"))
+	// The events of the same transaction are in the log.
+	// Test servers commit asynchronously, and decoding ends where the log is flushed.
+	b.exec("SET synchronous_commit = on; SELECT pg_logical_emit_message(true, 'flush', '')")
+	assert.Equal(t, int64(1), get[int64](b, `SELECT count(*) FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1',
+		'publication_names', 'outbox_relay_events') WHERE get_byte(data, 0) = ascii('I')`, b.slot))
+
+	var timeout string
+	require.NoError(t, app.QueryRow(b.ctx, "SHOW lock_timeout").Scan(&timeout))
+	assert.Equal(t, "7s", timeout)
+	_, err = app.Exec(b.ctx, "BEGIN; DROP SCHEMA acme CASCADE; SELECT outbox_relay.remove_tenant('acme'); COMMIT")
+	require.NoError(t, err)
+	assert.Equal(t, before, list(b, catalog))
+}
+
+func TestAddTenantRefuses(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	tests := []struct {
+		name, tenant, setup string
+		want                []string
+	}{
+		{"unknown schema", "nosuch", "", []string{`schema "nosuch" does not exist`, "Create it first"}},
+		{"reserved", "outbox_relay", "", []string{"reserved"}},
+		{"system", "pg_catalog", "", []string{"reserved"}},
+		{"faults all at once", "faulty", `ALTER TABLE faulty.webhook_events DROP CONSTRAINT webhook_events_pkey CASCADE, DROP COLUMN aggregate_type, DROP COLUMN event_data;
+			ALTER TABLE faulty.webhook_endpoints REPLICA IDENTITY NOTHING; ALTER TABLE faulty.webhook_deliveries ADD COLUMN shard int;
+			UPDATE faulty.webhook_deliveries SET shard = 1; ALTER TABLE faulty.webhook_deliveries ALTER COLUMN shard SET NOT NULL;
+			ALTER TABLE faulty.webhook_subscriptions ENABLE ROW LEVEL SECURITY; ALTER TABLE faulty.webhook_event_types ALTER COLUMN is_enabled DROP DEFAULT,
+			ALTER COLUMN is_enabled TYPE text`, []string{
+			"webhook_events has no primary key", "webhook_events lacks column aggregate_type", "webhook_events lacks column event_data",
+			"webhook_endpoints has REPLICA IDENTITY NOTHING", "webhook_deliveries.shard is not null without a default",
+			"webhook_subscriptions has row-level security", "webhook_event_types.is_enabled is text, not boolean",
+		}},
+		{"a view", "viewed", "DROP TABLE viewed.webhook_events CASCADE; CREATE VIEW viewed.webhook_events AS SELECT 1 AS id", []string{"webhook_events is not an ordinary table"}},
+		{"unlogged", "unlogged", "ALTER TABLE unlogged.webhook_deliveries SET UNLOGGED", []string{"webhook_deliveries is not an ordinary table"}},
+	}
+	for _, tt := range tests {
+		if tt.setup != "" {
+			b.neo(tt.tenant, 10)
+			b.exec(tt.setup)
+		}
+		err := schema.AddTenant(b.ctx, b.dsn, tt.tenant, schema.AddOptions{})
+		require.ErrorIs(t, err, schema.ErrUnfit, tt.name)
+		var hint *schema.Error
+		require.ErrorAs(t, err, &hint, tt.name)
+		assert.NotEmpty(t, hint.Hint, tt.name)
+		for _, want := range tt.want {
+			require.ErrorContains(t, err, want, tt.name)
+		}
+	}
+	assert.Empty(t, list(b, "SELECT schema FROM outbox_relay.tenants"))
+	assert.Empty(t, list(b, "SELECT schemaname::text FROM pg_publication_tables WHERE schemaname <> 'outbox_relay'"))
+
+	b.neo("large", 80_000)
+	_, err := b.conn.Exec(b.ctx, "SELECT outbox_relay.add_tenant('large')")
+	var pg *pgconn.PgError
+	require.ErrorAs(t, err, &pg)
+	assert.Contains(t, pg.Message, "too large")
+	assert.Equal(t, "Run: outbox-relay tenants add 'large', which builds it concurrently.", pg.Hint)
+
+	b.exec("SELECT pg_drop_replication_slot($1)", b.slot)
+	require.ErrorIs(t, schema.AddTenant(b.ctx, b.dsn, "large", schema.AddOptions{}), schema.ErrSlotMissing)
+	require.ErrorIs(t, schema.Migrate(b.ctx, b.dsn, schema.Options{Slot: b.slot}), schema.ErrSlotMissing, "a slot that was in use is not made anew")
+
+	require.ErrorIs(t, schema.AddTenant(b.ctx, empty(t).dsn, "x", schema.AddOptions{}), schema.ErrNotInstalled)
+}
+
+func TestAddTenantOfOthers(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.neo("theirs", 10)
+	role, dsn := b.login("")
+	b.exec("GRANT USAGE ON SCHEMA outbox_relay TO " + role)
+	b.exec("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA outbox_relay TO " + role)
+	b.exec("ALTER FUNCTION outbox_relay.add_tenant(text, text, timestamptz) OWNER TO " + role)
+	err := schema.AddTenant(b.ctx, dsn, "theirs", schema.AddOptions{})
+	require.ErrorIs(t, err, schema.ErrUnfit)
+	require.ErrorContains(t, err, "GRANT postgres TO "+role)
+}
+
+func TestPauseAndResume(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.neo("acme", 10)
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	require.NoError(t, schema.AddTenant(b.ctx, b.dsn, "acme", schema.AddOptions{Since: at}))
+	assert.Error(t, schema.AddTenant(b.ctx, b.dsn, "acme", schema.AddOptions{Since: at, Unprocessed: true}))
+	state := "SELECT concat_ws(' ', state, reason, backfill, backfill_from, backfill_upto IS NOT NULL, backfill_done_at IS NOT NULL) FROM outbox_relay.tenants"
+	assert.Equal(t, []string{"active since t f"}, list(b, state))
+
+	require.NoError(t, schema.PauseTenant(b.ctx, b.dsn, "acme", "maintenance"))
+	assert.Equal(t, []string{"paused maintenance since t f"}, list(b, state))
+	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme"))
+	assert.Equal(t, []string{"active since t f"}, list(b, state))
+
+	b.exec("UPDATE outbox_relay.tenants SET state = 'suspended', backfill_from = '100:100:'")
+	require.NoError(t, schema.PauseTenant(b.ctx, b.dsn, "acme", ""))
+	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme"))
+	assert.Equal(t, []string{"active since t f"}, list(b, state), "an unfinished backfill goes on, from the start and up to now")
+
+	b.exec("UPDATE outbox_relay.tenants SET state = 'suspended', backfill_from = '100:100:', backfill_done_at = now()")
+	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme"))
+	assert.Equal(t, []string{"active missed 100:100: t f"}, list(b, state))
+
+	require.ErrorIs(t, schema.PauseTenant(b.ctx, b.dsn, "nosuch", ""), schema.ErrNotTenant)
+	require.ErrorIs(t, schema.ResumeTenant(b.ctx, b.dsn, "nosuch"), schema.ErrNotTenant)
+
+	b.exec("INSERT INTO outbox_relay.retry_queue VALUES (gen_random_uuid(), 'acme', gen_random_uuid(), now()), (gen_random_uuid(), 'other', gen_random_uuid(), now())")
+	b.exec("DROP SCHEMA acme CASCADE")
+	require.NoError(t, schema.RemoveTenant(b.ctx, b.dsn, "acme"))
+	assert.Equal(t, []string{"other"}, list(b, "SELECT tenant FROM outbox_relay.retry_queue"))
+	require.ErrorIs(t, schema.RemoveTenant(b.ctx, b.dsn, "acme"), schema.ErrNotTenant)
+}
+
+func TestCandidates(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, name := range []string{"tenant_a", "tenant_b", "other"} {
+		b.neo(name, 1)
+	}
+	b.exec("CREATE SCHEMA tenant_empty")
+	require.NoError(t, schema.AddTenant(b.ctx, b.dsn, "tenant_b", schema.AddOptions{}))
+	got, err := schema.Candidates(b.ctx, b.conn, []string{"tenant_*", "tenant_a"})
+	require.NoError(t, err)
+	assert.Equal(t, []string{"tenant_a"}, got)
+	got, err = schema.Candidates(b.ctx, b.conn, nil)
+	require.NoError(t, err)
+	assert.Empty(t, got)
+	_, err = schema.Candidates(b.ctx, b.conn, []string{"["})
+	require.ErrorContains(t, err, `tenant pattern "["`)
+}
