@@ -170,9 +170,10 @@ func (d *dispatcher) hold(j *job) {
 	d.bytes += j.bytes
 }
 
-// shed defers a delivery of the stream. It may fill a second window until that is recorded; beyond that the stream waits for the database.
+// shed defers a delivery of the stream. What is deferred may exceed the window by a quarter until it is recorded; beyond that the stream waits
+// for the database.
 func (d *dispatcher) shed(ctx context.Context, j *job, reason string, due time.Duration) {
-	for d.used >= 2*d.cfg.Window.Deliveries || d.used > 0 && d.bytes+j.bytes > 2*int64(d.cfg.Window.Bytes) {
+	for d.used >= d.cfg.Window.Deliveries*5/4 || d.used > 0 && d.bytes+j.bytes > int64(d.cfg.Window.Bytes)*5/4 {
 		if !d.waitRoom(ctx, nil) {
 			break // the session is over: drain records what there is
 		}
@@ -190,7 +191,8 @@ func (d *dispatcher) postpone(ctx context.Context, j *job, reason string, due ti
 	d.shed(ctx, j, reason, due)
 }
 
-// offer puts a claimed delivery into its lane, or back into the retry queue if the lane is blocked or has more than it can start soon.
+// offer puts a claimed delivery into its lane, or back into the retry queue if the lane is blocked. Nothing more is claimed for a lane that has
+// work for all its capacity, see busy.
 func (d *dispatcher) offer(j *job) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -203,10 +205,6 @@ func (d *dispatcher) offer(j *job) {
 	}
 	if t := l.blockedFor(d); t > 0 {
 		d.deferred(j, deferBreaker, t)
-		return
-	}
-	if l.queue.n >= 4*l.limit {
-		d.deferred(j, deferShare, spread(time.Second))
 		return
 	}
 	d.enqueue(j)
@@ -335,7 +333,11 @@ func (d *dispatcher) sweep(hold time.Duration) {
 		for j := l.queue.head; j != nil && now.Sub(j.admitted) > hold; j = l.queue.head {
 			l.queue.remove(j)
 			d.queued--
-			d.deferred(j, deferHold, 0)
+			if j.ledger == nil {
+				d.deferred(j, deferHold, spread(hold)) // others may be faster than this lane
+			} else {
+				d.deferred(j, deferHold, 0)
+			}
 		}
 		idle := now.Sub(l.last)
 		if l.active && idle > activeFor {

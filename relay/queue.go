@@ -44,9 +44,9 @@ func (e *engine) claimDue(ctx context.Context) error {
 // claimBatch claims one batch, no more than fits. It returns true if there may be more due.
 func (e *engine) claimBatch(ctx context.Context) (full bool, err error) {
 	_, _, claimed, _ := e.dispatcher.load()
-	n := e.cfg.Queue.Batch - claimed
-	if n <= e.cfg.Queue.Batch/4 {
-		e.claimLater.Store(true) // a few more would cost a round trip each
+	n := e.cfg.Queue.Batch
+	if claimed > n { // one batch is attempted while the next one is claimed
+		e.claimLater.Store(true)
 		return false, nil
 	}
 	rows, err := e.store.Claim(ctx, e.owner, n, e.cfg.Queue.Lease, e.dispatcher.busy())

@@ -36,8 +36,6 @@ type recorder struct {
 	session *session
 
 	kick    chan struct{}
-	spareJ  []*job
-	spareO  []store.Outcome
 	failure atomic.Pointer[error] // of the last flush; nil after a success
 }
 
@@ -110,6 +108,9 @@ func (r *recorder) run(ctx context.Context) error {
 				return nil //nolint:nilerr // ctx is done; other errors are retried inside
 			}
 		}
+		if r.pending() > 0 {
+			r.wake()
+		}
 	}
 }
 
@@ -135,13 +136,16 @@ func (r *recorder) linger(ctx context.Context, last time.Time) error {
 	}
 }
 
-// take swaps the pending batch out.
+// take returns the oldest outcomes, a batch at most: a larger transaction is not faster, but costs memory on both sides.
 func (r *recorder) take() (jobs []*job, out []store.Outcome, s *session, force bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	jobs, out, s, force = r.jobs, r.out, r.session, r.force
-	r.jobs, r.out, r.force = r.spareJ[:0], r.spareO[:0], false
-	r.spareJ, r.spareO = nil, nil
+	n := min(len(r.out), r.cfg.Record.Batch)
+	jobs, out, s, force = r.jobs[:n:n], r.out[:n:n], r.session, r.force
+	r.jobs, r.out, r.force = r.jobs[n:], r.out[n:], false
+	if len(r.out) == 0 {
+		r.jobs, r.out = nil, nil
+	}
 	return jobs, out, s, force
 }
 
@@ -235,7 +239,7 @@ func (r *recorder) writeClaimed(ctx context.Context, out []store.Outcome) error 
 	return r.write(ctx, nil, claimed)
 }
 
-// done lets go of a batch: room in the window, buffers for the next one.
+// done lets go of a batch.
 func (r *recorder) done(jobs []*job, out []store.Outcome) {
 	released := jobs[:0]
 	for i, j := range jobs {
@@ -244,11 +248,8 @@ func (r *recorder) done(jobs []*job, out []store.Outcome) {
 		}
 	}
 	r.dispatcher.release(released)
-	clear(jobs)
+	clear(jobs) // their array may still hold what came after
 	clear(out)
-	r.mu.Lock()
-	r.spareJ, r.spareO = jobs[:0], out[:0]
-	r.mu.Unlock()
 }
 
 func (r *recorder) putBack(jobs []*job, out []store.Outcome) {

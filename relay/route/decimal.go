@@ -48,9 +48,10 @@ func parseDecimal(token []byte) (d decimal, ok bool) {
 		d.exp++
 	}
 	d.digits = bytes.TrimRight(mantissa[first:], "0.")
-	return d, d.exp < maxExponent && d.exp > -maxExponent
+	return d, shift < maxExponent && shift > -maxExponent
 }
 
+// parseExponent stops counting at maxExponent.
 func parseExponent(text []byte) (n int64, ok bool) {
 	negative := false
 	if len(text) > 0 && (text[0] == '+' || text[0] == '-') {

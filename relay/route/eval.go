@@ -9,15 +9,14 @@ import (
 // Match reports whether e passes the filter. It reads e.Data and e.Metadata as they are, building nothing: each key that the filter
 // names costs a walk over the object it is in. It allocates only to unescape a long string. JSON that is found broken does not match.
 func (f *Filter) Match(e *outbox.Event) bool {
-	var scratch [64]byte
-	m := matcher{event: e, scratch: scratch[:0]}
+	m := matcher{event: e}
 	return m.holds(&f.root, value{}) && !m.bad
 }
 
 type matcher struct {
 	event   *outbox.Event
-	scratch []byte
-	bad     bool // the JSON is broken
+	bad     bool     // the JSON is broken
+	scratch [64]byte // for strings that are not in the JSON as they are
 }
 
 // value is a place in a document, or a column of the event that is text. The zero value is missing.
@@ -115,8 +114,7 @@ func (m *matcher) isKey(inside []byte, key string) bool {
 	if !isEscaped(inside) {
 		return string(inside) == key
 	}
-	m.scratch = unescape(m.scratch[:0], inside)
-	return string(m.scratch) == key
+	return string(unescape(m.scratch[:0], inside)) == key
 }
 
 // pass reports whether v, or an element of it, passes n. An array itself is compared as a whole; it has no keys.
@@ -216,14 +214,13 @@ func (m *matcher) number(v value) (decimal, bool) {
 func (m *matcher) text(v value) []byte {
 	switch v.column {
 	case fromType:
-		m.scratch = append(m.scratch[:0], m.event.Type...)
-		return m.scratch
+		return append(m.scratch[:0], m.event.Type...)
 	case fromAggregateType:
-		m.scratch = append(m.scratch[:0], m.event.AggregateType...)
-		return m.scratch
+		return append(m.scratch[:0], m.event.AggregateType...)
 	case fromContextID:
-		m.scratch, _ = m.event.ContextID.AppendText(m.scratch[:0]) // the error is always nil
-		return m.scratch
+		text, _ := m.event.ContextID.AppendText(m.scratch[:0]) // the error is always nil
+		return text
+	case fromValue, fromData, fromMetadata:
 	}
 	end := skipString(v.doc, v.at)
 	if end < 0 {
@@ -234,8 +231,7 @@ func (m *matcher) text(v value) []byte {
 	if !isEscaped(inside) {
 		return inside
 	}
-	m.scratch = unescape(m.scratch[:0], inside)
-	return m.scratch
+	return unescape(m.scratch[:0], inside)
 }
 
 // equal compares v with l, whole objects and arrays too. Its recursion is as deep as l.

@@ -59,18 +59,12 @@ func space(doc []byte, i int) int {
 
 // skipString returns the index after the string at i.
 func skipString(doc []byte, i int) int {
-	for i++; i <= len(doc); {
-		end := bytes.IndexByte(doc[i:], '"')
-		if end < 0 {
-			return -1
-		}
-		end += i
-		for i <= end {
-			backslash := bytes.IndexByte(doc[i:end], '\\')
-			if backslash < 0 {
-				return end + 1
-			}
-			i += backslash + 2 // may be behind the quote, which is then escaped
+	for i++; i < len(doc); i++ {
+		switch doc[i] {
+		case '"':
+			return i + 1
+		case '\\':
+			i++
 		}
 	}
 	return -1

@@ -36,12 +36,9 @@ func (w *writer) writeApart(ctx context.Context, conn *pgx.Conn) ([]TenantError,
 	if err != nil {
 		return nil, inTransaction(ctx, conn, err)
 	}
-	b := &pgx.Batch{}
-	if w.last != nil {
-		queue(b, []statement{*w.last})
-	}
-	b.Queue("COMMIT")
-	return broken, inTransaction(ctx, conn, conn.SendBatch(ctx, b).Close())
+	p := pipeline{conn: conn}
+	w.commit(&p)
+	return broken, inTransaction(ctx, conn, p.run(ctx))
 }
 
 func (w *writer) eachApart(ctx context.Context, conn *pgx.Conn) ([]TenantError, error) {
@@ -49,16 +46,19 @@ func (w *writer) eachApart(ctx context.Context, conn *pgx.Conn) ([]TenantError, 
 	for i := range w.batches {
 		schemas[i] = w.batches[i].tenant
 	}
-	b := &pgx.Batch{}
-	w.begin(b)
-	b.Queue("SET LOCAL lock_timeout = '1s'") // for each tenant whose table is locked, all others wait once more
-	b.Queue("SET CONSTRAINTS ALL IMMEDIATE") // a deferred constraint of one tenant's would fail the COMMIT of all
-	var found []string
-	b.Queue(existing, schemas).Query(func(rows pgx.Rows) (err error) {
-		found, err = pgx.CollectRows(rows, pgx.RowTo[string])
-		return err
-	})
-	if err := conn.SendBatch(ctx, b).Close(); err != nil {
+	p := pipeline{conn: conn}
+	w.begin(&p)
+	p.add("SET LOCAL lock_timeout = '1s'") // for each tenant whose table is locked, all others wait once more
+	p.add("SET CONSTRAINTS ALL IMMEDIATE") // a deferred constraint of one tenant's would fail the COMMIT of all
+	if err := p.run(ctx); err != nil {
+		return nil, err
+	}
+	rows, err := conn.Query(ctx, existing, schemas)
+	if err != nil {
+		return nil, err
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
 		return nil, err
 	}
 
@@ -91,10 +91,10 @@ func (w *writer) writeTenant(ctx context.Context, conn *pgx.Conn, t *tenantBatch
 	case !isTenants(err):
 		return nil, err
 	}
-	b := &pgx.Batch{}
-	b.Queue("ROLLBACK TO SAVEPOINT tenant")
-	b.Queue(suspend, t.tenant, text(err.Error()), w.slot)
-	return &TenantError{Tenant: t.tenant, Err: err, Suspended: true}, conn.SendBatch(ctx, b).Close()
+	p := pipeline{conn: conn}
+	p.add("ROLLBACK TO SAVEPOINT tenant")
+	p.add(suspend, t.tenant, text(err.Error()), w.slot)
+	return &TenantError{Tenant: t.tenant, Err: err, Suspended: true}, p.run(ctx)
 }
 
 // tryTenant writes one tenant's part behind a savepoint, but for first outcomes of endpoints that are gone; those it counts.
@@ -126,8 +126,8 @@ func (w *writer) tryTenant(ctx context.Context, conn *pgx.Conn, t *tenantBatch) 
 			kept.outcomes = append(kept.outcomes, o)
 		}
 	}
-	b := &pgx.Batch{}
-	queue(b, kept.statements(w.owner))
-	b.Queue("RELEASE SAVEPOINT tenant")
-	return len(t.outcomes) - len(kept.outcomes), conn.SendBatch(ctx, b).Close()
+	p := pipeline{conn: conn}
+	p.addAll(kept.statements(w.owner))
+	p.add("RELEASE SAVEPOINT tenant")
+	return len(t.outcomes) - len(kept.outcomes), p.run(ctx)
 }

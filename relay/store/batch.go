@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 )
@@ -239,13 +238,6 @@ func (r *rows) addOutcome(o *Outcome) {
 	r.bodies = append(r.bodies, text(string(o.Delivery.Message.Body)))
 	r.classes, r.codes = append(r.classes, short(class, maxClass)), append(r.codes, short(code, maxCode))
 	r.messages, r.answers = append(r.messages, text(message)), append(r.answers, text(string(o.Result.Body)))
-}
-
-// queue adds statements to a pipeline.
-func queue(b *pgx.Batch, list []statement) {
-	for _, st := range list {
-		b.Queue(st.sql, st.args...)
-	}
 }
 
 // text makes of whatever came over the network something that PostgreSQL can keep as text.

@@ -61,25 +61,30 @@ func (w *writer) write(ctx context.Context, pool *pgxpool.Pool) ([]TenantError, 
 }
 
 // begin starts the transaction and, for a leader, makes sure first that it is still the leader.
-func (w *writer) begin(b *pgx.Batch) {
-	b.Queue("BEGIN")
-	if p := w.progress; p != nil {
-		b.Queue(advance, w.slot, p.Epoch, p.LSN.String(), p.High.String())
+func (w *writer) begin(p *pipeline) {
+	p.add("BEGIN")
+	if pos := w.progress; pos != nil {
+		p.add(advance, w.slot, pos.Epoch, pos.LSN.String(), pos.High.String())
 	}
+}
+
+// commit ends the transaction.
+func (w *writer) commit(p *pipeline) {
+	if w.last != nil {
+		p.add(w.last.sql, w.last.args...)
+	}
+	p.add("COMMIT")
 }
 
 // writeAtOnce is the usual way: everything in one pipeline.
 func (w *writer) writeAtOnce(ctx context.Context, conn *pgx.Conn) error {
-	b := &pgx.Batch{}
-	w.begin(b)
+	p := pipeline{conn: conn}
+	w.begin(&p)
 	for i := range w.batches {
-		queue(b, w.batches[i].statements(w.owner))
+		p.addAll(w.batches[i].statements(w.owner))
 	}
-	if w.last != nil {
-		queue(b, []statement{*w.last})
-	}
-	b.Queue("COMMIT")
-	return inTransaction(ctx, conn, conn.SendBatch(ctx, b).Close())
+	w.commit(&p)
+	return inTransaction(ctx, conn, p.run(ctx))
 }
 
 // inTransaction rolls back what an error has left open.

@@ -63,9 +63,8 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.ConnectTimeout > 0 {
 		pc.ConnConfig.ConnectTimeout = cfg.ConnectTimeout
 	}
-	// A thousand tenants are a thousand texts of each statement. Prepared on the server, they would fill its memory on every connection
-	// or push each other out; unprepared, each is parsed again, and a change of a tenant's table can never meet a stale plan.
-	pc.ConnConfig.DefaultQueryExecMode = execMode
+	// No statement is prepared, see pipeline: here at the price of results in text form.
+	pc.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	pc.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		conn.TypeMap().RegisterDefaultPgType(outbox.UUID{}, "uuid")
 		conn.TypeMap().RegisterDefaultPgType([]outbox.UUID{}, "_uuid")
