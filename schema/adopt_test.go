@@ -132,7 +132,7 @@ func TestAdoptDoesNotStallWriters(t *testing.T) {
 	}
 	begin := time.Now()
 	var steps []string
-	err := schema.AddTenant(b.ctx, b.dsn, "big", schema.AddOptions{Progress: func(s string) { steps = append(steps, s) }})
+	err := schema.AddTenant(b.ctx, b.dsn, "big", schema.AddOptions{Unprocessed: true, Progress: func(s string) { steps = append(steps, s) }})
 	took := time.Since(begin)
 	close(stop)
 	require.NoError(t, g.Wait())
@@ -142,4 +142,57 @@ func TestAdoptDoesNotStallWriters(t *testing.T) {
 		assert.Positive(t, written[i])
 	}
 	t.Logf("%d events: adopted in %v, %d transactions meanwhile, longest wait of a writer %v, steps %q", events, took, written, longest, steps)
+
+	// Each event is on one side of the border: before it for the backfill, after it in the log.
+	b.exec(`SET synchronous_commit = on; INSERT INTO big.webhook_events (event_type, aggregate_id, aggregate_type) VALUES ('a.b', gen_random_uuid(), 'a')`)
+	logged := get[int64](b, `SELECT count(*) FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1',
+		'publication_names', 'outbox_relay_events') WHERE get_byte(data, 0) = ascii('I')`, b.slot)
+	before := get[int64](b, `SELECT count(*) FROM big.webhook_events, outbox_relay.tenants WHERE xid IS NULL OR pg_visible_in_snapshot(xid, backfill_upto)`)
+	assert.Positive(t, logged)
+	assert.Equal(t, get[int64](b, "SELECT count(*) FROM big.webhook_events"), before+logged)
+}
+
+func TestAdoptPartitionedEvents(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.neo("parts", 0)
+	b.exec(`ALTER TABLE parts.webhook_deliveries DROP CONSTRAINT "fk deliveries->events";
+		ALTER TABLE parts.webhook_events RENAME TO webhook_events_old;
+		CREATE TABLE parts.webhook_events (LIKE parts.webhook_events_old INCLUDING DEFAULTS, PRIMARY KEY (id, occurred_at)) PARTITION BY RANGE (occurred_at);
+		CREATE TABLE parts."events 2025" PARTITION OF parts.webhook_events FOR VALUES FROM ('2025-01-01') TO ('2026-01-01');
+		CREATE TABLE parts.events_rest PARTITION OF parts.webhook_events DEFAULT;
+		INSERT INTO parts.webhook_events (id, event_type, aggregate_id, aggregate_type, occurred_at, event_data)
+		SELECT gen_random_uuid(), 'a.b', gen_random_uuid(), 'a', '2025-06-01', jsonb_build_object('text', repeat('x', 300)) FROM generate_series(1, 40000)`)
+	_, err := b.conn.Exec(b.ctx, "SELECT outbox_relay.add_tenant('parts')")
+	require.ErrorContains(t, err, "too large")
+	require.NoError(t, schema.AddTenant(b.ctx, b.dsn, "parts", schema.AddOptions{}))
+	assert.Empty(t, list(b, "SELECT name FROM outbox_relay.missing_indexes('parts')"))
+	assert.Equal(t, int64(2), get[int64](b, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'parts.webhook_events_xid_idx'::regclass"))
+	assert.Equal(t, []string{"webhook_events"}, list(b, "SELECT tablename::text FROM pg_publication_tables WHERE pubname = 'outbox_relay_events'"))
+	assert.True(t, get[bool](b, `INSERT INTO parts.webhook_events (event_type, aggregate_id, aggregate_type)
+		VALUES ('a.b', gen_random_uuid(), 'a') RETURNING xid = pg_current_xact_id()`))
+}
+
+// TestMigrateBringsTenantsUpToDate starts from a tenant of an older shape, on which an index build failed half-way.
+func TestMigrateBringsTenantsUpToDate(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.neo("acme", 10)
+	b.neo("broken", 10)
+	b.neo("gone", 10)
+	for _, name := range []string{"acme", "broken", "gone"} {
+		require.NoError(t, schema.AddTenant(b.ctx, b.dsn, name, schema.AddOptions{Unprocessed: true}))
+	}
+	b.exec(`UPDATE outbox_relay.tenants SET version = 0, state = 'paused', backfill_cursor = gen_random_uuid();
+		ALTER TABLE acme.webhook_endpoints DROP COLUMN delivery_order; DROP TABLE acme.webhook_dead_letters;
+		UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'acme.webhook_events_xid_idx'::regclass;
+		ALTER TABLE broken.webhook_events DROP COLUMN event_type; DROP SCHEMA gone CASCADE`)
+	err := schema.Migrate(b.ctx, b.dsn, schema.Options{Slot: b.slot})
+	require.ErrorIs(t, err, schema.ErrUnfit)
+	require.ErrorContains(t, err, "webhook_events lacks column event_type")
+	assert.Equal(t, []string{"acme 1 paused t", "broken 0 paused t", "gone 0 paused t"},
+		list(b, "SELECT concat_ws(' ', schema, version, state, backfill_cursor IS NOT NULL) FROM outbox_relay.tenants ORDER BY 1"))
+	assert.Empty(t, list(b, "SELECT name FROM outbox_relay.missing_indexes('acme')"))
+	assert.Equal(t, "none", get[string](b, "SELECT delivery_order FROM acme.webhook_endpoints"))
+	assert.Equal(t, int64(0), get[int64](b, "SELECT count(*) FROM acme.webhook_dead_letters"))
 }

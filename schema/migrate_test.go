@@ -1,7 +1,6 @@
 package schema_test
 
 import (
-	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -10,8 +9,6 @@ import (
 
 	"github.com/neo-commons/outbox-relay/schema"
 )
-
-func portString(p uint16) string { return strconv.Itoa(int(p)) }
 
 func TestFreshTenant(t *testing.T) {
 	t.Parallel()

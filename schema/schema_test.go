@@ -3,6 +3,7 @@ package schema_test
 import (
 	"context"
 	"os"
+	"strconv"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -103,3 +104,5 @@ func list(b *bundle, sql string, args ...any) []string {
 	require.NoError(b.t, err)
 	return v
 }
+
+func portString(p uint16) string { return strconv.Itoa(int(p)) }
