@@ -40,8 +40,8 @@ WITH wanted (tbl, pub, privileges) AS (VALUES
 SELECT t.schema, n.oid IS NULL, t.version < outbox_relay.shape_version(),
   ARRAY(SELECT w.tbl FROM wanted w WHERE n.oid IS NOT NULL AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relname = w.tbl)),
   ARRAY(SELECT w.tbl FROM wanted w JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.tbl
-         WHERE w.pub IS NOT NULL AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
-                                                  WHERE p.pubname = w.pub AND r.prrelid = c.oid)),
+          JOIN pg_catalog.pg_publication p ON p.pubname = w.pub -- a missing one has been reported
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = c.oid)),
   ARRAY(SELECT v.p || ' on ' || w.tbl FROM wanted w JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.tbl, unnest(w.privileges) v (p)
          WHERE NOT has_table_privilege(c.oid, v.p))
 FROM outbox_relay.tenants t LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema ORDER BY t.schema`

@@ -14,16 +14,18 @@ func (a *app) migrateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Bring the database up to date: schema outbox_relay, publications, slot, tenants",
-		Long: `Create or update what the relay needs in the database: the schema outbox_relay, the role outbox_relay_runner, two publications and
-the replication slot database.slot; then every registered tenant. It may be repeated, and run while relays work.
+		Long: `Create or update what the relay needs in the database: the schema outbox_relay, the role
+outbox_relay_runner, two publications and the replication slot database.slot; then every registered
+tenant. It may be repeated, and run while relays work.
 
-The role of database.url needs CREATE on the database, CREATEROLE (once), REPLICATION and the ownership of the tenants' tables. The relay
-itself does not: let it log in as a role of its own, made by
+The role of database.url needs CREATE on the database, CREATEROLE (once), REPLICATION and the
+ownership of the tenants' tables. The relay itself does not: let it log in as a role of its own,
+made by
   CREATE ROLE relay LOGIN REPLICATION PASSWORD '...' IN ROLE outbox_relay_runner;
 
 Creating the slot waits for the transactions that are open in the database at that moment.`,
 		Example: `  outbox-relay migrate --database-url postgres://owner@db/app
-  outbox-relay migrate --print > outbox-relay.sql   # for a DBA to read and run in psql; connects to nothing`,
+  outbox-relay migrate --print > outbox-relay.sql   # for a DBA to run in psql; needs no database`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if print {

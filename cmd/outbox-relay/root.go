@@ -82,8 +82,9 @@ func (a *app) execute(ctx context.Context, args []string) int {
 
 const rootHelp = `outbox-relay delivers the events of a database's outbox tables as webhooks.
 
-An application inserts rows into webhook_events of its tenant's schema, in its own transaction. The relay reads
-them from the write-ahead log and sends each to every endpoint that subscribes to it, at least once.
+An application inserts rows into webhook_events of its tenant's schema, in its own transaction. The
+relay reads them from the write-ahead log and sends each to every endpoint that subscribes to it, at
+least once.
 
 From nothing to the first delivery:
 
@@ -93,9 +94,10 @@ From nothing to the first delivery:
   outbox-relay check                  # what is missing, and what to do about it
   outbox-relay run
 
-Configuration: defaults, then the file of --config, then the environment, then flags; the later wins. The key
-delivery.workers of the file is OUTBOX_RELAY_DELIVERY_WORKERS in the environment. Lists have commas there; a variable
-that is empty counts as not set. config.example.yaml explains every key; "outbox-relay config" shows what is in effect.
+Configuration: defaults, then the file of --config, then the environment, then flags; the later
+wins. The key delivery.workers of the file is OUTBOX_RELAY_DELIVERY_WORKERS in the environment.
+Lists have commas there; a variable that is empty counts as not set. config.example.yaml explains
+every key; "outbox-relay config" shows what is in effect.
 
 Exit codes: 0 done, 1 failure, 2 usage or configuration.`
 

@@ -19,17 +19,19 @@ func (a *app) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Relay until told to stop",
-		Long: `Relay events until SIGTERM or SIGINT. Attempts in flight may then finish within shutdown.drain, what is left is deferred, and what
-is known is recorded; a second signal skips the wait. Nothing is lost by killing the relay: it delivers again what was not recorded.
+		Long: `Relay events until SIGTERM or SIGINT. Attempts in flight may then finish within shutdown.drain, what
+is left is deferred, and what is known is recorded; a second signal skips the wait. Nothing is lost
+by killing the relay: it delivers again what was not recorded.
 
-Any number of relays may run on one database. One reads the log, the others stand by for it; all work the retry queue.
+Any number of relays may run on one database. One reads the log, the others stand by for it; all
+work the retry queue.
 
 While it runs, server.listen serves
   /livez    200 as long as the process works
   /readyz   200 when the relay works, as leader or standing by; 503 and the reason otherwise
   /metrics  for Prometheus`,
 		Example: `  outbox-relay run --config /etc/outbox-relay/config.yaml
-  OUTBOX_RELAY_DATABASE_URL=postgres://relay@db/app outbox-relay run --listen :9464 --log-format json`,
+  outbox-relay run --database-url postgres://relay@db/app --listen :9464 --log-format json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd)
@@ -39,7 +41,7 @@ While it runs, server.listen serves
 			return a.run(cmd.Context(), &c)
 		},
 	}
-	cmd.Flags().String("listen", "", "serve health and metrics on this `HOST:PORT`, empty for nowhere (server.listen)")
+	cmd.Flags().String("listen", "", "serve health and metrics on `HOST:PORT`, empty for nowhere (server.listen)")
 	return cmd
 }
 

@@ -21,9 +21,11 @@ func (a *app) tenantsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tenants",
 		Short: "List, add, remove, pause and resume tenants",
-		Long: `A tenant is a schema whose webhook_events the relay delivers. Running relays follow every change at once, without a restart.
+		Long: `A tenant is a schema whose webhook_events the relay delivers. Running relays follow every change at
+once, without a restart.
 
-Provisioning code does the same in the transaction that creates the schema: SELECT outbox_relay.add_tenant('schema').`,
+Provisioning code does the same in the transaction that creates the schema: SELECT
+outbox_relay.add_tenant('schema').`,
 		RunE: subcommandMissing,
 	}
 	cmd.AddCommand(a.tenantsListCommand(), a.tenantsAddCommand(), a.tenantsRemoveCommand(), a.tenantsPauseCommand(), a.tenantsResumeCommand())
@@ -44,14 +46,16 @@ func (a *app) tenantsAddCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add SCHEMA",
 		Short: "Make a schema a tenant: create or adopt its tables, then deliver its events",
-		Long: `Make a schema a tenant. Tables it lacks are created; those it has are adopted: columns and indexes are added, the foreign key from
-deliveries to events goes, nothing is rewritten, and no lock blocks writers for more than a second. Repeating it does no harm.
+		Long: `Make a schema a tenant. Tables it lacks are created; those it has are adopted: columns and indexes
+are added, the foreign key from deliveries to events goes, nothing is rewritten, and no lock blocks
+writers for more than a second. Repeating it does no harm.
 
-Every event committed after it is delivered. Events from before are not, unless --unprocessed or --since queues them, once.
+Every event committed after it is delivered. Events from before are not, unless --unprocessed or
+--since queues them, once.
 
 The role of database.url must own the schema and its tables.`,
 		Example: `  outbox-relay tenants add acme
-  outbox-relay tenants add acme --unprocessed               # coming from a polling dispatcher: also rows without processed_at
+  outbox-relay tenants add acme --unprocessed   # also rows that a polling dispatcher left
   outbox-relay tenants add acme --since 2026-11-01T00:00:00Z`,
 		Args: oneSchema,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -90,8 +94,9 @@ func (a *app) tenantsRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "remove SCHEMA",
 		Short: "End the deliveries of a tenant; its tables and rows stay",
-		Long: `End the deliveries of a tenant and forget what it has in the retry queue. Its tables and rows stay, and the schema may be gone
-already. Events committed while a schema is no tenant are not delivered later, unless tenants add --since asks for them.
+		Long: `End the deliveries of a tenant and forget what it has in the retry queue. Its tables and rows stay,
+and the schema may be gone already. Events committed while a schema is no tenant are not delivered
+later, unless tenants add --since asks for them.
 
 To hold deliveries back without losing any, pause the tenant instead.`,
 		Example: `  outbox-relay tenants remove acme --yes`,

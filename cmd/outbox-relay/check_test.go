@@ -1,0 +1,267 @@
+package main
+
+import (
+	"context"
+	binaryorder "encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/schema/pgtest"
+)
+
+// as gives the environment of a role of its own, made for this test.
+func (d database) as(t *testing.T, attributes string) []string {
+	t.Helper()
+	role := d.name + "_role"
+	d.exec(t, fmt.Sprintf("CREATE ROLE %s LOGIN %s", pgx.Identifier{role}.Sanitize(), attributes))
+	return []string{"OUTBOX_RELAY_DATABASE_URL=" + strings.Replace(d.url, "postgres@", role+"@", 1), "OUTBOX_RELAY_DATABASE_SLOT=" + d.name}
+}
+
+// installed is a database with a tenant, acme.
+func installed(t *testing.T) database {
+	t.Helper()
+	d := newDatabase(t)
+	d.exec(t, "CREATE SCHEMA acme")
+	d.succeed(t, "migrate")
+	d.succeed(t, "tenants", "add", "acme")
+	return d
+}
+
+// failures returns the lines of check that fail.
+func failures(o outcome) []string { return regexp.MustCompile(`(?m)^FAIL.*$`).FindAllString(o.out, -1) }
+
+func TestCheckWithTheLeastPrivileges(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	o := invoke(t, d.as(t, "REPLICATION IN ROLE outbox_relay_runner"), "check")
+	assert.Equal(t, exitOK, o.code, "%s%s", o.out, o.err)
+	for _, want := range []string{
+		`ok    database: PostgreSQL \d+.*, database ` + d.name + `, role ` + d.name + `_role`,
+		`ok    pooler: none`,
+		`ok    wal_level: logical`,
+		`ok    replication: database.url may stream, cluster \d+`,
+		`ok    replication slots: \d+ of max_replication_slots = 100 in use`,
+		`ok    WAL senders: \d+ of max_wal_senders = 100 in use`,
+		`warn  durability: fsync is off → set fsync = on`,
+		`warn  max_slot_wal_keep_size: no limit → set one`,
+		`ok    clock: this host and the server differ by`,
+		`ok    schema outbox_relay: version \d+`,
+		`ok    publication outbox_relay_events: 1 tables`,
+		`ok    publication outbox_relay_registry: 5 tables`,
+		`ok    slot ` + d.name + `: .*, no relay reads it`,
+		`ok    progress: belongs to this cluster and instance`,
+		`ok    role: has the rights it needs`,
+		`ok    tenants: 1 of 1 registered are served`,
+		`ok    tenant acme: 0 endpoints \(0 active\), 0 subscriptions`,
+	} {
+		assert.Regexp(t, "(?m)^"+want, o.out)
+	}
+}
+
+func TestCheckOfAnEmptyDatabase(t *testing.T) {
+	t.Parallel()
+	o := invoke(t, newDatabase(t).env, "check")
+	assert.Equal(t, exitFailure, o.code)
+	assert.Equal(t, []string{"FAIL  schema outbox_relay: missing → run outbox-relay migrate"}, failures(o))
+	assert.Equal(t, "1 failed\n", o.err)
+}
+
+func TestCheckOfRoles(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+
+	o := invoke(t, d.env, "check")
+	assert.Equal(t, exitOK, o.code, o.out)
+	assert.Contains(t, o.out, "warn  role: is a superuser → ")
+
+	env := d.as(t, "IN ROLE outbox_relay_runner")
+	o = invoke(t, env, "check")
+	assert.Equal(t, exitFailure, o.code)
+	require.Len(t, failures(o), 1, o.out)
+	assert.Regexp(t, `^FAIL  replication: .* → ALTER ROLE … REPLICATION for the role of database.url`, failures(o)[0])
+
+	// The stream may have a role of its own.
+	o = invoke(t, append(env, "OUTBOX_RELAY_DATABASE_REPLICATION_URL="+d.url), "check")
+	assert.Empty(t, failures(o))
+	assert.Contains(t, o.out, "ok    replication: database.replication_url may stream")
+
+	d.exec(t, fmt.Sprintf("REVOKE outbox_relay_runner FROM %q; ALTER ROLE %q REPLICATION", d.name+"_role", d.name+"_role"))
+	o = invoke(t, env, "check")
+	assert.Equal(t, []string{fmt.Sprintf("FAIL  schema outbox_relay: this role may not use it → GRANT outbox_relay_runner TO %q", d.name+"_role")}, failures(o)[:1])
+}
+
+func TestCheckOfReplicationURL(t *testing.T) {
+	t.Parallel()
+	d, other := installed(t), newDatabase(t)
+	o := invoke(t, append(d.env, "OUTBOX_RELAY_DATABASE_REPLICATION_URL="+other.url), "check")
+	assert.Equal(t, []string{fmt.Sprintf("FAIL  replication: database.replication_url leads to database %s, database.url to %s → name the same database in both",
+		other.name, d.name)}, failures(o))
+}
+
+// fakePooler passes everything on and, like a pooler, makes up the number of the session in its greeting.
+func fakePooler(t *testing.T, server string) (address string) {
+	t.Helper()
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	var sessions sync.WaitGroup
+	t.Cleanup(func() {
+		assert.NoError(t, listener.Close())
+		sessions.Wait()
+	})
+	sessions.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			sessions.Go(func() {
+				defer client.Close()
+				upstream, err := new(net.Dialer).DialContext(context.Background(), "tcp", server)
+				if !assert.NoError(t, err) {
+					return
+				}
+				defer upstream.Close()
+				sessions.Go(func() {
+					_, _ = io.Copy(upstream, client)
+					upstream.Close()
+				})
+				passOn(client, upstream)
+			})
+		}
+	})
+	return listener.Addr().String()
+}
+
+// passOn copies messages of the server: a type, the length of the rest with itself, the rest.
+func passOn(client io.Writer, server io.Reader) {
+	for {
+		head := make([]byte, 5)
+		if _, err := io.ReadFull(server, head); err != nil {
+			return
+		}
+		body := make([]byte, binaryorder.BigEndian.Uint32(head[1:])-4)
+		if _, err := io.ReadFull(server, body); err != nil {
+			return
+		}
+		if head[0] == 'K' { // BackendKeyData begins with the process id
+			body[0] ^= 0x40
+		}
+		if _, err := client.Write(append(head, body...)); err != nil {
+			return
+		}
+	}
+}
+
+func TestCheckSeesAPooler(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	cfg, err := pgx.ParseConfig(d.url)
+	require.NoError(t, err)
+	server := net.JoinHostPort(cfg.Host, strconv.Itoa(int(cfg.Port)))
+	pooled := "postgres://postgres@" + fakePooler(t, server) + "/" + d.name + "?sslmode=disable"
+	slot := "OUTBOX_RELAY_DATABASE_SLOT=" + d.name
+	o := invoke(t, []string{"OUTBOX_RELAY_DATABASE_URL=" + pooled, slot}, "check")
+	assert.Equal(t, exitOK, o.code, o.out)
+	assert.Contains(t, o.out, "warn  pooler: database.url leads through one → ")
+	assert.Contains(t, o.out, "warn  replication: database.url leads through a pooler → ")
+	o = invoke(t, []string{"OUTBOX_RELAY_DATABASE_URL=" + pooled, "OUTBOX_RELAY_DATABASE_REPLICATION_URL=" + d.url, slot}, "check")
+	assert.Contains(t, o.out, "warn  pooler: database.url leads through one → ")
+	assert.Contains(t, o.out, "ok    replication: database.replication_url may stream")
+}
+
+// Each case breaks a sound database in one way.
+func TestCheckFindsWhatIsBroken(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ sql, want string }{
+		"slot dropped":          {"SELECT pg_drop_replication_slot(current_database())", `FAIL  slot \S+: missing → run outbox-relay migrate`},
+		"publication dropped":   {"DROP PUBLICATION outbox_relay_registry", `FAIL  publication outbox_relay_registry: missing → run outbox-relay migrate`},
+		"publication changed":   {"ALTER PUBLICATION outbox_relay_events SET (publish = 'delete')", `FAIL  publication outbox_relay_events: somebody changed what it publishes → ALTER`},
+		"other cluster":         {"UPDATE outbox_relay.progress SET system_identifier = '42'", `FAIL  progress: was made on another cluster, 42: this database is a copy`},
+		"slot used by somebody": {"UPDATE outbox_relay.progress SET lsn = '0/1'", `warn  progress: the slot is ahead of what was recorded`},
+		"no primary key":        {"ALTER TABLE acme.webhook_events DROP CONSTRAINT webhook_events_pkey", `FAIL  tenant acme: webhook_events has no primary key that can identify its rows → mend the tables`},
+		"no column":             {"ALTER TABLE acme.webhook_events DROP COLUMN event_data", `FAIL  tenant acme: webhook_events lacks column event_data → mend the tables`},
+		"no table":              {"DROP TABLE acme.webhook_dead_letters", `FAIL  tenant acme: lacks webhook_dead_letters → run outbox-relay tenants add acme`},
+		"not published":         {"ALTER PUBLICATION outbox_relay_events DROP TABLE acme.webhook_events", `FAIL  tenant acme: not published: webhook_events → run outbox-relay tenants add acme, with --since`},
+		"schema gone":           {"DROP SCHEMA acme CASCADE", `FAIL  tenant acme: the schema is gone → run outbox-relay tenants remove acme`},
+		"suspended":             {"UPDATE outbox_relay.tenants SET state = 'suspended', reason = 'a column is gone'", `FAIL  tenant acme: suspended: a column is gone → mend it`},
+		"paused":                {"SELECT outbox_relay.pause_tenant('acme')", `warn  tenant acme: paused → run outbox-relay tenants resume acme`},
+		"forgotten schema":      {"CREATE SCHEMA zebra; CREATE TABLE zebra.webhook_events (id uuid)", `ok    tenants: 1 of 1 registered are served; with a webhook_events table but not registered: zebra`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := installed(t)
+			d.exec(t, tc.sql)
+			o := invoke(t, d.env, "check")
+			assert.Regexp(t, "(?m)^"+tc.want, o.out)
+			if strings.HasPrefix(tc.want, "FAIL") {
+				assert.Equal(t, exitFailure, o.code)
+				assert.Len(t, failures(o), 1, o.out)
+			} else {
+				assert.Equal(t, exitOK, o.code, o.out)
+			}
+		})
+	}
+}
+
+func TestCheckOfAnotherInstance(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	d.exec(t, "UPDATE outbox_relay.progress SET instance_id = 'production'")
+	o := invoke(t, append(d.env, "OUTBOX_RELAY_DATABASE_INSTANCE_ID=staging"), "check")
+	require.Len(t, failures(o), 1)
+	assert.Contains(t, failures(o)[0], `progress: belongs to instance "production", database.instance_id is "staging"`)
+}
+
+func TestCheckNamesInvalidRows(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	d.exec(t, `
+		ALTER TABLE acme.webhook_endpoints DROP CONSTRAINT webhook_endpoints_http_method_check;
+		INSERT INTO acme.webhook_endpoints (id, name, endpoint_url, http_method, secret_token, custom_headers, created_by_user_id) VALUES
+		  ('00000000-0000-0000-0000-000000000001', 'good', 'https://example.com/hook', 'POST', 'a-secret-of-16-or-more', '{}', gen_random_uuid()),
+		  ('00000000-0000-0000-0000-000000000002', 'ftp', 'ftp://example.com/hook?key=s3cret', 'GET', 'a-secret-of-16-or-more', '{}', gen_random_uuid()),
+		  ('00000000-0000-0000-0000-000000000003', 'header', 'https://example.com/hook', 'POST', 'a-secret-of-16-or-more', '{"Host": "s3cret"}', gen_random_uuid());
+		INSERT INTO acme.webhook_event_types (id, event_type, category, display_name) VALUES
+		  ('00000000-0000-0000-0000-00000000000a', 'order.created', 'order', 'Order created');
+		INSERT INTO acme.webhook_subscriptions (id, endpoint_id, event_type_id, event_type, event_filters) VALUES
+		  ('00000000-0000-0000-0000-00000000000b', '00000000-0000-0000-0000-000000000001', '00000000-0000-0000-0000-00000000000a', 'order.created', '{"total": {"$gt": 5}}'),
+		  ('00000000-0000-0000-0000-00000000000c', '00000000-0000-0000-0000-000000000001', '00000000-0000-0000-0000-00000000000a', 'order.created', '{"total": {"$above": 5}}');`)
+	o := invoke(t, d.env, "check")
+	assert.Equal(t, exitOK, o.code, o.out)
+	assert.Contains(t, o.out, "ok    tenant acme: 3 endpoints (3 active), 2 subscriptions\n")
+	assert.Regexp(t, `(?m)^warn  tenant acme, webhook_endpoints 00000000-0000-0000-0000-000000000002: .*http_method.*; .*endpoint_url.* → it is left out until`, o.out)
+	assert.Regexp(t, `(?m)^warn  tenant acme, webhook_endpoints 00000000-0000-0000-0000-000000000003: .*Host`, o.out)
+	assert.Regexp(t, `(?m)^warn  tenant acme, webhook_subscriptions 00000000-0000-0000-0000-00000000000c: .*\$above`, o.out)
+	assert.NotContains(t, o.out, "s3cret")
+}
+
+func TestServerWithoutLogicalReplication(t *testing.T) {
+	t.Parallel()
+	server, err := pgtest.Start(t.Context(), pgtest.Options{Config: map[string]string{"wal_level": "replica", "max_replication_slots": "1"}})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, server.Close()) })
+	env := []string{"OUTBOX_RELAY_DATABASE_URL=" + server.URL("postgres")}
+
+	o := invoke(t, env, "migrate")
+	assert.Equal(t, exitFailure, o.code)
+	assert.Contains(t, o.err, "Set wal_level = logical in postgresql.conf and restart the server")
+	o = invoke(t, env, "run", "--listen", "")
+	assert.Equal(t, exitFailure, o.code, o.err)
+	assert.Contains(t, o.err, "wal_level = logical")
+
+	execOn(t, server.URL("postgres"), "SELECT pg_create_physical_replication_slot('theirs')")
+	o = invoke(t, env, "check")
+	assert.Equal(t, exitFailure, o.code)
+	assert.Contains(t, o.out, "FAIL  wal_level: replica → set wal_level = logical and restart the server")
+	assert.Contains(t, o.out, "FAIL  replication slots: 1 of max_replication_slots = 1 in use → drop one that nobody uses")
+}

@@ -1,0 +1,298 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/schema/pgtest"
+)
+
+// database is a fresh database with the environment that leads to it. Slots belong to the whole server: each database has its own.
+type database struct {
+	url, name string
+	env       []string
+}
+
+func newDatabase(t *testing.T) database {
+	t.Helper()
+	url := pgtest.Database(t)
+	cfg, err := pgx.ParseConfig(url)
+	require.NoError(t, err)
+	d := database{url: url, name: cfg.Database}
+	d.env = []string{"OUTBOX_RELAY_DATABASE_URL=" + url, "OUTBOX_RELAY_DATABASE_SLOT=" + d.name}
+	return d
+}
+
+func (d database) exec(t *testing.T, sql string) {
+	t.Helper()
+	execOn(t, d.url, sql)
+}
+
+func execOn(t *testing.T, url, sql string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, conn.Close(context.WithoutCancel(t.Context()))) }()
+	_, err = conn.Exec(t.Context(), sql)
+	require.NoError(t, err, sql)
+}
+
+// succeed runs a command that must end well and returns what it printed.
+func (d database) succeed(t *testing.T, args ...string) string {
+	t.Helper()
+	o := invoke(t, d.env, args...)
+	require.Equal(t, exitOK, o.code, "%v\n%s%s", args, o.out, o.err)
+	return o.out
+}
+
+func TestExitCodesOfWrongCommandLines(t *testing.T) {
+	t.Parallel()
+	db := "OUTBOX_RELAY_DATABASE_URL=" + dsn
+	for name, tc := range map[string]struct {
+		env  string
+		args string
+		code int
+		err  string
+	}{
+		"nothing":           {args: "", code: exitUsage, err: "error: a command is missing: there are"},
+		"unknown command":   {args: "migrat", code: exitUsage, err: "Did you mean this?\n\tmigrate"},
+		"unknown tenants":   {args: "tenants ad x", code: exitUsage, err: `unknown command "ad" for "outbox-relay tenants"`},
+		"unknown flag":      {args: "run --lisen x", code: exitUsage, err: "unknown flag: --lisen\nhint: see outbox-relay run --help"},
+		"too many":          {args: "run now", code: exitUsage, err: `unknown command "now"`},
+		"no schema":         {args: "tenants add", code: exitUsage, err: "name one schema, not 0"},
+		"bad time":          {env: db, args: "tenants add x --since yesterday", code: exitUsage, err: `--since "yesterday": write a time with its zone: 20`},
+		"both backfills":    {env: db, args: "tenants add x --unprocessed --since 2026-01-01T00:00:00Z", code: exitUsage, err: "exclude each other"},
+		"bad output":        {env: db, args: "tenants list -o xml", code: exitUsage, err: `--output "xml": must be table or json`},
+		"no database":       {args: "run", code: exitUsage, err: "database.url: is required: give --database-url, OUTBOX_RELAY_DATABASE_URL or database.url in the file"},
+		"no file":           {args: "config --config /nonexistent.yaml", code: exitUsage, err: "no such file"},
+		"misspelt variable": {env: "OUTBOX_RELAY_DATABSE_URL=x", args: "check", code: exitUsage, err: "did you mean OUTBOX_RELAY_DATABASE_URL?"},
+		"bad level":         {env: db, args: "migrate --log-level loud", code: exitUsage, err: `log.level: "loud": must be debug, info, warn or error`},
+		"help":              {args: "tenants add --help", code: exitOK},
+		"version":           {args: "version", code: exitOK},
+		"--version":         {args: "--version", code: exitOK},
+		"config":            {env: db, args: "config", code: exitOK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := invoke(t, []string{tc.env}, strings.Fields(tc.args)...)
+			assert.Equal(t, tc.code, o.code, "%s%s", o.out, o.err)
+			if tc.err == "" {
+				assert.Empty(t, o.err)
+			} else {
+				assert.Contains(t, o.err, tc.err)
+			}
+		})
+	}
+}
+
+func TestHelpOfEveryCommandHasAnExample(t *testing.T) {
+	t.Parallel()
+	for _, command := range []string{
+		"run", "migrate", "check", "config", "tenants add", "tenants list", "tenants remove", "tenants pause", "tenants resume",
+	} {
+		o := invoke(t, nil, append(strings.Fields(command), "--help")...)
+		assert.Contains(t, o.out, "Examples:", command)
+		for line := range strings.Lines(o.out) {
+			assert.LessOrEqual(t, len(line), 101, "%s: too long for a terminal: %s", command, line)
+		}
+	}
+	root := invoke(t, nil, "--help")
+	assert.Contains(t, root.out, "Exit codes: 0 done, 1 failure, 2 usage or configuration.")
+}
+
+func TestEnvironmentAloneConfigures(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	require.NoError(t, os.WriteFile(file, []byte("delivery: {workers: 100, endpoint_concurrency: 10}\nlog: {level: warn}\n"), 0o600))
+	o := invoke(t, []string{
+		"OUTBOX_RELAY_DATABASE_URL=postgres://relay:s3cret@localhost/app",
+		"OUTBOX_RELAY_DELIVERY_WORKERS=200",
+		"OUTBOX_RELAY_DELIVERY_DEFAULT_TIMEOUT=45s",
+		"OUTBOX_RELAY_WINDOW_BYTES=128MiB",
+		"OUTBOX_RELAY_NETWORK_ALLOW=10.0.0.0/8, fd00::/8",
+		"OUTBOX_RELAY_TENANTS_AUTO_ADOPT=tenant_*,admin",
+		"OUTBOX_RELAY_RETRY_MULTIPLIER=1.5",
+		"OUTBOX_RELAY_DELIVERY_ALLOW_INSECURE_TLS=true",
+		"OUTBOX_RELAY_LOG_LEVEL=error",
+		"OUTBOX_RELAY_SERVER_LISTEN=", // counts as not set
+	}, "config", "--config", file, "--log-level", "debug")
+	require.Equal(t, exitOK, o.code, o.err)
+	for _, line := range []string{
+		"url: postgres://relay:xxxxx@localhost/app", "workers: 200", "endpoint_concurrency: 10", "default_timeout: 45s", "bytes: 128MiB",
+		"allow: [10.0.0.0/8, 'fd00::/8']", "auto_adopt: [tenant_*, admin]", "multiplier: 1.5", "allow_insecure_tls: true", "level: debug", "listen: 127.0.0.1:9464",
+	} {
+		assert.Contains(t, o.out, "  "+line+"\n")
+	}
+}
+
+func TestConfigPrintsAndListsFaults(t *testing.T) {
+	t.Parallel()
+	o := invoke(t, []string{"OUTBOX_RELAY_DELIVERY_DEFAULT_TIMEOUT=30", "OUTBOX_RELAY_WINDOW_BYTES=-1MiB"}, "config")
+	assert.Equal(t, exitUsage, o.code)
+	assert.Contains(t, o.out, "default_timeout: 30s", "what could be read is printed all the same")
+	assert.Contains(t, o.err, "configuration: 3 faults:")
+	assert.Contains(t, o.err, "delivery.default_timeout: 30: has no unit: write 30s")
+}
+
+func TestMigratePrintNeedsNoDatabase(t *testing.T) {
+	t.Parallel()
+	o := invoke(t, []string{"OUTBOX_RELAY_DATABASE_SLOT=my_slot"}, "migrate", "--print")
+	require.Equal(t, exitOK, o.code, o.err)
+	assert.Contains(t, o.out, "CREATE PUBLICATION outbox_relay_events")
+	assert.Contains(t, o.out, "pg_create_logical_replication_slot('my_slot', 'pgoutput')")
+	o = invoke(t, []string{"OUTBOX_RELAY_DATABASE_SLOT=My Slot"}, "migrate", "--print")
+	assert.Equal(t, exitUsage, o.code)
+	assert.NotContains(t, o.err, "database.url")
+}
+
+func TestUnreachableDatabase(t *testing.T) {
+	t.Parallel()
+	free, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	nobody := free.Addr().String()
+	require.NoError(t, free.Close())
+	missing := pgtest.Shared(t).URL("nosuchdatabase")
+	for name, tc := range map[string]struct{ url, hint string }{
+		"port":     {"postgres://relay:s3cret@" + nobody + "/app", "check host, port and sslmode of database.url"},
+		"host":     {"postgres://relay:s3cret@nosuchhost.invalid/app", "check the host name in database.url"},
+		"database": {missing, "check the name of the database in database.url"},
+	} {
+		for _, command := range []string{"migrate", "tenants list", "tenants add x", "check"} {
+			t.Run(name+" "+command, func(t *testing.T) {
+				t.Parallel()
+				o := invoke(t, []string{"OUTBOX_RELAY_DATABASE_URL=" + tc.url}, strings.Fields(command)...)
+				assert.Equal(t, exitFailure, o.code, o.err)
+				assert.Contains(t, o.out+o.err, "connect to the database: ")
+				assert.Contains(t, o.out+o.err, tc.hint)
+				assert.NotContains(t, o.out+o.err, "s3cret")
+			})
+		}
+	}
+}
+
+func TestTenantsFromFirstToLast(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	d.exec(t, `CREATE SCHEMA acme; CREATE SCHEMA "Big-Corp"`)
+
+	o := invoke(t, d.env, "tenants", "add", "acme")
+	assert.Equal(t, exitFailure, o.code)
+	assert.Contains(t, o.err, "Run: outbox-relay migrate")
+
+	out := d.succeed(t, "migrate")
+	assert.Contains(t, out, "… replication slot "+d.name)
+	assert.Contains(t, out, "The database is up to date.")
+	d.succeed(t, "migrate") // again
+	assert.Contains(t, d.succeed(t, "tenants", "list"), "No tenants yet")
+
+	out = d.succeed(t, "tenants", "add", "acme")
+	assert.Contains(t, out, "acme is a tenant\n")
+	d.succeed(t, "tenants", "add", "acme") // again
+	d.succeed(t, "tenants", "add", "Big-Corp", "--since", "2026-01-02T03:04:05+01:00")
+	d.succeed(t, "tenants", "pause", "acme", "--reason", "it moves")
+
+	out = d.succeed(t, "tenants", "list")
+	assert.Regexp(t, `SCHEMA +STATE +SINCE +EARLIER EVENTS +REASON\n`, out)
+	assert.Regexp(t, `acme +paused +20\S+Z +- +it moves\n`, out)
+	assert.Regexp(t, `Big-Corp +active +20\S+Z +since 2026-01-02T02:04:05Z, under way +-\n`, out)
+
+	d.succeed(t, "tenants", "resume", "acme")
+	var list []map[string]any
+	require.NoError(t, json.Unmarshal([]byte(d.succeed(t, "tenants", "list", "-o", "json")), &list))
+	require.Len(t, list, 2)
+	assert.Equal(t, "active", list[1]["state"])
+	assert.Equal(t, "2026-01-02T02:04:05Z", list[0]["backfill_since"])
+
+	out = d.succeed(t, "tenants", "remove", "acme") // nobody to ask: standard input is no terminal
+	assert.Contains(t, out, "acme is no tenant any more")
+	o = invoke(t, d.env, "tenants", "remove", "acme", "--yes")
+	assert.Equal(t, exitFailure, o.code)
+	assert.Contains(t, o.err, "outbox-relay tenants list")
+	o = invoke(t, d.env, "tenants", "add", "nosuch")
+	assert.Equal(t, exitFailure, o.code)
+	assert.Contains(t, o.err, `schema "nosuch" does not exist`)
+}
+
+func TestTenantLeftOutByIncludeIsSaid(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	d.exec(t, `CREATE SCHEMA acme`)
+	d.succeed(t, "migrate")
+	d.env = append(d.env, "OUTBOX_RELAY_TENANTS_INCLUDE=other*")
+	assert.Contains(t, d.succeed(t, "tenants", "add", "acme"), "tenants.include does not name it")
+	o := invoke(t, d.env, "check")
+	assert.Contains(t, o.out, "warn  tenants: 0 of 1 registered are served → mend tenants.include: other*\n")
+}
+
+func TestRunServesHealthAndStopsOnSignal(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	d.succeed(t, "migrate")
+	cmd := exec.Command(binary(t), "run", "--listen", "127.0.0.1:0", "--log-format", "json") //nolint:noctx // ended by its signal
+	cmd.Env = d.env
+	stderr, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+
+	logs := json.NewDecoder(stderr)
+	var line struct{ Msg, Address string }
+	for line.Address == "" {
+		require.NoError(t, logs.Decode(&line))
+	}
+	rest := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, io.MultiReader(logs.Buffered(), stderr))
+		rest <- err
+	}()
+
+	get := func(path string) (int, string) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+line.Address+path, http.NoBody)
+		require.NoError(t, err)
+		resp, err := http.DefaultClient.Do(req)
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		return resp.StatusCode, string(body)
+	}
+	status, _ := get("/livez")
+	assert.Equal(t, http.StatusOK, status)
+	require.Eventually(t, func() bool { status, _ := get("/readyz"); return status == http.StatusOK }, 20*time.Second, 50*time.Millisecond)
+	_, body := get("/metrics")
+	assert.Contains(t, body, "outbox_relay_")
+	assert.Contains(t, body, "go_goroutines")
+
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	require.NoError(t, <-rest)
+	assert.NoError(t, cmd.Wait())
+}
+
+func TestRunFailsWithTheRemedy(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	o := invoke(t, d.env, "run", "--listen", "")
+	assert.Equal(t, exitFailure, o.code, o.err)
+	assert.Contains(t, o.err, "outbox-relay migrate")
+
+	taken, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer taken.Close()
+	o = invoke(t, d.env, "run", "--listen", taken.Addr().String())
+	assert.Equal(t, exitFailure, o.code)
+	assert.Contains(t, o.err, "error: serve health and metrics on "+taken.Addr().String())
+}
