@@ -10,7 +10,7 @@ import (
 
 // finish turns an answer into the result and makes its connection reusable if the body is short.
 func (c *Client) finish(resp *http.Response, res *Result) {
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	res.Status, res.Class = resp.StatusCode, classOfStatus(resp.StatusCode)
 	buf, _ := c.bodies.Get().(*[maxResponseBytes]byte)
 	defer c.bodies.Put(buf)
@@ -30,7 +30,7 @@ func (c *Client) finish(resp *http.Response, res *Result) {
 
 // drain reads away the body of an answer that leads on.
 func (c *Client) drain(resp *http.Response) {
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	buf, _ := c.bodies.Get().(*[maxResponseBytes]byte)
 	readBody(resp.Body, buf[:])
 	c.bodies.Put(buf)

@@ -95,7 +95,7 @@ func sink(b *testing.B) (url string) {
 	require.NoError(b, err)
 	var wg sync.WaitGroup
 	serve := func(conn net.Conn) {
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		r := bufio.NewReaderSize(conn, 64<<10)
 		answer := []byte("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 		for {
@@ -144,7 +144,12 @@ func BenchmarkAttempt(b *testing.B) {
 	defer bare.CloseIdleConnections()
 	client := &http.Client{Transport: bare}
 	post := func(b *testing.B) {
-		resp, err := client.Post(url, "application/json", bytes.NewReader(m.Body))
+		req, err := http.NewRequestWithContext(b.Context(), http.MethodPost, url, bytes.NewReader(m.Body))
+		if err != nil {
+			b.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := client.Do(req)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -1,3 +1,5 @@
+// Package delivery makes webhook requests: the body of an event, its signature, one guarded attempt, and the class of what came of it.
+// It knows no database and does not decide when to try again.
 package delivery
 
 import (

@@ -174,7 +174,7 @@ func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt 
 	res.Signature = signed.legacy
 	header := c.header(ep, m, attempt, signed)
 	for target, redirects := ep.url, 0; ; redirects++ {
-		resp, err := c.send(limited, client, sent, request(ep, target, header), m.Body)
+		resp, err := c.send(limited, client, sent, request(ep, target, header), m.Body) //nolint:bodyclose // finish and drain do
 		if err != nil {
 			res.Class, res.Err = classify(ctx, limited, sent, err)
 			return
@@ -243,7 +243,7 @@ func (c *Client) send(
 	if err := r.SetBody(body); err != nil {
 		return nil, err
 	}
-	return client.Do(&r) //nolint:bodyclose // closed by finish or drain
+	return client.Do(&r)
 }
 
 // redirect returns where to send the same request again, nil if resp is to be taken as it is. Followed are the four codes that can mean

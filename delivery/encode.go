@@ -81,7 +81,7 @@ func Encode(dst []byte, f Format, e *outbox.Event, source string) Message {
 		dst = appendDocument(dst, e.Data)
 	case FormatRaw:
 		dst = appendDocument(dst, e.Data)
-	default:
+	case FormatStandard:
 		dst = appendStandard(dst, e)
 	}
 	m.Body = dst[start:len(dst):len(dst)]

@@ -74,7 +74,6 @@ const (
 	OrderNone      Order = iota // as they come
 	OrderAggregate              // one in flight per aggregate
 	OrderStrict                 // one at a time
-	orders                      // how many there are
 )
 
 func (o Order) String() string {
@@ -95,7 +94,7 @@ func ParseOrder(s string) (Order, error) {
 	if s == "" {
 		return OrderNone, nil
 	}
-	for o := range orders {
+	for o := range OrderStrict + 1 {
 		if o.String() == s {
 			return o, nil
 		}

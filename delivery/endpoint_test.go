@@ -1,7 +1,6 @@
 package delivery
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -18,7 +17,7 @@ import (
 func TestNewEndpoint(t *testing.T) {
 	t.Parallel()
 	ep, err := NewEndpoint(EndpointRow{
-		ID: outbox.UUID{7}, URL: "https://user:pw@hooks.example:8443/a%2Fb?key=1#top", Method: "PUT", SecretToken: testSecret,
+		ID: outbox.UUID{7}, URL: "https://" + testSecret + "@hooks.example:8443/a%2Fb?key=1#top", Method: "PUT", SecretToken: testSecret,
 		CustomHeaders: []byte(`{"x-team": "a", "Authorization": "Bearer t"}`), TimeoutSeconds: 7, MaxRetryAttempts: 0, BackoffSeconds: 9,
 		BackoffMultiplier: 1.5, Active: true, Verified: true, PayloadFormat: "neo", Order: "aggregate", MaxConcurrency: 3, RatePerSecond: 0.5,
 	}, DefaultDefaults())
@@ -80,7 +79,7 @@ func TestNewEndpointReportsAllFaults(t *testing.T) {
 		"max_concurrency", "rate_limit_per_second",
 	}, fieldsOf(t, err))
 	assert.NotContains(t, err.Error(), testSecret)
-	assert.ErrorContains(t, err, `endpoint_url "ftp://host": the scheme must be http or https`)
+	require.ErrorContains(t, err, `endpoint_url "ftp://host": the scheme must be http or https`)
 }
 
 func TestNewEndpointURLs(t *testing.T) {
@@ -91,13 +90,12 @@ func TestNewEndpointURLs(t *testing.T) {
 		"http://a%2fb/", "http://" + strings.Repeat("a", maxURLLen), "\x00", "http://@/",
 	} {
 		_, err := NewEndpoint(EndpointRow{URL: bad, SecretToken: "s"}, DefaultDefaults())
-		if assert.Error(t, err, bad) {
-			assert.Equal(t, []string{"endpoint_url"}, fieldsOf(t, err), bad)
-		}
+		require.Error(t, err, bad)
+		assert.Equal(t, []string{"endpoint_url"}, fieldsOf(t, err), bad)
 	}
 	for _, good := range []string{"http://host", "HTTPS://host:1/", "http://127.0.0.1:65535/?a=b", "http://b\u00fccher.example/\u00fc", "http://[::1]:80/"} {
 		_, err := NewEndpoint(EndpointRow{URL: good, SecretToken: "s"}, DefaultDefaults())
-		assert.NoError(t, err, good)
+		require.NoError(t, err, good)
 	}
 }
 
@@ -117,20 +115,18 @@ func TestNewEndpointHeaders(t *testing.T) {
 		`{"X": "1", "x": "2"}`, `{"X": "` + strings.Repeat("a", 9000) + `"}`, `{` + strings.Join(many, ",") + `}`,
 	} {
 		_, err := NewEndpoint(EndpointRow{URL: "http://host", SecretToken: "s", CustomHeaders: []byte(bad)}, DefaultDefaults())
-		if assert.Error(t, err, bad) {
-			assert.Equal(t, []string{"custom_headers"}, fieldsOf(t, err), bad)
-			assert.NotContains(t, err.Error(), testSecret)
-		}
+		require.Error(t, err, bad)
+		assert.Equal(t, []string{"custom_headers"}, fieldsOf(t, err), bad)
+		assert.NotContains(t, err.Error(), testSecret)
 	}
 	for _, good := range []string{``, `null`, `{}`, `{"X": ""}`, `{"X": "é\t"}`, `{"Authorization": "Basic x", "Cookie": "a=b"}`} {
 		_, err := NewEndpoint(EndpointRow{URL: "http://host", SecretToken: "s", CustomHeaders: []byte(good)}, DefaultDefaults())
-		assert.NoError(t, err, good)
+		require.NoError(t, err, good)
 	}
 	for _, bad := range []string{"Host", "a b", "content-type", "X\r\nY", "webhook-signature", "Authorization\x00", strings.Repeat("a", 101)} {
 		_, err := NewEndpoint(EndpointRow{URL: "http://host", SecretToken: "s", SignatureHeader: bad}, DefaultDefaults())
-		if assert.Error(t, err, bad) {
-			assert.Equal(t, []string{"signature_header"}, fieldsOf(t, err), bad)
-		}
+		require.Error(t, err, bad)
+		assert.Equal(t, []string{"signature_header"}, fieldsOf(t, err), bad)
 	}
 }
 
@@ -184,5 +180,5 @@ func TestConfigReportsAllFaults(t *testing.T) {
 	assert.Len(t, fieldsOf(t, bad.Validate()), 12)
 	_, err := NewClient(bad, nil, nil)
 	var fe *FieldError
-	require.True(t, errors.As(err, &fe))
+	require.ErrorAs(t, err, &fe)
 }

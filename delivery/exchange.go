@@ -43,18 +43,21 @@ func (x *exchange) gotFirstByte() { x.answered.Store(true) }
 // receiver has most likely closed it while the request was on its way; net/http does not send a POST again by itself.
 func resendStale(ctx context.Context, _ *http.Response, err error) (bool, error) {
 	x, ok := ctx.Value(exchangeKey{}).(*exchange)
-	if err == nil || !ok || x.resent || ctx.Err() != nil || !x.stale(err) {
-		return false, nil
+	resend := err != nil && ok && !x.resent && ctx.Err() == nil && x.stale(err)
+	if resend {
+		x.resent = true
+		x.m.resends.Inc()
 	}
-	x.resent = true
-	x.m.resends.Inc()
-	return true, nil
+	return resend, nil // an error here would take the place of err
 }
 
 func (x *exchange) stale(err error) bool {
 	var dial *dialError
 	var timeout net.Error
-	return x.reused.Load() && !x.answered.Load() && !errors.As(err, &dial) && !(errors.As(err, &timeout) && timeout.Timeout())
+	if errors.As(err, &dial) || errors.As(err, &timeout) && timeout.Timeout() {
+		return false
+	}
+	return x.reused.Load() && !x.answered.Load()
 }
 
 // classify turns the error of a request into its class and words that may be shown to anyone. parent is the caller's context, limited the
@@ -87,27 +90,25 @@ func classify(parent, limited context.Context, x *exchange, err error) (Class, s
 func classifyDial(dial *dialError) (Class, string) {
 	var netErr net.Error
 	timeout := errors.Is(dial.err, context.DeadlineExceeded) || errors.As(dial.err, &netErr) && netErr.Timeout()
-	switch dial.stage {
-	case stageDNS:
+	switch {
+	case dial.stage == stageDNS:
 		return ClassDNS, describeDNS(dial.err)
-	case stageTLS:
-		if timeout {
-			return ClassTimeout, "the TLS handshake took too long"
-		}
+	case dial.stage == stageTLS && timeout:
+		return ClassTimeout, "the TLS handshake took too long"
+	case dial.stage == stageTLS:
 		return ClassTLS, describeTLS(dial.err)
+	case errors.Is(dial.err, errNoSlot):
+		return ClassConnect, errNoSlot.Error()
+	case timeout:
+		return ClassTimeout, "no connection within the connect timeout"
+	case errors.Is(dial.err, syscall.ECONNREFUSED):
+		return ClassConnect, "connection refused"
+	case errors.Is(dial.err, syscall.ECONNRESET):
+		return ClassReset, "the connection was reset while it was made"
+	case errors.Is(dial.err, syscall.ENETUNREACH), errors.Is(dial.err, syscall.EHOSTUNREACH):
+		return ClassConnect, "host or network unreachable"
 	default:
-		switch {
-		case errors.Is(dial.err, errNoSlot):
-			return ClassConnect, errNoSlot.Error()
-		case timeout:
-			return ClassTimeout, "no connection within the connect timeout"
-		case errors.Is(dial.err, syscall.ECONNREFUSED):
-			return ClassConnect, "connection refused"
-		case errors.Is(dial.err, syscall.ENETUNREACH), errors.Is(dial.err, syscall.EHOSTUNREACH):
-			return ClassConnect, "host or network unreachable"
-		default:
-			return ClassConnect, "connection failed"
-		}
+		return ClassConnect, "connection failed"
 	}
 }
 

@@ -23,10 +23,10 @@ func TestGuardByDefault(t *testing.T) {
 		"ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254%eth0", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1",
 		"2001::1", "::127.0.0.1", "100::1",
 	} {
-		assert.Error(t, g.check(netip.MustParseAddr(a)), a)
+		require.Error(t, g.check(netip.MustParseAddr(a)), a)
 	}
 	for _, a := range []string{"93.184.215.14", "8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "::ffff:8.8.8.8"} {
-		assert.NoError(t, g.check(netip.MustParseAddr(a)), a)
+		require.NoError(t, g.check(netip.MustParseAddr(a)), a)
 	}
 }
 
@@ -38,16 +38,16 @@ func TestGuardLists(t *testing.T) {
 		[]netip.Prefix{p("10.9.0.0/16"), p("8.8.8.8/32"), p("2606:4700::/32"), p("fd00:1::/32"), p("::ffff:192.168.7.0/120")},
 	)
 	for _, a := range []string{"10.1.1.1", "::ffff:10.1.1.1", "fd00::1", "fd00::1%eth0", "192.168.1.1", "8.8.8.9", "9.9.9.9"} {
-		assert.NoError(t, g.check(netip.MustParseAddr(a)), a)
+		require.NoError(t, g.check(netip.MustParseAddr(a)), a)
 	}
 	for _, a := range []string{
 		"10.9.1.1", "::ffff:10.9.1.1", "8.8.8.8", "2606:4700::1", "2606:4700::1%eth0", "fd00:1::1", "192.168.7.1", "172.16.0.1", "127.0.0.1",
 	} {
-		assert.Error(t, g.check(netip.MustParseAddr(a)), a)
+		require.Error(t, g.check(netip.MustParseAddr(a)), a)
 	}
-	assert.EqualError(t, g.check(netip.MustParseAddr("10.9.1.1")), "address 10.9.1.1 is denied by network.deny")
-	assert.EqualError(t, g.check(netip.MustParseAddr("127.0.0.1")), "address 127.0.0.1 is not public and not listed in network.allow")
-	assert.Error(t, g.control(t.Context(), "tcp", "/run/socket", nil))
+	require.EqualError(t, g.check(netip.MustParseAddr("10.9.1.1")), "address 10.9.1.1 is denied by network.deny")
+	require.EqualError(t, g.check(netip.MustParseAddr("127.0.0.1")), "address 127.0.0.1 is not public and not listed in network.allow")
+	require.Error(t, g.control(t.Context(), "tcp", "/run/socket", nil))
 }
 
 // listener counts the connections it is given and answers none.

@@ -60,14 +60,13 @@ func (ep *Endpoint) sign(m *Message, now time.Time) signatures {
 	st, _ := ep.primary.states.Get().(*macState)
 	defer ep.primary.states.Put(st)
 
-	in, _ := m.ID.AppendText(st.in[:0])
-	idLen := len(in)
-	in = strconv.AppendInt(append(in, '.'), now.Unix(), 10)
-	timeEnd := len(in)
-	st.in = append(in, '.')
+	st.in, _ = m.ID.AppendText(st.in[:0])
+	idLen := len(st.in)
+	st.in = strconv.AppendInt(append(st.in, '.'), now.Unix(), 10)
+	timeEnd := len(st.in)
+	st.in = append(st.in, '.')
 
-	out := append(st.out[:0], in[:timeEnd]...)
-	v1 := len(out)
+	out := append(st.out[:0], st.in[:timeEnd]...) //nolint:gocritic // st.out gets it back at the end
 	out = st.append(append(out, "v1,"...), st.in, m.Body, base64.StdEncoding.AppendEncode)
 	if ep.secondary != nil && (ep.secondaryExpires.IsZero() || now.Before(ep.secondaryExpires)) {
 		other, _ := ep.secondary.states.Get().(*macState)
@@ -86,5 +85,5 @@ func (ep *Endpoint) sign(m *Message, now time.Time) signatures {
 	st.out = out
 
 	all := string(out) // one allocation for all values
-	return signatures{id: all[:idLen], timestamp: all[idLen+1 : timeEnd], v1: all[v1:legacy], legacy: all[legacy:]}
+	return signatures{id: all[:idLen], timestamp: all[idLen+1 : timeEnd], v1: all[timeEnd:legacy], legacy: all[legacy:]}
 }

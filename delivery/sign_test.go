@@ -18,11 +18,11 @@ import (
 // verifier returns the official verifier for a token.
 func verifier(t *testing.T, token string, raw bool) *standardwebhooks.Webhook {
 	t.Helper()
-	make := standardwebhooks.NewWebhook
+	parse := standardwebhooks.NewWebhook
 	if raw {
-		make = func(s string) (*standardwebhooks.Webhook, error) { return standardwebhooks.NewWebhookRaw([]byte(s)) }
+		parse = func(s string) (*standardwebhooks.Webhook, error) { return standardwebhooks.NewWebhookRaw([]byte(s)) }
 	}
-	v, err := make(token)
+	v, err := parse(token)
 	require.NoError(t, err)
 	return v
 }
@@ -34,6 +34,8 @@ func legacyValid(token string, body []byte, value string) bool {
 	mac.Write(body)
 	return hmac.Equal([]byte("sha256="+hex.EncodeToString(mac.Sum(nil))), []byte(value))
 }
+
+const olderToken = secretPrefix + "b2xkZXI="
 
 func headersOf(s signatures) http.Header {
 	h := http.Header{}
@@ -65,7 +67,7 @@ func TestSign(t *testing.T) {
 				s := ep.sign(&m, time.Now())
 				assert.Equal(t, eventID, s.id)
 				require.NoError(t, verifier(t, c.token, c.raw).Verify(m.Body, headersOf(s)))
-				assert.Error(t, verifier(t, c.token, c.raw).Verify(append(m.Body, ' '), headersOf(s)))
+				require.Error(t, verifier(t, c.token, c.raw).Verify(append(m.Body, ' '), headersOf(s)))
 				assert.True(t, legacyValid(c.token, m.Body, s.legacy))
 			}
 		})
@@ -76,7 +78,8 @@ func TestSign(t *testing.T) {
 // (https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries).
 func TestSignKnownAnswer(t *testing.T) {
 	t.Parallel()
-	ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: "It's a Secret to Everybody"}, DefaultDefaults())
+	const documented = "It's a Secret to Everybody"
+	ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: documented}, DefaultDefaults())
 	require.NoError(t, err)
 	s := ep.sign(&Message{Body: []byte("Hello, World!")}, time.Unix(1, 0))
 	assert.Equal(t, "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17", s.legacy)
@@ -86,23 +89,23 @@ func TestSignKnownAnswer(t *testing.T) {
 func TestSignDuringRotation(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	row := EndpointRow{URL: "http://h", SecretToken: "new", SecondarySecret: "whsec_b2xkZXI=", SecondarySecretExpires: now.Add(time.Second)}
+	row := EndpointRow{URL: "http://h", SecretToken: testSecret, SecondarySecret: olderToken, SecondarySecretExpires: now.Add(time.Second)}
 	ep, err := NewEndpoint(row, DefaultDefaults())
 	require.NoError(t, err)
 	m := Encode(nil, FormatStandard, fullEvent(), "src")
 	before, after := ep.sign(&m, now), ep.sign(&m, now.Add(time.Second))
 	for _, s := range []signatures{before, after} {
-		require.NoError(t, verifier(t, "new", true).VerifyIgnoringTimestamp(m.Body, headersOf(s)))
-		assert.True(t, legacyValid("new", m.Body, s.legacy))
+		require.NoError(t, verifier(t, testSecret, true).VerifyIgnoringTimestamp(m.Body, headersOf(s)))
+		assert.True(t, legacyValid(testSecret, m.Body, s.legacy))
 	}
-	older := verifier(t, "whsec_b2xkZXI=", false)
+	older := verifier(t, olderToken, false)
 	require.NoError(t, older.VerifyIgnoringTimestamp(m.Body, headersOf(before)))
-	assert.Error(t, older.VerifyIgnoringTimestamp(m.Body, headersOf(after)), "still signed when its time had passed")
+	require.Error(t, older.VerifyIgnoringTimestamp(m.Body, headersOf(after)), "still signed when its time had passed")
 
 	row.SecondarySecretExpires = time.Time{}
 	ep, err = NewEndpoint(row, DefaultDefaults())
 	require.NoError(t, err)
-	assert.NoError(t, older.VerifyIgnoringTimestamp(m.Body, headersOf(ep.sign(&m, now.AddDate(10, 0, 0)))))
+	require.NoError(t, older.VerifyIgnoringTimestamp(m.Body, headersOf(ep.sign(&m, now.AddDate(10, 0, 0)))))
 }
 
 func TestSignConcurrently(t *testing.T) {
