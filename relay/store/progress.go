@@ -60,7 +60,7 @@ func (s *Store) instanceError(ctx context.Context, instanceID, systemID string) 
 
 // SaveSnapshot keeps a snapshot of which everything has been recorded: what a heal need not look at. ErrFenced: the epoch is over.
 func (s *Store) SaveSnapshot(ctx context.Context, epoch int64, snap Snapshot) error {
-	tag, err := s.pool.Exec(ctx, `UPDATE outbox_relay.progress p SET snapshot = $3::text::pg_snapshot, updated_at = now()
+	tag, err := s.pool.Exec(ctx, `UPDATE outbox_relay.progress p SET snapshot = nullif($3::text, '')::pg_snapshot, updated_at = now()
 WHERE p.slot = $1::text AND p.epoch = $2::int8`, s.slot, epoch, snap.String())
 	if err != nil {
 		return fmt.Errorf("save snapshot of slot %q: %w", s.slot, err)

@@ -1,0 +1,165 @@
+package store_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/neo-commons/outbox-relay/relay/store"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// byTenant sorts errors of tenants by their names.
+func byTenant(list []store.TenantError) map[string]store.TenantError {
+	m := make(map[string]store.TenantError, len(list))
+	for _, e := range list {
+		m[e.Tenant] = e
+	}
+	return m
+}
+
+func requireCode(t *testing.T, want string, err error) {
+	t.Helper()
+	var pgErr *pgconn.PgError
+	require.ErrorAs(t, err, &pgErr)
+	require.Equal(t, want, pgErr.Code)
+}
+
+// Whatever is wrong with some tenants, the others and the position are recorded.
+func TestRecordApart(t *testing.T) {
+	t.Parallel()
+	faults := []struct {
+		tenant, sql, code string
+	}{
+		{"attempts", "DROP TABLE attempts.webhook_delivery_attempts", "42P01"},
+		{"checked", "ALTER TABLE checked.webhook_deliveries ADD CHECK (request_url = '') NOT VALID", "23514"},
+		{"column_", "ALTER TABLE column_.webhook_deliveries RENAME error_code TO error_kode", "42703"},
+		{"deferred", `CREATE FUNCTION deferred.no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END';
+			CREATE CONSTRAINT TRIGGER no AFTER INSERT ON deferred.webhook_deliveries DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION deferred.no()`, "P0001"},
+		{"narrow", "ALTER TABLE narrow.webhook_deliveries ALTER request_url TYPE varchar(3)", "22001"},
+		{"revoked", "REVOKE INSERT ON revoked.webhook_deliveries FROM outbox_relay_runner", "42501"},
+		{"sealed", "REVOKE USAGE ON SCHEMA sealed FROM outbox_relay_runner", "42501"},
+	}
+	tenants := []string{"aa_healthy", "dropped", "endpoints", "tableless", "zz_healthy"}
+	for _, f := range faults {
+		tenants = append(tenants, f.tenant)
+	}
+	b := setup(t, tenants...)
+	p, err := b.store.Lead(t.Context(), "", "")
+	require.NoError(t, err)
+	snap, _, err := b.store.Snapshot(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, b.store.SaveSnapshot(t.Context(), p.Epoch, snap))
+
+	var outcomes []store.Outcome
+	for _, name := range tenants {
+		e := b.endpoint(name)
+		outcomes = append(outcomes, succeeded(deliver(name, e)), failed(deliver(name, e), store.Retrying))
+	}
+	kept := b.endpoint("endpoints")
+	outcomes = append(outcomes, succeeded(deliver("endpoints", kept)))
+	queued := b.claimOne("endpoints", b.endpoint("endpoints"))
+	outcomes = append(outcomes, succeeded(queued))
+	for _, f := range faults {
+		b.exec(f.sql)
+	}
+	b.exec("DROP SCHEMA dropped CASCADE")
+	b.exec("DROP TABLE tableless.webhook_deliveries")
+	b.exec("DELETE FROM endpoints.webhook_endpoints WHERE id <> $1", kept)
+
+	p.LSN, p.High = 1000, 2000
+	list, err := b.store.Record(t.Context(), b.owner, &p, outcomes)
+	require.NoError(t, err)
+	broken := byTenant(list)
+	require.Len(t, broken, len(faults)+3)
+	for _, f := range faults {
+		e := broken[f.tenant]
+		assert.True(t, e.Suspended, f.tenant)
+		assert.Zero(t, e.Discarded, f.tenant)
+		requireCode(t, f.code, e.Err)
+		assert.Equal(t, "suspended|missed|"+snap.String()+"|-|-|-|"+e.Err.Error(),
+			b.row("state, backfill, backfill_from, backfill_upto, backfill_cursor, backfill_done_at, reason", "outbox_relay.tenants WHERE schema = $1", f.tenant))
+	}
+	for _, name := range []string{"dropped", "endpoints", "tableless"} {
+		e := broken[name]
+		require.ErrorIs(t, &e, store.ErrGone)
+		assert.Equal(t, 2, e.Discarded, name)
+		assert.False(t, e.Suspended, name)
+		assert.Equal(t, "active", b.row("state", "outbox_relay.tenants WHERE schema = $1", name))
+	}
+	for _, name := range []string{"aa_healthy", "zz_healthy"} {
+		assert.Equal(t, 2, b.count(name+".webhook_deliveries"), name)
+		assert.Equal(t, "active", b.row("state", "outbox_relay.tenants WHERE schema = $1", name))
+	}
+	assert.Equal(t, 1, b.count("endpoints.webhook_deliveries"))
+	assert.Equal(t, 2, b.count("outbox_relay.retry_queue"))
+	assert.Equal(t, "0/3E8|0/7D0", b.row("lsn, high_lsn", "outbox_relay.progress"))
+
+	// What was left out does no harm when it comes again; what was written is found.
+	again, err := b.store.Record(t.Context(), b.owner, &p, outcomes)
+	require.NoError(t, err)
+	assert.Len(t, again, len(faults)+3)
+	assert.Equal(t, 2, b.count("aa_healthy.webhook_deliveries"))
+}
+
+// A table that somebody has locked costs its tenant a suspension, and the others a moment.
+func TestRecordLockedTable(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a", "b")
+	outcomes := []store.Outcome{succeeded(deliver("a", b.endpoint("a"))), succeeded(deliver("b", b.endpoint("b")))}
+	tx, err := b.admin.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "LOCK TABLE a.webhook_deliveries")
+	require.NoError(t, err)
+	began := time.Now()
+	list, err := b.store.Record(t.Context(), b.owner, nil, outcomes)
+	require.NoError(t, err)
+	assert.Less(t, time.Since(began), 10*time.Second)
+	require.NoError(t, tx.Rollback(t.Context()))
+	require.Len(t, list, 1)
+	requireCode(t, "55P03", list[0].Err)
+	assert.True(t, list[0].Suspended)
+	assert.Equal(t, 1, b.count("b.webhook_deliveries"))
+
+	// Nothing is lost by it: without a checkpoint, what came since the tenant's admission is queued anew.
+	b.exec("SELECT outbox_relay.resume_tenant('a')")
+	assert.Equal(t, "active|missed|true|true", b.row("state, backfill, backfill_from::text = added_snapshot::text, backfill_upto IS NOT NULL", "outbox_relay.tenants WHERE schema = 'a'"))
+}
+
+func TestSuspend(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a", "b", "c")
+	p, err := b.store.Lead(t.Context(), "", "")
+	require.NoError(t, err)
+	b.exec(`UPDATE outbox_relay.tenants SET backfill = 'unprocessed', backfill_upto = pg_current_snapshot(), backfill_cursor = gen_random_uuid(),
+		backfill_done_at = CASE schema WHEN 'c' THEN now() END WHERE schema IN ('b', 'c')`)
+	snap, _, err := b.store.Snapshot(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, b.store.SaveSnapshot(t.Context(), p.Epoch, snap))
+	for range 2 {
+		for _, name := range []string{"a", "b", "c", "nobody"} {
+			require.NoError(t, b.store.Suspend(t.Context(), p, name, "unreadable\x00"))
+		}
+	}
+	const columns = "state, reason, backfill, backfill_from, backfill_upto, backfill_cursor, backfill_done_at"
+	missed := "suspended|unreadable\uFFFD|missed|" + snap.String() + "|-|-|-"
+	assert.Equal(t, missed, b.row(columns, "outbox_relay.tenants WHERE schema = 'a'"))
+	assert.Equal(t, missed, b.row(columns, "outbox_relay.tenants WHERE schema = 'c'"))
+	assert.Equal(t, "suspended|unreadable\uFFFD|unprocessed|-|-|-|-", b.row(columns, "outbox_relay.tenants WHERE schema = 'b'"))
+}
+
+// Errors that are not a tenant's own are the caller's to wait out; nobody is suspended for them.
+func TestRecordServerError(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	b.exec(`CREATE FUNCTION a.full() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION USING ERRCODE = ''53100''; END';
+		CREATE TRIGGER full_ BEFORE INSERT ON a.webhook_deliveries FOR EACH ROW EXECUTE FUNCTION a.full()`)
+	outcomes := []store.Outcome{succeeded(deliver("a", b.endpoint("a")))}
+	_, err := b.store.Record(t.Context(), b.owner, nil, outcomes)
+	requireCode(t, "53100", err)
+	assert.Equal(t, "active", b.row("state", "outbox_relay.tenants"))
+	b.exec("DROP TRIGGER full_ ON a.webhook_deliveries")
+	b.record(outcomes...)
+	assert.Equal(t, 1, b.count("a.webhook_deliveries"))
+}
