@@ -1,0 +1,52 @@
+# outbox-relay: `make help` lists what there is to do. Nothing but Go is needed: the targets get the rest by themselves.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO            ?= go
+VERSION       ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LINT_VERSION  := v2.15.0
+LINT          := .bin/golangci-lint-$(LINT_VERSION)
+TESTFLAGS     ?= -race -timeout 20m
+BENCH         ?= .
+BENCHTIME     ?= 3x
+FUZZTIME      ?= 10s
+
+.PHONY: help build demo test lint bench fuzz
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: go
+go:
+	@command -v $(GO) >/dev/null || { echo "Go 1.26 or newer is needed: https://go.dev/dl" >&2; exit 1; }
+	@$(GO) version | awk '{ split(substr($$3, 3), v, "."); if (v[1] < 1 || v[1] == 1 && v[2] < 26) { \
+		print "Go 1.26 or newer is needed, this is " $$3 ": https://go.dev/dl" > "/dev/stderr"; exit 1 } }'
+
+build: go ## build the command into .bin/outbox-relay
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.buildVersion=$(VERSION)" -o .bin/outbox-relay ./cmd/outbox-relay
+
+demo: go ## see it work: PostgreSQL, three tenants, three receivers, half a minute
+	$(GO) run ./cmd/outbox-relay demo
+
+test: go ## run all tests, with the race detector, against a real PostgreSQL
+	$(GO) test $(TESTFLAGS) ./...
+
+lint: go $(LINT) ## check style, formatting and the directions of imports
+	$(LINT) run ./...
+
+$(LINT):
+	GOBIN=$(CURDIR)/.bin/install $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+	mv .bin/install/golangci-lint $@
+	rmdir .bin/install
+
+bench: go ## measure: the drain against a plain POST loop, and the parts (BENCH=regexp, BENCHTIME=3x)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -benchmem -timeout 60m ./relay
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./delivery ./relay/route ./relay/wal ./relay/store
+
+fuzz: go ## fuzz every decoder and parser for FUZZTIME (10s) each
+	@for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
