@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -37,7 +36,7 @@ Run it with the role the relay logs in with: it is that role's rights that are c
 				return err
 			}
 			if k.failed > 0 {
-				fmt.Fprintf(a.err, "%d failed\n", k.failed)
+				say(a.err, "%d failed\n", k.failed)
 				return errFailed
 			}
 			return nil
@@ -61,7 +60,7 @@ func (k *checker) print(grade, fact, finding, remedy string) {
 	if remedy != "" {
 		line += " → " + remedy
 	}
-	fmt.Fprintln(k.out, strings.ReplaceAll(line, "\n", "; "))
+	say(k.out, "%s\n", strings.ReplaceAll(line, "\n", "; "))
 }
 
 func (k *checker) ok(fact, format string, args ...any) {
@@ -77,12 +76,7 @@ func (k *checker) fail(fact, finding, remedy string) {
 
 // failError reports an error with the hint it carries, if any.
 func (k *checker) failError(fact string, err error) {
-	var hinted interface{ Hint() string }
-	remedy := ""
-	if errors.As(err, &hinted) {
-		remedy = hinted.Hint()
-	}
-	k.fail(fact, err.Error(), remedy)
+	k.fail(fact, err.Error(), hintOf(err))
 }
 
 // fact is one thing to look at. An error means that it could not be looked at.

@@ -72,7 +72,7 @@ func (k *checker) pooler(ctx context.Context) error {
 		return nil
 	}
 	k.warn("pooler", "database.url leads through one",
-		"that does in session mode only, and database.replication_url must lead past it; best let both lead to the server itself")
+		"let it lead to the server itself, or to a pool in session mode with database.replication_url past the pooler")
 	return nil
 }
 
@@ -121,8 +121,7 @@ func (k *checker) replication(ctx context.Context) error {
 }
 
 func replicationRemedy(err error, key string) string {
-	var server *pgconn.PgError
-	if errors.As(err, &server) {
+	if server, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch server.Code {
 		case "42501":
 			return "ALTER ROLE … REPLICATION for the role of " + key + " (RDS: GRANT rds_replication TO …)"
@@ -134,11 +133,7 @@ func replicationRemedy(err error, key string) string {
 			return "a pooler that cannot replicate is in the way: let database.replication_url lead to the server itself"
 		}
 	}
-	var hinted interface{ Hint() string }
-	if errors.As(err, &hinted) {
-		return hinted.Hint()
-	}
-	return ""
+	return hintOf(err)
 }
 
 func (k *checker) slotsLeft(ctx context.Context) error {

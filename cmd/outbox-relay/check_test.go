@@ -125,15 +125,14 @@ func fakePooler(t *testing.T, server string) (address string) {
 				return
 			}
 			sessions.Go(func() {
-				defer client.Close()
+				defer func() { _ = client.Close() }()
 				upstream, err := new(net.Dialer).DialContext(context.Background(), "tcp", server)
-				if !assert.NoError(t, err) {
-					return
+				if err != nil {
+					return // the client notices
 				}
-				defer upstream.Close()
 				sessions.Go(func() {
 					_, _ = io.Copy(upstream, client)
-					upstream.Close()
+					_ = upstream.Close()
 				})
 				passOn(client, upstream)
 			})

@@ -238,11 +238,40 @@ func TestTenantLeftOutByIncludeIsSaid(t *testing.T) {
 	assert.Contains(t, o.out, "warn  tenants: 0 of 1 registered are served → mend tenants.include: other*\n")
 }
 
+func TestRemoveAsksAPerson(t *testing.T) {
+	t.Parallel()
+	for answer, want := range map[string]bool{"y\n": true, "YES\n": true, "n\n": false, "\n": false, "": false, "y": false} {
+		in, out, err := os.Pipe()
+		require.NoError(t, err)
+		_, err = out.WriteString(answer)
+		require.NoError(t, err)
+		require.NoError(t, out.Close())
+		var asked strings.Builder
+		a := app{in: in, err: &asked}
+		assert.Equal(t, want, a.confirm("Really? "), "%q", answer)
+		assert.Equal(t, "Really? ", asked.String())
+		require.NoError(t, in.Close())
+	}
+}
+
+func TestLogFormats(t *testing.T) {
+	t.Parallel()
+	for format, want := range map[string]string{"json": `"msg":"slow","took":"1.5s"}`, "auto": `"took":"1.5s"`, "text": "msg=slow took=1.5s"} {
+		var out strings.Builder
+		log := newLogger(&out, logging{Level: "warn", Format: format})
+		log.Info("left out")
+		log.Warn("slow", "took", 1500*time.Millisecond)
+		assert.Contains(t, out.String(), want, format)
+		assert.NotContains(t, out.String(), "left out")
+	}
+}
+
 func TestRunServesHealthAndStopsOnSignal(t *testing.T) {
 	t.Parallel()
 	d := newDatabase(t)
 	d.succeed(t, "migrate")
-	cmd := exec.Command(binary(t), "run", "--listen", "127.0.0.1:0", "--log-format", "json") //nolint:noctx // ended by its signal
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), //nolint:gosec // our own binary
+		binary(t), "run", "--listen", "127.0.0.1:0", "--log-format", "json")
 	cmd.Env = d.env
 	stderr, err := cmd.StderrPipe()
 	require.NoError(t, err)
@@ -265,7 +294,7 @@ func TestRunServesHealthAndStopsOnSignal(t *testing.T) {
 		require.NoError(t, err)
 		resp, err := http.DefaultClient.Do(req)
 		require.NoError(t, err)
-		defer resp.Body.Close()
+		defer func() { assert.NoError(t, resp.Body.Close()) }()
 		body, err := io.ReadAll(resp.Body)
 		require.NoError(t, err)
 		return resp.StatusCode, string(body)
@@ -291,7 +320,7 @@ func TestRunFailsWithTheRemedy(t *testing.T) {
 
 	taken, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	defer taken.Close()
+	defer func() { assert.NoError(t, taken.Close()) }()
 	o = invoke(t, d.env, "run", "--listen", taken.Addr().String())
 	assert.Equal(t, exitFailure, o.code)
 	assert.Contains(t, o.err, "error: serve health and metrics on "+taken.Addr().String())

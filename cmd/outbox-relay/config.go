@@ -75,8 +75,8 @@ func (e *configError) add(key, value, remedy string) {
 // without leaves the faults of one key out.
 func (e *configError) without(key string) error {
 	rest := slices.DeleteFunc(slices.Clone(e.faults), func(fault error) bool {
-		f := (*relay.FieldError)(nil)
-		return errors.As(fault, &f) && f.Key == key
+		f, ok := errors.AsType[*relay.FieldError](fault)
+		return ok && f.Key == key
 	})
 	if len(rest) == 0 {
 		return nil
@@ -124,8 +124,8 @@ func loadConfig(file string, flags *pflag.FlagSet) (config, error) {
 			faults.faults = append(faults.faults, fault)
 		}
 	}
-	for _, fault := range split(c.validate()) {
-		if f := (*relay.FieldError)(nil); !errors.As(fault, &f) || !broken[f.Key] {
+	for _, fault := range split(c.validateAll()) {
+		if f, ok := errors.AsType[*relay.FieldError](fault); !ok || !broken[f.Key] {
 			faults.faults = append(faults.faults, fault)
 		}
 	}
@@ -135,8 +135,8 @@ func loadConfig(file string, flags *pflag.FlagSet) (config, error) {
 	return c, nil
 }
 
-func (c *config) validate() error {
-	errs := []error{c.Config.Validate()}
+func (c *config) validateAll() error {
+	errs := []error{c.Validate()}
 	fault := func(key, value, remedy string) {
 		errs = append(errs, &relay.FieldError{Key: key, Value: strconv.Quote(value), Remedy: remedy})
 	}
@@ -166,7 +166,7 @@ func split(err error) []error {
 	if err == nil {
 		return nil
 	}
-	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // the joined errors themselves are wanted, not one of them
+	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
 		return []error{err}
 	}

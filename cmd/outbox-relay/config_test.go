@@ -124,7 +124,7 @@ server: {listen: nowhere}
 		"window.bytes: -1B", `network.allow: "nonsense"`, `network.deny: "10.0.0.0/33"`, "retry.backoff: 2h", "retry.attempts: -1", "retry.multiplier: 0.5",
 		`log.level: "loud"`, `server.listen: "nowhere"`,
 	} {
-		assert.ErrorContains(t, err, key)
+		require.ErrorContains(t, err, key)
 	}
 	assert.ErrorContains(t, err, "13 faults")
 }
@@ -174,7 +174,7 @@ func TestPrintedConfigurationIsReadAgain(t *testing.T) {
 
 func TestPasswordsAreHidden(t *testing.T) {
 	t.Parallel()
-	for given, want := range map[string]string{
+	for given, want := range map[string]string{ //nolint:gosec // made up
 		"postgres://relay:s3cret@db:5432/app?sslmode=require": "postgres://relay:xxxxx@db:5432/app?sslmode=require",
 		"postgres://db/app?user=relay&password=s3cret":        "postgres://db/app?user=relay&password=xxxxx",
 		"postgres://relay@db/app":                             "postgres://relay@db/app",
@@ -265,7 +265,7 @@ func TestUnknownVariables(t *testing.T) {
 		"OUTBOX_RELAY_DATABSE_URL=x", "OUTBOX_RELAY_RETRY_MAX=3",
 	}, leavesOf(&c))
 	require.Len(t, e.faults, 2)
-	assert.EqualError(t, e.faults[0], "OUTBOX_RELAY_DATABSE_URL: is no variable of the configuration: did you mean OUTBOX_RELAY_DATABASE_URL?")
+	require.EqualError(t, e.faults[0], "OUTBOX_RELAY_DATABSE_URL: is no variable of the configuration: did you mean OUTBOX_RELAY_DATABASE_URL?")
 	assert.True(t, strings.HasPrefix(e.faults[1].Error(), "OUTBOX_RELAY_RETRY_MAX: "), e.faults[1])
 }
 
@@ -278,7 +278,7 @@ func TestByteSize(t *testing.T) {
 	}
 	for _, text := range []string{"", "5", "MiB", "5mib", "5MiBB", "5iB", "NaNB", "InfGiB", "99999999999GiB", "0x10B5"} {
 		_, err := relay.ParseByteSize(text)
-		assert.Error(t, err, text)
+		require.Error(t, err, text)
 	}
 	assert.Equal(t, "1536B 3KiB 5MiB 0B 1GiB", strings.Join([]string{
 		relay.ByteSize(1536).String(), relay.ByteSize(3072).String(), relay.ByteSize(5 << 20).String(), relay.ByteSize(0).String(), relay.GiB.String(),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"time"
 
@@ -51,9 +52,7 @@ func dial(ctx context.Context, key, dsn string, timeout time.Duration, params ma
 	}
 	cfg.ConnectTimeout = timeout
 	cfg.RuntimeParams["application_name"] = "outbox-relay"
-	for name, value := range params {
-		cfg.RuntimeParams[name] = value
-	}
+	maps.Copy(cfg.RuntimeParams, params)
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec // nothing is asked twice; a pooler may be in the way
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {

@@ -61,8 +61,7 @@ func invoke(t *testing.T, env []string, args ...string) outcome {
 	cmd.Env = append(env, "HOME="+t.TempDir())
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := cmd.Run()
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) {
+	if _, ok := errors.AsType[*exec.ExitError](err); !ok {
 		require.NoError(t, err)
 	}
 	return outcome{cmd.ProcessState.ExitCode(), out.String(), errOut.String()}

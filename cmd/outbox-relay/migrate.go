@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -10,7 +9,7 @@ import (
 )
 
 func (a *app) migrateCommand() *cobra.Command {
-	var print bool
+	var onlyPrint bool
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Bring the database up to date: schema outbox_relay, publications, slot, tenants",
@@ -28,7 +27,7 @@ Creating the slot waits for the transactions that are open in the database at th
   outbox-relay migrate --print > outbox-relay.sql   # for a DBA to run in psql; needs no database`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if print {
+			if onlyPrint {
 				return a.printMigration(cmd)
 			}
 			c, err := a.loadAndReach(cmd)
@@ -38,19 +37,18 @@ Creating the slot waits for the transactions that are open in the database at th
 			if err := schema.Migrate(cmd.Context(), c.Database.URL, schema.Options{Slot: c.Database.Slot, Progress: a.progress}); err != nil {
 				return err
 			}
-			fmt.Fprintln(a.out, "The database is up to date. Next: outbox-relay tenants add SCHEMA, or outbox-relay run")
+			say(a.out, "The database is up to date. Next: outbox-relay tenants add SCHEMA, or outbox-relay run\n")
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&print, "print", false, "print the SQL instead of running it")
+	cmd.Flags().BoolVar(&onlyPrint, "print", false, "print the SQL instead of running it")
 	return cmd
 }
 
 // printMigration needs the name of the slot and no database.
 func (a *app) printMigration(cmd *cobra.Command) error {
 	c, err := a.load(cmd)
-	var faults *configError
-	if errors.As(err, &faults) && c.Database.URL == "" {
+	if faults, ok := errors.AsType[*configError](err); ok && c.Database.URL == "" {
 		err = faults.without("database.url")
 	}
 	if err != nil {
@@ -60,4 +58,4 @@ func (a *app) printMigration(cmd *cobra.Command) error {
 }
 
 // progress tells a person what takes its time.
-func (a *app) progress(step string) { fmt.Fprintln(a.out, "… "+step) }
+func (a *app) progress(step string) { say(a.out, "… %s\n", step) }

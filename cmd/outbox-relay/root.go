@@ -54,7 +54,7 @@ func subcommandMissing(cmd *cobra.Command, args []string) error {
 
 // execute runs one command line and returns the exit code.
 func (a *app) execute(ctx context.Context, args []string) int {
-	root := a.root()
+	root := a.root() //nolint:contextcheck // commands get the context from cobra
 	root.SetArgs(args)
 	root.SetIn(a.in)
 	root.SetOut(a.out)
@@ -64,14 +64,13 @@ func (a *app) execute(ctx context.Context, args []string) int {
 		return exitOK
 	}
 	if !errors.Is(err, errFailed) {
-		fmt.Fprintf(a.err, "error: %v\n", err)
+		say(a.err, "error: %v\n", err)
 	}
-	var hinted interface{ Hint() string }
-	if errors.As(err, &hinted) {
-		fmt.Fprintf(a.err, "hint: %s\n", hinted.Hint())
+	if hint := hintOf(err); hint != "" {
+		say(a.err, "hint: %s\n", hint)
 	}
 	if !a.started || errors.As(err, new(usageError)) {
-		fmt.Fprintln(a.err, "hint: see "+cmd.CommandPath()+" --help")
+		say(a.err, "hint: see %s --help\n", cmd.CommandPath())
 		return exitUsage
 	}
 	if errors.As(err, new(*configError)) {
@@ -79,6 +78,18 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	}
 	return exitFailure
 }
+
+// hintOf is what to do about an error, if it says so.
+func hintOf(err error) string {
+	var hinted interface{ Hint() string }
+	if errors.As(err, &hinted) {
+		return hinted.Hint()
+	}
+	return ""
+}
+
+// say prints for a person. Who has closed the pipe does not want to know.
+func say(w io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) }
 
 const rootHelp = `outbox-relay delivers the events of a database's outbox tables as webhooks.
 
@@ -88,7 +99,7 @@ least once.
 
 From nothing to the first delivery:
 
-  export OUTBOX_RELAY_DATABASE_URL='postgres://user:password@localhost:5432/app'
+  export OUTBOX_RELAY_DATABASE_URL='postgres://user@localhost:5432/app'
   outbox-relay migrate                # schema outbox_relay, publications, slot
   outbox-relay tenants add my_schema  # once for every schema that holds an outbox
   outbox-relay check                  # what is missing, and what to do about it
@@ -147,7 +158,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Use:   "version",
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(*cobra.Command, []string) error {
 			info, _ := debug.ReadBuildInfo()
 			_, err := fmt.Fprintf(a.out, "outbox-relay %s %s\n", version(), info.GoVersion)
 			return err

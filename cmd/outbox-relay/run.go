@@ -85,7 +85,12 @@ func (a *app) run(ctx context.Context, c *config) error {
 // newLogger logs for people on a terminal, for machines anywhere else, unless told.
 func newLogger(w io.Writer, c logging) *slog.Logger {
 	level, _ := logLevel(c.Level)
-	options := &slog.HandlerOptions{Level: level}
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Value.Kind() == slog.KindDuration { // JSON would have a bare number of nanoseconds
+			a.Value = slog.StringValue(a.Value.Duration().String())
+		}
+		return a
+	}}
 	if c.Format == "text" || c.Format == "auto" && terminal(w) {
 		return slog.New(slog.NewTextHandler(w, options))
 	}

@@ -77,9 +77,9 @@ The role of database.url must own the schema and its tables.`,
 			if err := schema.AddTenant(cmd.Context(), c.Database.URL, args[0], options); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.out, "%s is a tenant\n", args[0])
+			say(a.out, "%s is a tenant\n", args[0])
 			if !c.Tenants.Includes(args[0]) {
-				fmt.Fprintln(a.out, "Note that tenants.include does not name it: relays with this configuration leave it alone.")
+				say(a.out, "Note that tenants.include does not name it: relays with this configuration leave it alone.\n")
 			}
 			return nil
 		},
@@ -112,7 +112,7 @@ To hold deliveries back without losing any, pause the tenant instead.`,
 			if err := schema.RemoveTenant(cmd.Context(), c.Database.URL, args[0]); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.out, "%s is no tenant any more\n", args[0])
+			say(a.out, "%s is no tenant any more\n", args[0])
 			return nil
 		},
 	}
@@ -122,7 +122,7 @@ To hold deliveries back without losing any, pause the tenant instead.`,
 
 // confirm asks a person.
 func (a *app) confirm(question string) bool {
-	fmt.Fprint(a.err, question)
+	say(a.err, "%s", question)
 	line, err := bufio.NewReader(a.in).ReadString('\n')
 	answer := strings.ToLower(strings.TrimSpace(line))
 	return err == nil && (answer == "y" || answer == "yes")
@@ -143,7 +143,7 @@ func (a *app) tenantsPauseCommand() *cobra.Command {
 			if err := schema.PauseTenant(cmd.Context(), c.Database.URL, args[0], reason); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.out, "%s is paused\n", args[0])
+			say(a.out, "%s is paused\n", args[0])
 			return nil
 		},
 	}
@@ -165,7 +165,7 @@ func (a *app) tenantsResumeCommand() *cobra.Command {
 			if err := schema.ResumeTenant(cmd.Context(), c.Database.URL, args[0]); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.out, "%s is active\n", args[0])
+			say(a.out, "%s is active\n", args[0])
 			return nil
 		},
 	}
@@ -211,9 +211,9 @@ func writeTenantsTable(w io.Writer, tenants []schema.Tenant) error {
 		return err
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(table, "SCHEMA\tSTATE\tSINCE\tEARLIER EVENTS\tREASON")
+	say(table, "SCHEMA\tSTATE\tSINCE\tEARLIER EVENTS\tREASON\n")
 	for _, t := range tenants {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", t.Schema, t.State, t.Since.UTC().Format(time.RFC3339), backfillText(t), cmp.Or(t.Reason, "-"))
+		say(table, "%s\t%s\t%s\t%s\t%s\n", t.Schema, t.State, t.Since.UTC().Format(time.RFC3339), backfillText(t), cmp.Or(t.Reason, "-"))
 	}
 	return table.Flush()
 }
