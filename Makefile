@@ -4,7 +4,6 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 GO            ?= go
-VERSION       ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LINT_VERSION  := v2.15.0
 LINT          := .bin/golangci-lint-$(LINT_VERSION)
 TESTFLAGS     ?= -race -timeout 20m
@@ -24,7 +23,7 @@ go:
 		print "Go 1.26 or newer is needed, this is " $$3 ": https://go.dev/dl" > "/dev/stderr"; exit 1 } }'
 
 build: go ## build the command into .bin/outbox-relay
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.buildVersion=$(VERSION)" -o .bin/outbox-relay ./cmd/outbox-relay
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o .bin/outbox-relay ./cmd/outbox-relay
 
 demo: go ## see it work: PostgreSQL, three tenants, three receivers, half a minute
 	$(GO) run ./cmd/outbox-relay demo
