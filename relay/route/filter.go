@@ -23,8 +23,9 @@ import (
 // for its metadata, with keys as in "$metadata.source". A context_id that is NULL is missing.
 type Filter struct{ root node }
 
-// CompileFilter reads an event_filters document; {} matches all. It keeps no reference to doc. The error says where in the document
-// the fault is.
+// CompileFilter reads an event_filters document of at most 1 MiB and 64 levels; {} matches all. An empty object anywhere else, an
+// unknown operator and an operand of the wrong type are errors, which say where in the document they are. CompileFilter keeps no
+// reference to doc.
 func CompileFilter(doc []byte) (*Filter, error) {
 	l, err := parseFilter(doc)
 	if err != nil {
