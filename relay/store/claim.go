@@ -195,21 +195,18 @@ func (c *claimer) load(ctx context.Context) ([]Claimed, error) {
 
 func (c *claimer) loadAlone(ctx context.Context, name string) error {
 	err := c.loadTenants(ctx, []string{name})
-	g := c.groups[name]
-	switch {
-	case err == nil:
-		return nil
-	case !isTenants(err):
+	if err == nil || !isTenants(err) {
 		return err
-	case code(err) == codeUndefinedTable:
-		g.dropped = make(map[string][]outbox.UUID)
-		for _, id := range g.ids {
-			g.drop(id, "the tenant's tables are gone")
-		}
-	default:
-		g.err, g.putOff = err, append(g.putOff, g.ids...)
 	}
-	g.rows = nil
+	g := c.groups[name]
+	g.rows, g.dropped = nil, make(map[string][]outbox.UUID)
+	if code(err) != codeUndefinedTable {
+		g.err, g.putOff = err, g.ids
+		return nil
+	}
+	for _, id := range g.ids {
+		g.drop(id, "the tenant's tables are gone")
+	}
 	return nil
 }
 
@@ -264,8 +261,10 @@ func (g *claimedTenant) collect(rows pgx.Rows, tenant string) error {
 			g.rows = append(g.rows, cl)
 		}
 	}
-	for id := range missing {
-		g.drop(id, "the delivery is gone")
+	if rows.Err() == nil { // or we do not know
+		for id := range missing {
+			g.drop(id, "the delivery is gone")
+		}
 	}
 	return rows.Err()
 }

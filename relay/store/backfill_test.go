@@ -1,0 +1,195 @@
+package store_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// event inserts an event; set, if not empty, is more of columns and values.
+func (b *bundle) event(tenant, columns, values string) outbox.UUID {
+	b.t.Helper()
+	return get[outbox.UUID](b, "INSERT INTO "+tenant+".webhook_events (id, event_type, aggregate_id, aggregate_type"+columns+`)
+		VALUES ($1, 'order.created', gen_random_uuid(), 'order'`+values+") RETURNING id", outbox.NewUUID())
+}
+
+func ids(p *store.Page) []outbox.UUID {
+	var list []outbox.UUID
+	for i := range p.Events {
+		list = append(list, p.Events[i].ID)
+	}
+	return list
+}
+
+func (b *bundle) pages(epoch int64, tenant string, n int) []outbox.UUID {
+	b.t.Helper()
+	var all []outbox.UUID
+	for range 100 {
+		p := b.page(tenant, n)
+		all = append(all, ids(p)...)
+		require.NoError(b.t, b.store.RecordBackfill(b.t.Context(), epoch, p, nil))
+		if p.Done {
+			return all
+		}
+	}
+	b.t.Fatal("no end")
+	return nil
+}
+
+func TestBackfillModes(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	p, err := b.store.Lead(t.Context(), "", "")
+	require.NoError(t, err)
+	names, err := b.store.Backfills(t.Context())
+	require.NoError(t, err)
+	assert.Empty(t, names)
+	assert.True(t, b.page("a", 10).Done)
+
+	old := b.event("a", ", occurred_at, xid", ", now() - interval '2 days', NULL")
+	done := b.event("a", ", processed_at, xid", ", now(), NULL")
+	recent := b.event("a", ", xid", ", NULL")
+	present := b.event("a", "", "")
+	running, err := b.admin.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = running.Exec(t.Context(), "INSERT INTO a.webhook_events (event_type, aggregate_id, aggregate_type) VALUES ('x.y', gen_random_uuid(), 'x')")
+	require.NoError(t, err)
+	mark := get[string](b, "SELECT pg_current_snapshot()::text")
+	missed := b.event("a", ", processed_at", ", now()")
+	upto := get[string](b, "SELECT pg_current_snapshot()::text")
+	require.NoError(t, running.Commit(t.Context()))
+	b.event("a", "", "") // comes with the log
+
+	set := `UPDATE outbox_relay.tenants SET backfill = $1, backfill_since = now() - interval '1 day', backfill_from = $2, backfill_upto = $3,
+		backfill_cursor = NULL, backfill_done_at = NULL`
+	for _, test := range []struct {
+		mode string
+		from *string
+		want []outbox.UUID
+	}{
+		{"unprocessed", nil, []outbox.UUID{old, recent, present}},
+		{"since", nil, []outbox.UUID{done, recent, present, missed}},
+		{"missed", &mark, []outbox.UUID{missed}},
+		{"missed", nil, []outbox.UUID{old, done, recent, present, missed}},
+	} {
+		for _, n := range []int{1, 2, 100} {
+			b.exec(set, test.mode, test.from, upto)
+			names, err = b.store.Backfills(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, []string{"a"}, names)
+			assert.Equal(t, test.want, b.pages(p.Epoch, "a", n), test.mode)
+			names, err = b.store.Backfills(t.Context())
+			require.NoError(t, err)
+			require.Empty(t, names)
+		}
+	}
+}
+
+func TestBackfillEvent(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	id := b.event("a", ", event_name, aggregate_version, event_data, event_metadata, correlation_id, occurred_at, context_id",
+		`, 'Order', 3, '{"b": 1.50, "a": 12345678901234567890}', '{"traceparent": "x"}', '01890a5d-ac96-774b-bcce-b302099a8057', '2026-01-02 03:04:05.678901+00', NULL`)
+	odd := b.event("a", ", occurred_at, event_data", ", 'infinity', 'null'")
+	b.exec("UPDATE outbox_relay.tenants SET backfill = 'missed', backfill_upto = pg_current_snapshot()")
+	p := b.page("a", 10)
+	require.Equal(t, []outbox.UUID{id, odd}, ids(p))
+	assert.True(t, p.Done)
+	e := p.Events[0]
+	correlation, err := outbox.ParseUUID("01890a5d-ac96-774b-bcce-b302099a8057")
+	require.NoError(t, err)
+	assert.False(t, e.AggregateID.IsZero())
+	assert.True(t, e.OccurredAt.Equal(time.Date(2026, 1, 2, 3, 4, 5, 678901000, time.UTC)))
+	e.AggregateID, e.OccurredAt = outbox.UUID{}, time.Time{}
+	assert.Equal(t, outbox.Event{
+		ID: id, Type: "order.created", Name: "Order", AggregateType: "order", AggregateVersion: 3, CorrelationID: correlation,
+		Data: json.RawMessage(`{"a": 12345678901234567890, "b": 1.50}`), Metadata: json.RawMessage(`{"traceparent": "x"}`),
+	}, e)
+	assert.WithinDuration(t, time.Now(), p.Events[1].OccurredAt, time.Minute)
+	assert.Equal(t, "null", string(p.Events[1].Data))
+}
+
+// Large events make short pages, and a short page is not the end.
+func TestBackfillLargeEvents(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	p, err := b.store.Lead(t.Context(), "", "")
+	require.NoError(t, err)
+	var want []outbox.UUID
+	for range 5 {
+		want = append(want, b.event("a", ", event_data", ", '\""+strings.Repeat("x", 5<<20)+"\"'"))
+	}
+	b.exec("UPDATE outbox_relay.tenants SET backfill = 'missed', backfill_upto = pg_current_snapshot()")
+	assert.Len(t, b.page("a", 100).Events, 2)
+	assert.Equal(t, want, b.pages(p.Epoch, "a", 100))
+}
+
+func TestRecordBackfill(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	p, err := b.store.Lead(t.Context(), "", "")
+	require.NoError(t, err)
+	e, gone := b.endpoint("a"), b.endpoint("a")
+	one, two := b.event("a", "", ""), b.event("a", "", "")
+	start := func() {
+		b.exec("UPDATE outbox_relay.tenants SET state = 'active', backfill = 'missed', backfill_upto = pg_current_snapshot(), backfill_cursor = NULL, backfill_done_at = NULL")
+	}
+	start()
+	outcomes := func(events ...outbox.UUID) (list []store.Outcome) {
+		for _, id := range events {
+			for _, endpoint := range []outbox.UUID{e, gone} {
+				d := deliver("a", endpoint)
+				d.EventID = id
+				list = append(list, deferred(d, 0))
+			}
+		}
+		return list
+	}
+	sent := deliver("a", e)
+	sent.EventID = one
+	b.record(succeeded(sent))
+	b.exec("DELETE FROM a.webhook_endpoints WHERE id = $1", gone) // while its page is matched
+
+	// An epoch that is over moves nothing.
+	page := b.page("a", 1)
+	require.ErrorIs(t, b.store.RecordBackfill(t.Context(), p.Epoch-1, page, outcomes(one)), store.ErrFenced)
+	assert.Equal(t, 1, b.count("a.webhook_deliveries"))
+	// A page that is recorded twice, as after an unclear commit, moves the cursor once.
+	for range 2 {
+		require.NoError(t, b.store.RecordBackfill(t.Context(), p.Epoch, page, outcomes(one)))
+		assert.Equal(t, one.String()+"|-", b.row("backfill_cursor, backfill_done_at", "outbox_relay.tenants"))
+	}
+	assert.Equal(t, "success", b.row("delivery_status", "a.webhook_deliveries"), "what has been recorded is not queued again")
+
+	// A backfill that begins anew has its cursor to itself.
+	page = b.page("a", 5)
+	require.True(t, page.Done)
+	start()
+	require.NoError(t, b.store.RecordBackfill(t.Context(), p.Epoch, page, outcomes(two)))
+	assert.Equal(t, "-|-", b.row("backfill_cursor, backfill_done_at", "outbox_relay.tenants"))
+	assert.Equal(t, []outbox.UUID{one, two}, b.pages(p.Epoch, "a", 5))
+	assert.Equal(t, two.String()+"|true", b.row("backfill_cursor, backfill_done_at IS NOT NULL", "outbox_relay.tenants"))
+	assert.Equal(t, 2, b.count("a.webhook_deliveries"))
+	assert.Equal(t, 1, b.count("outbox_relay.retry_queue"))
+
+	// A tenant that cannot be written to is suspended, and its backfill is still to be done.
+	start()
+	page = b.page("a", 5)
+	b.exec("REVOKE INSERT ON a.webhook_deliveries FROM outbox_relay_runner")
+	err = b.store.RecordBackfill(t.Context(), p.Epoch, page, outcomes(two))
+	var te *store.TenantError
+	require.ErrorAs(t, err, &te)
+	assert.True(t, te.Suspended)
+	assert.Equal(t, "suspended|missed|-|-|-", b.row("state, backfill, backfill_cursor, backfill_done_at, backfill_upto", "outbox_relay.tenants"))
+
+	b.exec("REVOKE SELECT ON a.webhook_events FROM outbox_relay_runner")
+	start()
+	_, err = b.store.BackfillPage(t.Context(), "a", 5)
+	require.ErrorAs(t, err, &te)
+}

@@ -1,0 +1,206 @@
+package store_test
+
+import (
+	"bytes"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func (b *bundle) claim(owner outbox.UUID, n int, lease time.Duration, busy ...outbox.UUID) []store.Claimed {
+	b.t.Helper()
+	claimed, err := b.store.Claim(b.t.Context(), owner, n, lease, busy)
+	require.NoError(b.t, err)
+	return claimed
+}
+
+func TestClaim(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a", "b")
+	ea, eb := b.endpoint("a"), b.endpoint("b")
+	b.exec(`UPDATE a.webhook_endpoints SET secondary_secret_token = 'old', secondary_secret_expires_at = 'infinity', custom_headers = '{"X-A": "1"}',
+		max_retry_attempts = 0, rate_limit_per_second = 2.5, max_concurrency = 7, context_id = id`)
+	assert.Empty(t, b.claim(b.owner, 10, time.Hour))
+
+	first, second, later := deliver("a", ea), deliver("b", eb), deliver("a", ea)
+	b.record(deferred(first, -2*time.Second), deferred(second, -time.Second), deferred(later, time.Hour))
+	claimed := b.claim(b.owner, 1, time.Hour)
+	require.Len(t, claimed, 1)
+	want := *first
+	want.Queued = true
+	assert.Equal(t, want.Message, claimed[0].Message)
+	want.Message, claimed[0].Message = nil, nil
+	assert.Equal(t, want, claimed[0].Delivery)
+	e := claimed[0].Endpoint
+	assert.Equal(t, `{"X-A": "1"}`, string(e.CustomHeaders))
+	e.CustomHeaders = nil
+	assert.Equal(t, ea, e.ID)
+	assert.Equal(t, ea, e.ContextID)
+	assert.Equal(t, "https://example.com/hook", e.URL)
+	assert.Equal(t, []string{"POST", "secret", "old", "X-Webhook-Signature", "standard", "none"},
+		[]string{e.Method, e.SecretToken, e.SecondarySecret, e.SignatureHeader, e.PayloadFormat, e.Order})
+	assert.Equal(t, []int32{30, 0, 5, 7}, []int32{e.TimeoutSeconds, e.MaxRetryAttempts, e.BackoffSeconds, e.MaxConcurrency})
+	assert.Equal(t, []float64{2, 2.5}, []float64{e.BackoffMultiplier, e.RatePerSecond}) //nolint:testifylint // exact in binary
+	assert.Equal(t, []bool{false, true, true, false}, []bool{e.FollowRedirects, e.VerifySSL, e.Active, e.Verified})
+	assert.True(t, e.SecondarySecretExpires.IsZero())
+
+	claimed = b.claim(b.owner, 10, time.Hour)
+	require.Len(t, claimed, 1)
+	assert.Equal(t, second.ID, claimed[0].ID)
+	assert.Equal(t, 3, b.count("outbox_relay.retry_queue"))
+}
+
+func TestClaimLeases(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	other := outbox.NewUUID()
+	d := deliver("a", e)
+	b.record(deferred(d, 0))
+	ids := []outbox.UUID{d.ID}
+
+	require.Len(t, b.claim(b.owner, 1, 0), 1)
+	require.Len(t, b.claim(other, 1, time.Hour), 1, "a lease that has run out")
+	require.Empty(t, b.claim(b.owner, 1, time.Hour))
+	require.NoError(t, b.store.Renew(t.Context(), b.owner, ids, -time.Second))
+	require.NoError(t, b.store.Release(t.Context(), b.owner, ids))
+	require.Empty(t, b.claim(b.owner, 1, time.Hour), "neither renews nor releases what is another's")
+
+	require.NoError(t, b.store.Renew(t.Context(), other, ids, 3*time.Hour))
+	due, any, err := b.store.NextDue(t.Context())
+	require.NoError(t, err)
+	assert.True(t, any)
+	assert.InDelta(t, 3*time.Hour, due, float64(time.Minute))
+	require.NoError(t, b.store.Release(t.Context(), other, ids))
+	due, _, err = b.store.NextDue(t.Context())
+	require.NoError(t, err)
+	assert.LessOrEqual(t, due, time.Duration(0))
+	assert.Empty(t, b.claim(b.owner, 1, time.Hour, outbox.NewUUID(), e), "a busy endpoint")
+	claimed := b.claim(b.owner, 1, time.Hour, outbox.NewUUID())
+	require.Len(t, claimed, 1)
+	b.record(succeeded(&claimed[0].Delivery))
+	_, any, err = b.store.NextDue(t.Context())
+	require.NoError(t, err)
+	assert.False(t, any)
+}
+
+// Two replicas that claim at the same time share the queue out without waiting for each other.
+func TestClaimSkipsLocked(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	outcomes := make([]store.Outcome, 500)
+	for i := range outcomes {
+		outcomes[i] = deferred(deliver("a", e), 0)
+	}
+	b.record(outcomes...)
+
+	tx, err := b.admin.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "SELECT FROM outbox_relay.retry_queue ORDER BY due_at, delivery_id LIMIT 100 FOR UPDATE")
+	require.NoError(t, err)
+	require.Len(t, b.claim(b.owner, 300, 0), 300)
+	require.NoError(t, tx.Rollback(t.Context()))
+
+	var (
+		group sync.WaitGroup
+		mu    sync.Mutex
+		seen  = make(map[outbox.UUID]int)
+	)
+	for range 2 {
+		owner := outbox.NewUUID()
+		group.Go(func() {
+			for empty := 0; empty < 3; {
+				claimed, err := b.store.Claim(t.Context(), owner, 20, time.Hour, nil)
+				if !assert.NoError(t, err) {
+					return
+				}
+				if len(claimed) == 0 {
+					empty++
+				}
+				mu.Lock()
+				for i := range claimed {
+					seen[claimed[i].ID]++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	group.Wait()
+	assert.Len(t, seen, len(outcomes))
+	for id, n := range seen {
+		assert.Equal(t, 1, n, id)
+	}
+}
+
+// What cannot be attempted leaves the queue, and nothing of it stops what can.
+func TestClaimSortsOut(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a", "broken", "dropped", "paused", "removed", "tableless")
+	var outcomes []store.Outcome
+	var fine []outbox.UUID
+	one := func(tenant string) *store.Delivery {
+		d := deliver(tenant, b.endpoint(tenant))
+		outcomes = append(outcomes, deferred(d, 0))
+		return d
+	}
+	for range 3 {
+		fine = append(fine, one("a").ID)
+	}
+	deleted, endpointless, bodyless, done, unreadable := one("a"), one("a"), one("a"), one("a"), one("a")
+	broken, paused, removed := one("broken"), one("paused"), one("removed")
+	one("dropped")
+	one("tableless")
+	b.record(outcomes...)
+	b.exec("DELETE FROM a.webhook_deliveries WHERE id = $1", deleted.ID)
+	b.exec("ALTER TABLE a.webhook_deliveries DROP CONSTRAINT webhook_deliveries_webhook_endpoint_id_fkey")
+	b.exec("DELETE FROM a.webhook_endpoints WHERE id = $1", endpointless.EndpointID)
+	b.exec("UPDATE a.webhook_deliveries SET request_body = NULL WHERE id = $1", bodyless.ID)
+	b.exec("UPDATE a.webhook_deliveries SET delivery_status = 'cancelled' WHERE id = $1", done.ID)
+	b.exec(`UPDATE a.webhook_deliveries SET request_headers = '{"content-type": 5}' WHERE id = $1`, unreadable.ID)
+	b.exec("REVOKE SELECT ON broken.webhook_endpoints FROM outbox_relay_runner")
+	b.exec("DROP SCHEMA dropped CASCADE")
+	b.exec("DROP TABLE tableless.webhook_endpoints CASCADE")
+	b.exec("SELECT outbox_relay.pause_tenant('paused')")
+	b.exec("DELETE FROM outbox_relay.tenants WHERE schema = 'removed'")
+
+	var log bytes.Buffer
+	s, err := store.New(t.Context(), store.Config{URL: b.url, Slot: b.slot, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	require.NoError(t, err)
+	defer s.Close()
+	claimed, err := s.Claim(t.Context(), b.owner, 100, time.Hour, nil)
+	require.NoError(t, err)
+	var got []outbox.UUID
+	for i := range claimed {
+		got = append(got, claimed[i].ID)
+	}
+	assert.ElementsMatch(t, fine, got)
+
+	assert.Equal(t, 5, b.count("outbox_relay.retry_queue"))
+	for _, d := range []*store.Delivery{broken, paused} {
+		assert.Equal(t, "-|true", b.row("leased_by, due_at - now() BETWEEN '50 s' AND '1 min'", "outbox_relay.retry_queue WHERE delivery_id = $1", d.ID))
+		assert.Equal(t, "pending", b.row("delivery_status", d.Tenant+".webhook_deliveries"))
+	}
+	for _, test := range []struct {
+		d    *store.Delivery
+		want string
+	}{
+		{endpointless, "cancelled|the endpoint is gone|true|-"},
+		{bodyless, "cancelled|the request body is gone|true|-"},
+		{done, "cancelled|window|false|true"},
+		{removed, "cancelled|the tenant is not registered any more|true|-"},
+	} {
+		assert.Equal(t, test.want, b.row("delivery_status, error_message, completed_at IS NOT NULL, next_retry_at IS NOT NULL OR NULL",
+			test.d.Tenant+".webhook_deliveries WHERE id = $1", test.d.ID))
+	}
+	assert.Equal(t, "cancelled", b.row("delivery_status", "a.webhook_deliveries WHERE id = $1", unreadable.ID))
+	assert.Contains(t, log.String(), "tenant=broken")
+	assert.Contains(t, log.String(), `reason="the tenant's tables are gone"`)
+	assert.NotContains(t, log.String(), "tenant=paused")
+}

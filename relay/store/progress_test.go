@@ -1,0 +1,155 @@
+package store_test
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestNew(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	// Whatever the role is set to, our sessions are as we need them.
+	for _, setting := range []string{"search_path = public", "synchronous_commit = off", "statement_timeout = '30 s'", "idle_in_transaction_session_timeout = 1",
+		"default_transaction_isolation = serializable", "default_transaction_read_only = on", "datestyle = german", "lock_timeout = 0"} {
+		b.exec("ALTER ROLE relay_" + b.slot[len("store_"):] + " SET " + setting)
+	}
+	b.exec("CREATE TABLE a.settings (name text, value text)")
+	b.exec(`CREATE FUNCTION a.note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+		'BEGIN INSERT INTO a.settings SELECT name, setting FROM pg_settings; RETURN NULL; END'`)
+	b.exec("CREATE TRIGGER note AFTER INSERT ON a.webhook_deliveries EXECUTE FUNCTION a.note()")
+	_, err := b.open().Record(t.Context(), b.owner, nil, []store.Outcome{succeeded(deliver("a", b.endpoint("a")))})
+	require.NoError(t, err)
+	for name, want := range map[string]string{
+		"application_name": "outbox-relay", "search_path": "", "synchronous_commit": "on", "statement_timeout": "0", "lock_timeout": "5000",
+		"idle_in_transaction_session_timeout": "0", "transaction_isolation": "read committed", "DateStyle": "ISO, DMY", "jit": "off",
+	} {
+		assert.Equal(t, want, get[string](b, "SELECT value FROM a.settings WHERE name = $1", name), name)
+	}
+
+	_, err = store.New(t.Context(), store.Config{URL: "postgres://u:pa55word@127.0.0.1:1/db?sslmode=bogus", Log: slog.New(slog.DiscardHandler)})
+	require.ErrorContains(t, err, "parse database URL")
+	assert.NotContains(t, err.Error(), "pa55word")
+	_, err = store.New(t.Context(), store.Config{URL: "postgres://u:pa55word@127.0.0.1:1/db", ConnectTimeout: time.Second, Log: slog.New(slog.DiscardHandler)})
+	require.ErrorContains(t, err, "connect to database")
+	assert.NotContains(t, err.Error(), "pa55word")
+}
+
+func TestLead(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.exec("DELETE FROM outbox_relay.progress") // the row of a slot that migrate did not make
+	for _, test := range []struct {
+		instance, system string
+		epoch            int64
+		kept             string
+	}{
+		{"", "", 1, "|"},
+		{"prod", "", 2, "prod|"},
+		{"", "77", 3, "prod|77"},
+		{"staging", "77", 0, "prod|77"},
+		{"prod", "78", 0, "prod|77"},
+		{"prod", "77", 4, "prod|77"},
+	} {
+		p, err := b.store.Lead(t.Context(), test.instance, test.system)
+		if test.epoch == 0 {
+			require.ErrorIs(t, err, store.ErrInstance)
+			require.ErrorContains(t, err, `"prod"`)
+		} else {
+			require.NoError(t, err)
+		}
+		assert.Equal(t, store.Progress{Epoch: test.epoch}, p)
+		assert.Equal(t, test.kept, b.row("instance_id, system_identifier", "outbox_relay.progress WHERE slot = $1", b.slot))
+	}
+	b.exec("UPDATE outbox_relay.progress SET lsn = '1/2', high_lsn = 'A/FFFFFFFF'")
+	p, err := b.store.Lead(t.Context(), "", "")
+	require.NoError(t, err)
+	assert.Equal(t, store.Progress{Epoch: 5, LSN: 1<<32 + 2, High: pglogrepl.LSN(0xA_FFFF_FFFF)}, p)
+}
+
+func TestSaveSnapshot(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	p, err := b.store.Lead(t.Context(), "", "")
+	require.NoError(t, err)
+	snap, _, err := b.store.Snapshot(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, b.store.SaveSnapshot(t.Context(), p.Epoch, snap))
+	assert.Equal(t, snap.String(), b.row("snapshot", "outbox_relay.progress"))
+}
+
+func TestRecorded(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	one, two, none, old := deliver("a", e), deliver("a", e), deliver("a", e), deliver("a", e)
+	b.record(succeeded(one), deferred(two, time.Hour))
+	b.exec("INSERT INTO a.webhook_deliveries (webhook_event_id, webhook_endpoint_id, request_url, request_method) VALUES ($1, $2, 'u', 'POST')", old.EventID, e)
+	found, err := b.store.Recorded(t.Context(), "a", []outbox.UUID{one.EventID, two.EventID, none.EventID, old.EventID})
+	require.NoError(t, err)
+	assert.Equal(t, map[store.Pair]struct{}{{Event: one.EventID, Endpoint: e}: {}, {Event: two.EventID, Endpoint: e}: {}}, found)
+
+	found, err = b.store.Recorded(t.Context(), "nobody", []outbox.UUID{one.EventID})
+	require.NoError(t, err)
+	assert.Empty(t, found)
+	b.exec("REVOKE ALL ON a.webhook_deliveries FROM outbox_relay_runner")
+	_, err = b.store.Recorded(t.Context(), "a", []outbox.UUID{one.EventID})
+	var te *store.TenantError
+	require.ErrorAs(t, err, &te)
+	assert.Equal(t, "a", te.Tenant)
+	requireCode(t, "42501", err)
+}
+
+func TestStats(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	s, err := b.store.Stats(t.Context())
+	require.NoError(t, err)
+	assert.Zero(t, s.Queued+s.Due)
+	assert.Zero(t, s.OldestDue)
+	assert.True(t, s.SlotExists)
+	assert.False(t, s.SlotActive)
+	assert.Equal(t, "reserved", s.WALStatus)
+	assert.Equal(t, int64(-1), s.SafeBytes)
+
+	e := b.endpoint("a")
+	b.exec("SELECT pg_logical_emit_message(true, 'x', repeat('x', 100000))")
+	b.record(deferred(deliver("a", e), -time.Minute), deferred(deliver("a", e), 0), deferred(deliver("a", e), time.Hour))
+	s, err = b.store.Stats(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, int64(3), s.Queued)
+	assert.Equal(t, int64(2), s.Due)
+	assert.InDelta(t, time.Minute, s.OldestDue, float64(20*time.Second))
+	assert.Greater(t, s.LagBytes, int64(100000))
+	assert.GreaterOrEqual(t, s.RetainedBytes, s.LagBytes)
+
+	other, err := store.New(t.Context(), store.Config{URL: b.url, Slot: "nosuch", Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	defer other.Close()
+	s, err = other.Stats(t.Context())
+	require.NoError(t, err)
+	assert.False(t, s.SlotExists)
+}
+
+// A caller that gives up gets its error, and the store goes on.
+func TestCancelledContext(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	e := b.endpoint("a")
+	_, err := b.store.Record(ctx, b.owner, nil, []store.Outcome{succeeded(deliver("a", e))})
+	require.ErrorIs(t, err, context.Canceled)
+	_, err = b.store.Claim(ctx, b.owner, 1, time.Hour, nil)
+	require.ErrorIs(t, err, context.Canceled)
+	_, err = b.store.LoadRegistry(ctx, nil)
+	require.ErrorIs(t, err, context.Canceled)
+	b.record(succeeded(deliver("a", e)))
+}
