@@ -148,7 +148,7 @@ func escaped(b []byte) int {
 	if err != nil {
 		return -1
 	}
-	return int(unit) //nolint:gosec // 16 bits
+	return int(unit)
 }
 
 func isLowSurrogate(unit int) bool { return unit >= 0xdc00 && unit < 0xe000 }

@@ -2,7 +2,6 @@ package outbox_test
 
 import (
 	"encoding/json"
-	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -89,7 +88,7 @@ func TestValidateReportsEveryFaultAtOnce(t *testing.T) {
 	e := outbox.Event{AggregateVersion: -1, Data: json.RawMessage(`{`), Metadata: json.RawMessage(`1`)}
 	err := e.Validate()
 	var joined interface{ Unwrap() []error }
-	require.True(t, errors.As(err, &joined))
+	require.ErrorAs(t, err, &joined)
 	var fields []string
 	for _, err := range joined.Unwrap() {
 		var fault *outbox.FieldError

@@ -158,23 +158,31 @@ func (m *matcher) passTest(t *test, v value) bool {
 		return m.equal(v, &t.operand)
 	case testIn:
 		return m.in(v, t)
-	case testGreater, testGreaterOrEqual, testLess, testLessOrEqual:
-		c, ok := m.compare(v, &t.operand)
-		return ok && (c == 0 && (t.op == testGreaterOrEqual || t.op == testLessOrEqual) ||
-			c > 0 && (t.op == testGreater || t.op == testGreaterOrEqual) ||
-			c < 0 && (t.op == testLess || t.op == testLessOrEqual))
+	case testStartsWith:
+		return v.kind == kindString && bytes.HasPrefix(m.text(v), t.operand.text)
+	case testEndsWith:
+		return v.kind == kindString && bytes.HasSuffix(m.text(v), t.operand.text)
+	case testContains:
+		return v.kind == kindString && bytes.Contains(m.text(v), t.operand.text)
+	default:
+		return m.inOrder(v, t)
 	}
-	if v.kind != kindString {
+}
+
+func (m *matcher) inOrder(v value, t *test) bool {
+	c, ok := m.compare(v, &t.operand)
+	if !ok {
 		return false
 	}
-	text, piece := m.text(v), t.operand.text
 	switch t.op {
-	case testStartsWith:
-		return bytes.HasPrefix(text, piece)
-	case testEndsWith:
-		return bytes.HasSuffix(text, piece)
-	default:
-		return bytes.Contains(text, piece)
+	case testGreater:
+		return c > 0
+	case testGreaterOrEqual:
+		return c >= 0
+	case testLess:
+		return c < 0
+	default: // testLessOrEqual
+		return c <= 0
 	}
 }
 
