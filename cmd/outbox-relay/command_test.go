@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -270,7 +273,7 @@ func TestRunServesHealthAndStopsOnSignal(t *testing.T) {
 	t.Parallel()
 	d := newDatabase(t)
 	d.succeed(t, "migrate")
-	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), //nolint:gosec // our own binary
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()),
 		binary(t), "run", "--listen", "127.0.0.1:0", "--log-format", "json")
 	cmd.Env = d.env
 	stderr, err := cmd.StderrPipe()
@@ -309,6 +312,52 @@ func TestRunServesHealthAndStopsOnSignal(t *testing.T) {
 	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 	require.NoError(t, <-rest)
 	assert.NoError(t, cmd.Wait())
+}
+
+func TestSecondSignalSkipsTheDrain(t *testing.T) {
+	t.Parallel()
+	reached, over := make(chan struct{}), make(chan struct{})
+	hanging := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		reached <- struct{}{}
+		<-over
+	}))
+	t.Cleanup(hanging.Close)
+	t.Cleanup(func() { close(over) })
+	d := installed(t)
+	d.exec(t, fmt.Sprintf(`
+		INSERT INTO acme.webhook_endpoints (id, name, endpoint_url, secret_token, created_by_user_id)
+		VALUES ('00000000-0000-0000-0000-000000000001', 'hanging', '%s', 'a-secret-of-16-or-more', gen_random_uuid());
+		INSERT INTO acme.webhook_event_types (id, event_type, category, display_name)
+		VALUES ('00000000-0000-0000-0000-00000000000a', 'order.created', 'order', 'Order created');
+		INSERT INTO acme.webhook_subscriptions (endpoint_id, event_type_id, event_type)
+		VALUES ('00000000-0000-0000-0000-000000000001', '00000000-0000-0000-0000-00000000000a', 'order.created');
+		INSERT INTO acme.webhook_events (event_type, aggregate_id, aggregate_type) VALUES ('order.created', gen_random_uuid(), 'order')`, hanging.URL))
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), binary(t), "run", "--listen", "")
+	cmd.Env = append(d.env, "OUTBOX_RELAY_SHUTDOWN_DRAIN=1h", "OUTBOX_RELAY_WINDOW_HOLD=1h", "OUTBOX_RELAY_NETWORK_ALLOW=127.0.0.0/8")
+	stderr, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+
+	<-reached
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	log := bufio.NewScanner(stderr)
+	for log.Scan() && !strings.Contains(log.Text(), `"msg":"stopping"`) {
+	}
+	second := time.Now()
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	for log.Scan() { // to the end of the process
+	}
+	require.NoError(t, log.Err())
+	require.NoError(t, cmd.Wait())
+	assert.Less(t, time.Since(second), 10*time.Second)
+
+	conn, err := pgx.Connect(t.Context(), d.url)
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, conn.Close(context.WithoutCancel(t.Context()))) }()
+	var queued int
+	require.NoError(t, conn.QueryRow(t.Context(), "SELECT count(*) FROM outbox_relay.retry_queue").Scan(&queued))
+	assert.Equal(t, 1, queued, "what was cut off is deferred")
 }
 
 func TestRunFailsWithTheRemedy(t *testing.T) {

@@ -174,7 +174,7 @@ func TestPrintedConfigurationIsReadAgain(t *testing.T) {
 
 func TestPasswordsAreHidden(t *testing.T) {
 	t.Parallel()
-	for given, want := range map[string]string{ //nolint:gosec // made up
+	for given, want := range map[string]string{
 		"postgres://relay:s3cret@db:5432/app?sslmode=require": "postgres://relay:xxxxx@db:5432/app?sslmode=require",
 		"postgres://db/app?user=relay&password=s3cret":        "postgres://db/app?user=relay&password=xxxxx",
 		"postgres://relay@db/app":                             "postgres://relay@db/app",
