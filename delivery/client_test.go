@@ -3,6 +3,7 @@ package delivery
 import (
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -123,15 +124,15 @@ func TestRedirects(t *testing.T) {
 	var hops []hop
 	record := func(r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
-		hops = append(hops, hop{r.Method, r.URL.Path, string(body), r.Header.Get("webhook-signature") + r.Header.Get("X-Webhook-Signature"), r.Header.Get("X-Auth")})
+		hops = append(hops, hop{r.Method, r.URL.Path, string(body), r.Header.Get("webhook-signature") + r.Header.Get("X-Webhook-Signature"), r.Header.Get("X-Auth") + r.Header.Get("Authorization")})
 	}
 	other := serve(t, func(_ http.ResponseWriter, r *http.Request) { record(r) })
 	var s *httptest.Server
 	s = serve(t, func(w http.ResponseWriter, r *http.Request) {
 		record(r)
 		to := map[string]string{
-			"/302": "/done", "/307": s.URL + "/done", "/308": "done", "/away": other.URL + "/x", "/loop": "/loop", "/303": "/done",
-			"/nowhere": "", "/bad": "http://%zz/", "/file": "file:///etc/passwd", "/away-and-back": other.URL + "/x",
+			"/302": "/done", "/307": s.URL + "/done", "/308": "done", "/away": strings.Replace(other.URL, "://", "://u:p@", 1) + "/x", "/loop": "/loop", "/303": "/done",
+			"/nowhere": "", "/bad": "http://%zz/", "/file": "file:///etc/passwd",
 		}[r.URL.Path]
 		code := map[string]int{"/302": 302, "/308": 308, "/303": 303, "/done": 200}[r.URL.Path]
 		if to != "" {
@@ -245,6 +246,12 @@ func TestConnectionLimit(t *testing.T) {
 	})
 	release := make(chan struct{})
 	held := make(chan struct{})
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test's own listener
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+	for range 4 { // a connection that fails takes no place
+		require.Equal(t, "connection refused", b.attempt(b.endpoint("http://"+l.Addr().String())).Err)
+	}
 	slow := serve(t, func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.ReadAll(r.Body)
 		held <- struct{}{}

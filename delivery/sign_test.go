@@ -110,7 +110,7 @@ func TestSignDuringRotation(t *testing.T) {
 
 func TestSignConcurrently(t *testing.T) {
 	t.Parallel()
-	ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: "whsec_bmV3", SecondarySecret: "old"}, DefaultDefaults())
+	ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: olderToken, SecondarySecret: testSecret}, DefaultDefaults())
 	require.NoError(t, err)
 	m := Encode(nil, FormatStandard, fullEvent(), "src")
 	now := time.Now()
