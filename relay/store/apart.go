@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
+
 	"github.com/neo-commons/outbox-relay/outbox"
 )
 
@@ -50,6 +51,8 @@ func (w *writer) eachApart(ctx context.Context, conn *pgx.Conn) ([]TenantError, 
 	w.begin(&p)
 	p.add("SET LOCAL lock_timeout = '1s'") // for each tenant whose table is locked, all others wait once more
 	p.add("SET CONSTRAINTS ALL IMMEDIATE") // a deferred constraint of one tenant's would fail the COMMIT of all
+	// If our own table is what cannot be written to, no tenant is to blame.
+	p.add("LOCK TABLE outbox_relay.retry_queue IN ROW EXCLUSIVE MODE")
 	if err := p.run(ctx); err != nil {
 		return nil, err
 	}

@@ -5,9 +5,10 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // byTenant sorts errors of tenants by their names.
@@ -162,4 +163,11 @@ func TestRecordServerError(t *testing.T) {
 	b.exec("DROP TRIGGER full_ ON a.webhook_deliveries")
 	b.record(outcomes...)
 	assert.Equal(t, 1, b.count("a.webhook_deliveries"))
+
+	// Nor for what is wrong with the relay's own table.
+	outcomes = []store.Outcome{deferred(deliver("a", outcomes[0].Delivery.EndpointID), 0)}
+	b.exec("REVOKE ALL ON outbox_relay.retry_queue FROM outbox_relay_runner")
+	_, err = b.store.Record(t.Context(), b.owner, nil, outcomes)
+	requireCode(t, "42501", err)
+	assert.Equal(t, "active", b.row("state", "outbox_relay.tenants"))
 }

@@ -6,10 +6,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/neo-commons/outbox-relay/outbox"
-	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // event inserts an event; set, if not empty, is more of columns and values.

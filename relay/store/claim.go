@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 )
@@ -38,17 +39,15 @@ SELECT d.id, d.webhook_event_id, d.webhook_endpoint_id, d.request_url, d.request
 FROM {tenant}.webhook_deliveries d LEFT JOIN {tenant}.webhook_endpoints e ON e.id = d.webhook_endpoint_id
 WHERE d.id = ANY($1::uuid[])`
 
+// mine locks which of $2 are leased to $1, in one order for everybody.
+const mine = `(SELECT l.delivery_id FROM outbox_relay.retry_queue l
+WHERE l.delivery_id = ANY($2::uuid[]) AND l.leased_by = $1::uuid ORDER BY 1 FOR UPDATE) mine WHERE q.delivery_id = mine.delivery_id`
+
 const (
-	giveBack = `UPDATE outbox_relay.retry_queue q SET due_at = now() + $3::int8 * interval '1 microsecond', leased_by = NULL
-FROM (SELECT l.delivery_id FROM outbox_relay.retry_queue l WHERE l.delivery_id = ANY($2::uuid[]) AND l.leased_by = $1::uuid ORDER BY 1 FOR UPDATE) mine
-WHERE q.delivery_id = mine.delivery_id`
-	renew = `UPDATE outbox_relay.retry_queue q SET due_at = now() + $3::int8 * interval '1 microsecond'
-FROM (SELECT l.delivery_id FROM outbox_relay.retry_queue l WHERE l.delivery_id = ANY($2::uuid[]) AND l.leased_by = $1::uuid ORDER BY 1 FOR UPDATE) mine
-WHERE q.delivery_id = mine.delivery_id`
-	drop = `DELETE FROM outbox_relay.retry_queue q
-USING (SELECT l.delivery_id FROM outbox_relay.retry_queue l WHERE l.delivery_id = ANY($2::uuid[]) AND l.leased_by = $1::uuid ORDER BY 1 FOR UPDATE) mine
-WHERE q.delivery_id = mine.delivery_id`
-	cancel = `UPDATE {tenant}.webhook_deliveries w SET delivery_status = 'cancelled', next_retry_at = NULL, completed_at = now(),
+	giveBack = `UPDATE outbox_relay.retry_queue q SET due_at = now() + $3::int8 * interval '1 microsecond', leased_by = NULL FROM ` + mine
+	renew    = `UPDATE outbox_relay.retry_queue q SET due_at = now() + $3::int8 * interval '1 microsecond' FROM ` + mine
+	drop     = `DELETE FROM outbox_relay.retry_queue q USING ` + mine
+	cancel   = `UPDATE {tenant}.webhook_deliveries w SET delivery_status = 'cancelled', next_retry_at = NULL, completed_at = now(),
   error_code = '` + codeCancelled + `', error_message = $2::text
 WHERE w.id = ANY($1::uuid[]) AND w.delivery_status IN ('pending', 'retrying')`
 )

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
+
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 )
@@ -15,10 +16,10 @@ type Delivery struct {
 	ID                  outbox.UUID // of its row in webhook_deliveries, version 7, chosen before the row exists
 	Tenant              string      // schema
 	EventID, EndpointID outbox.UUID
-	URL, Method         string // as they are to be kept in the row
-	Message             *delivery.Message
-	Attempts            int  // made so far, including the one of the outcome's Result
-	Queued              bool // a row exists already, with a place in the retry queue
+	URL, Method         string            // as they are to be kept in the row
+	Message             *delivery.Message // required, whatever the outcome
+	Attempts            int               // made so far, including the one of the outcome's Result
+	Queued              bool              // a row exists already, with a place in the retry queue
 }
 
 // Status is where an outcome leaves its delivery.

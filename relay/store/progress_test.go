@@ -7,18 +7,21 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
-	"github.com/neo-commons/outbox-relay/outbox"
-	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 func TestNew(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a")
 	// Whatever the role is set to, our sessions are as we need them.
-	for _, setting := range []string{"search_path = public", "synchronous_commit = off", "statement_timeout = '30 s'", "idle_in_transaction_session_timeout = 1",
-		"default_transaction_isolation = serializable", "default_transaction_read_only = on", "datestyle = german", "lock_timeout = 0"} {
+	for _, setting := range []string{
+		"search_path = public", "synchronous_commit = off", "statement_timeout = '30 s'", "idle_in_transaction_session_timeout = 1",
+		"default_transaction_isolation = serializable", "default_transaction_read_only = on", "datestyle = german", "lock_timeout = 0",
+	} {
 		b.exec("ALTER ROLE relay_" + b.slot[len("store_"):] + " SET " + setting)
 	}
 	b.exec("CREATE TABLE a.settings (name text, value text)")

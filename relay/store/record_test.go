@@ -7,11 +7,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
-	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 )
 
 // What of a delivery's row is the same in every run.
@@ -79,8 +80,10 @@ func TestRecordColumns(t *testing.T) {
 	assert.Equal(t, strings.Join([]string{d.EventID.String(), d.EndpointID.String(), d.URL, "POST", headers, body, "true"}, "|"),
 		b.row(`webhook_event_id, webhook_endpoint_id, request_url, request_method, request_headers, request_body,
 			completed_at - attempted_at = interval '900 ms' AND now() - attempted_at BETWEEN '1 s' AND '1 min'`, "a.webhook_deliveries"))
-	assert.Equal(t, strings.Join([]string{d.EventID.String(), d.EndpointID.String(), d.URL, "POST", headers, body,
-		"1", "answered 503", "http_5xx", "503", "try\uFFFD later\uFFFD", "-"}, "|"),
+	assert.Equal(t, strings.Join([]string{
+		d.EventID.String(), d.EndpointID.String(), d.URL, "POST", headers, body,
+		"1", "answered 503", "http_5xx", "503", "try\uFFFD later\uFFFD", "-",
+	}, "|"),
 		b.row(`webhook_event_id, webhook_endpoint_id, request_url, request_method, request_headers, request_body, attempts, last_error, last_error_code,
 			last_status_code, last_response_body, replayed_at`, "a.webhook_dead_letters WHERE delivery_id = $1", d.ID))
 	assert.Equal(t, d.EndpointID.String()+"|1|http_5xx|503|answered 503|try\uFFFD later\uFFFD|900|true",

@@ -4,9 +4,10 @@ import (
 	"testing"
 
 	"github.com/jackc/pglogrepl"
-	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 func TestSnapshotVisible(t *testing.T) {
