@@ -73,9 +73,6 @@ func (t Tenants) Includes(schema string) bool {
 	return len(t.Include) == 0 || matchAny(t.Include, schema)
 }
 
-// Adopts reports whether the schema is to be registered without being asked for.
-func (t Tenants) Adopts(schema string) bool { return matchAny(t.AutoAdopt, schema) }
-
 func matchAny(patterns []string, name string) bool {
 	for _, p := range patterns {
 		if ok, err := path.Match(p, name); err == nil && ok {

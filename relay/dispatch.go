@@ -366,7 +366,7 @@ func (d *dispatcher) busy() []outbox.UUID {
 	defer d.mu.Unlock()
 	var ids []outbox.UUID
 	for key, l := range d.lanes {
-		if l.queue.n >= l.limit || l.breaker.State() == gobreaker.StateOpen {
+		if l.queue.n >= 2*l.limit || l.breaker.State() == gobreaker.StateOpen {
 			ids = append(ids, key.endpoint)
 		}
 	}
@@ -412,12 +412,6 @@ func (d *dispatcher) checkDrained() {
 		d.empty = true
 		close(d.drained)
 	}
-}
-
-func (d *dispatcher) isDraining() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.drained != nil
 }
 
 // load counts the deliveries in memory: those of the stream, their bytes, those of the retry queue, and how many of both are in flight.

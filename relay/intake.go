@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -98,11 +99,11 @@ func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error
 	}
 	plan, err := rel.eventPlan()
 	if err != nil {
-		return s.broken(ctx, t, err)
+		return s.suspend(ctx, t, err)
 	}
 	e, err := plan.Decode(&c.New)
 	if err != nil {
-		return s.broken(ctx, t, fmt.Errorf("decode event: %w", err))
+		return s.suspend(ctx, t, fmt.Errorf("decode event: %w", err))
 	}
 	s.targets = t.match(&e, s.targets[:0])
 	s.metrics.event(len(s.targets))
@@ -179,20 +180,30 @@ func (s *session) lookUp(ctx context.Context) error {
 		events[j.Tenant] = append(events[j.Tenant], j.EventID)
 	}
 	for name, ids := range events {
-		done, err := s.store.Recorded(ctx, name, ids)
+		t := s.tenants[name] // nil: removed meanwhile
+		var done map[store.Pair]struct{}
+		var err error
+		if t != nil {
+			done, err = s.store.Recorded(ctx, name, ids)
+		}
+		var broken *store.TenantError
+		if errors.As(err, &broken) {
+			err = s.suspend(ctx, t, broken.Err)
+		}
 		if err != nil {
-			return fmt.Errorf("look up recorded deliveries of tenant %q: %w", name, err)
+			return fmt.Errorf("look up recorded deliveries: %w", err)
 		}
 		for _, j := range s.repeated {
 			if j.Tenant != name {
 				continue
 			}
-			if _, ok := done[store.Pair{Event: j.EventID, Endpoint: j.EndpointID}]; ok {
+			_, recorded := done[store.Pair{Event: j.EventID, Endpoint: j.EndpointID}]
+			if recorded || broken != nil || t == nil {
 				s.ledger.settle(j.commit, false)
 				s.metrics.repeated.Inc()
 				continue
 			}
-			s.dispatch(ctx, s.tenants[name], j)
+			s.dispatch(ctx, t, j)
 		}
 	}
 	clear(s.repeated)

@@ -43,15 +43,18 @@ func (e *engine) claimDue(ctx context.Context) error {
 
 // claimBatch claims one batch, no more than fits. It returns true if there may be more due.
 func (e *engine) claimBatch(ctx context.Context) (full bool, err error) {
-	_, _, claimed, _ := e.dispatcher.load()
 	n := e.cfg.Queue.Batch
-	if claimed > n { // one batch is attempted while the next one is claimed
-		e.claimLater.Store(true)
-		return false, nil
+	e.claimLater.Store(true) // before the look, so that no room made after it goes unnoticed
+	if _, _, claimed, _ := e.dispatcher.load(); claimed > n {
+		return false, nil // one batch is attempted while the next one is claimed, no more
 	}
-	rows, err := e.store.Claim(ctx, e.owner, n, e.cfg.Queue.Lease, e.dispatcher.busy())
+	busy := e.dispatcher.busy()
+	rows, err := e.store.Claim(ctx, e.owner, n, e.cfg.Queue.Lease, busy)
 	if err != nil {
 		return false, fmt.Errorf("claim due deliveries: %w", err)
+	}
+	if len(busy) == 0 {
+		e.claimLater.Store(false) // what is due was not kept out: there is nothing to wait for
 	}
 	for i := range rows {
 		e.offer(&rows[i])

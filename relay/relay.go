@@ -51,9 +51,8 @@ type Options struct {
 
 // Status says how a relay is. It is safe for concurrent use; its zero value says that nothing has begun.
 type Status struct {
-	role   atomic.Pointer[string]
-	ready  atomic.Bool
-	leader atomic.Bool
+	role  atomic.Pointer[string]
+	ready atomic.Bool
 }
 
 // Ready tells whether the relay works, as leader or standing by, and what it does or why it does not.

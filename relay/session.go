@@ -165,12 +165,12 @@ func (s *session) finish(ctx context.Context) error {
 // lost ends the session after another replica has taken over.
 func (s *session) lost(err error) { s.end(err) }
 
-// broken is called for an event that cannot be read: its tenant is suspended, so that nothing is lost and nobody else is held up.
-func (s *session) broken(ctx context.Context, t *tenant, err error) error {
-	s.log.Error("tenant suspended: an event could not be read", "tenant", t.schema, "error", err,
-		"hint", "mend the table, then run: outbox-relay tenants resume "+t.schema)
+// suspend stops a tenant whose tables are not as they should be: nothing of it is lost, and nobody else is held up. Its events stay where they
+// are, and resuming it queues what it has missed.
+func (s *session) suspend(ctx context.Context, t *tenant, reason error) error {
+	s.log.Error("tenant suspended", "tenant", t.schema, "error", reason, "hint", "mend it, then run: outbox-relay tenants resume "+t.schema)
 	t.setState(stateSuspended)
-	if err := s.store.Suspend(ctx, store.Progress{Epoch: s.epoch}, t.schema, err.Error()); err != nil {
+	if err := s.store.Suspend(ctx, store.Progress{Epoch: s.epoch}, t.schema, reason.Error()); err != nil {
 		return fmt.Errorf("suspend tenant %q: %w", t.schema, err)
 	}
 	return nil

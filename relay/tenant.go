@@ -130,10 +130,6 @@ func (s *session) load(ctx context.Context, schemas []string) error {
 		if !s.cfg.Tenants.Includes(rows.Schema) {
 			continue
 		}
-		if rows.Err != nil {
-			s.log.Error("tenant left out: its tables cannot be read", "tenant", rows.Schema, "error", rows.Err)
-			continue
-		}
 		t := &tenant{schema: rows.Schema, state: rows.State, snapshot: reg.Snapshot, loaded: reg.LSN, table: route.NewTenant(rows.Schema, s.defaults)}
 		for _, r := range rows.EventTypes {
 			t.table.SetEventType(r)
@@ -147,6 +143,12 @@ func (s *session) load(ctx context.Context, schemas []string) error {
 		s.mu.Lock()
 		s.tenants[rows.Schema] = t
 		s.mu.Unlock()
+		if rows.Err == nil || rows.State == stateSuspended {
+			continue
+		}
+		if err := s.suspend(ctx, t, fmt.Errorf("read its tables: %w", rows.Err)); err != nil {
+			return err
+		}
 	}
 	s.log.Debug("routing tables loaded", "tenants", len(reg.Tenants), "took", time.Since(began))
 	signal(s.backfill)
@@ -286,11 +288,12 @@ func (t *tenant) forget(kind tableKind, id outbox.UUID) {
 
 // set applies the new state of a row. What the log does not carry of it is taken from the row before.
 func (s *session) set(t *tenant, kind tableKind, id outbox.UUID, r *row) {
+	var fault error
 	switch kind {
 	case tableEndpoints:
 		e, _ := t.table.EndpointRow(id)
 		if r.endpoint(&e); r.err == nil {
-			r.err = t.table.SetEndpoint(e)
+			fault = t.table.SetEndpoint(e)
 		}
 	case tableEventTypes:
 		e, _ := t.table.EventTypeRow(id)
@@ -305,9 +308,13 @@ func (s *session) set(t *tenant, kind tableKind, id outbox.UUID, r *row) {
 		e, _ := t.table.SubscriptionRow(id, source)
 		e.Source = source
 		if r.subscription(&e); r.err == nil {
-			r.err = t.table.SetSubscription(e)
+			fault = t.table.SetSubscription(e)
 		}
 	case tableOther, tableEvents, tableTenants:
 	}
-	s.complain(t, r.rel.Table, id, r.err)
+	if r.err != nil { // not even readable: then it is not to match as it was before
+		t.forget(kind, id)
+		fault = r.err
+	}
+	s.complain(t, r.rel.Table, id, fault)
 }

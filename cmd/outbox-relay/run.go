@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -46,6 +47,7 @@ While it runs, server.listen serves
 }
 
 func (a *app) run(ctx context.Context, c *config) error {
+	stdlog.SetOutput(io.Discard) // net/http prints there what a receiver sends unasked, bytes of it included
 	log := newLogger(a.err, c.Log)
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
@@ -67,6 +69,7 @@ func (a *app) run(ctx context.Context, c *config) error {
 		log.Info("serving health and metrics", "address", pages.Addr())
 		group.Go(func() error { return pages.Run(serving) })
 	}
+	group.Go(func() error { return autoAdopt(ctx, &c.Config, log) })
 	group.Go(func() error {
 		defer stopServing()
 		log.Info("starting", "version", version())

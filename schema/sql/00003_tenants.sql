@@ -317,4 +317,5 @@ $$;
 
 -- Functions are executable by everybody unless told otherwise.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION outbox_relay.tenant_faults(oid), outbox_relay.tenant_requires() TO outbox_relay_runner; -- for `check`
 GRANT EXECUTE ON FUNCTION outbox_relay.shape_version(), outbox_relay.pause_tenant(text, text), outbox_relay.resume_tenant(text) TO outbox_relay_runner;

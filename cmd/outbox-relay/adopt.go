@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/neo-commons/outbox-relay/relay"
+	"github.com/neo-commons/outbox-relay/schema"
+)
+
+// adoptEvery is how often schemas are looked for that tenants.auto_adopt asks for. An event committed before its schema was found is not sent, so
+// provisioning code that must not miss one calls outbox_relay.add_tenant itself.
+const adoptEvery = 5 * time.Second
+
+// autoAdopt registers schemas that match the patterns as soon as they hold the tables of a tenant, until ctx is done. A schema that cannot be
+// adopted is told of once, and again when the reason changes.
+func autoAdopt(ctx context.Context, c *relay.Config, log *slog.Logger) error {
+	if len(c.Tenants.AutoAdopt) == 0 {
+		return nil
+	}
+	told := make(map[string]string)
+	tell := func(name string, err error) {
+		if ctx.Err() == nil && told[name] != err.Error() {
+			told[name] = err.Error()
+			log.Error("schema not adopted", "schema", name, "error", err)
+		}
+	}
+	tick := time.NewTicker(adoptEvery)
+	defer tick.Stop()
+	for {
+		names, err := candidates(ctx, c)
+		if err != nil {
+			tell("", err)
+		}
+		for _, name := range names {
+			if err := schema.AddTenant(ctx, c.Database.URL, name, schema.AddOptions{}); err != nil {
+				tell(name, err)
+				continue
+			}
+			delete(told, name)
+			log.Info("schema adopted", "schema", name)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func candidates(ctx context.Context, c *relay.Config) ([]string, error) {
+	conn, err := dial(ctx, "database.url", c.Database.URL, c.Database.ConnectTimeout, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing is lost with it
+	names, err := schema.Candidates(ctx, conn, c.Tenants.AutoAdopt)
+	if err != nil {
+		return nil, fmt.Errorf("look for schemas to adopt: %w", err)
+	}
+	return names, nil
+}
