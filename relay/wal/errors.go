@@ -67,13 +67,13 @@ func (e *StreamError) Hint() string {
 	case ErrSlotsExhausted:
 		return "raise max_replication_slots, or drop slots nobody uses (pg_replication_slots)"
 	case ErrPublicationMissing:
-		return "run: outbox-relay migrate; a slot older than its publications has to be made anew, from which the relay heals"
+		return "run: outbox-relay migrate; if the slot is older than its publications, see \"After a lost slot\" in the README"
 	case ErrSlotMissing:
-		return "run: outbox-relay migrate"
+		return "run: outbox-relay migrate; if the slot was in use, see \"After a lost slot\" in the README: the events it missed are in the tables"
 	case ErrSlotForeign:
 		return "slots belong to the whole server: configure another slot name for this database"
 	case ErrSlotLost:
-		return "the relay makes a new slot and heals from the tables; raise max_slot_wal_keep_size or idle_replication_slot_timeout to avoid it"
+		return "see \"After a lost slot\" in the README: the events it missed are in the tables; raise max_slot_wal_keep_size to avoid it"
 	case ErrSlotActive:
 		return "another relay has the slot; it is taken over when that one ends. Two databases of one server need two slot names"
 	case ErrShutdown, ErrSilent:
