@@ -205,7 +205,7 @@ func TestTLSFaults(t *testing.T) {
 
 	old := httptest.NewUnstartedServer(nil)
 	old.Config.ErrorLog = discardLog()
-	old.TLS = &tls.Config{MaxVersion: tls.VersionTLS11} //nolint:gosec // what is tested
+	old.TLS = &tls.Config{MaxVersion: tls.VersionTLS11}
 	old.StartTLS()
 	t.Cleanup(old.Close)
 	res = b.attempt(b.endpoint(old.URL, unchecked))

@@ -269,6 +269,7 @@ func (c Config) Validate() error {
 	atLeast(&f, "breaker.failures", c.Breaker.Failures, 1)
 	atLeast(&f, "breaker.open_for", c.Breaker.OpenFor, time.Millisecond)
 	atLeast(&f, "breaker.half_open", c.Breaker.HalfOpen, 1)
+	notAbove(&f, "breaker.half_open", c.Breaker.HalfOpen, "delivery.workers", c.Delivery.Workers)
 
 	atLeast(&f, "window.deliveries", c.Window.Deliveries, 1)
 	atLeast(&f, "window.bytes", c.Window.Bytes, MiB)

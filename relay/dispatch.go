@@ -5,8 +5,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/sony/gobreaker/v2"
+
+	"github.com/neo-commons/outbox-relay/outbox"
 )
 
 // jobOverhead is what a delivery costs in memory besides its share of the body, in bytes.

@@ -4,10 +4,11 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/sony/gobreaker/v2"
+
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
-	"github.com/sony/gobreaker/v2"
 )
 
 // A job is one delivery in memory, from the match to the durable outcome. Its fields belong to whoever holds the job, but for those named under
@@ -18,7 +19,7 @@ type job struct {
 	endpoint  *delivery.Endpoint
 	committed time.Time // COMMIT of the event by the server's clock; zero for a delivery from the retry queue
 	ledger    *ledger   // of the session that read it; nil for a delivery from the retry queue
-	commit    uint64    // its entry in the ledger
+	commit    int       // its entry in the ledger
 
 	// Under the dispatcher's lock.
 	lane       *lane
@@ -93,9 +94,9 @@ func (d *dispatcher) newLane(key laneKey) *lane {
 	l := &lane{key: key}
 	cfg := d.cfg.Breaker
 	l.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
-		MaxRequests: uint32(cfg.HalfOpen),
+		MaxRequests: uint32(cfg.HalfOpen), //nolint:gosec // validated
 		Timeout:     cfg.OpenFor,
-		ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= uint32(cfg.Failures) },
+		ReadyToTrip: func(c gobreaker.Counts) bool { return int64(c.ConsecutiveFailures) >= int64(cfg.Failures) },
 		// Runs under the breaker's own lock, which is only ever taken under the dispatcher's.
 		OnStateChange: func(_ string, from, to gobreaker.State) {
 			if to == gobreaker.StateOpen {

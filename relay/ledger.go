@@ -17,7 +17,7 @@ type ledger struct {
 	mu      sync.Mutex
 	commits []commit // commits[head:] are not covered yet; commits[head] has number base+head
 	head    int
-	base    uint64
+	base    int
 	covered pglogrepl.LSN // all up to here is settled
 	high    pglogrepl.LSN // greatest commit LSN with a settled delivery
 
@@ -34,30 +34,30 @@ type commit struct {
 }
 
 // noCommit is the number of no commit: the delivery came from the retry queue, or its commit is settled already.
-const noCommit = ^uint64(0)
+const noCommit = -1
 
 func newLedger(covered, high pglogrepl.LSN) *ledger {
 	return &ledger{covered: covered, high: high}
 }
 
 // begin opens an entry and returns its number. Only the newest entry may be open for reading.
-func (l *ledger) begin(lsn pglogrepl.LSN) uint64 {
+func (l *ledger) begin(lsn pglogrepl.LSN) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.head == len(l.commits) {
-		l.base += uint64(l.head)
+		l.base += l.head
 		l.head, l.commits = 0, l.commits[:0]
 	} else if l.head > 1024 && l.head > len(l.commits)/2 {
-		l.base += uint64(l.head)
+		l.base += l.head
 		l.commits = l.commits[:copy(l.commits, l.commits[l.head:])]
 		l.head = 0
 	}
 	l.commits = append(l.commits, commit{lsn: lsn})
-	return l.base + uint64(len(l.commits)-1)
+	return l.base + len(l.commits) - 1
 }
 
 // add counts one more delivery of commit n. The entry cannot be covered before end, whatever has been settled.
-func (l *ledger) add(n uint64) {
+func (l *ledger) add(n int) {
 	l.mu.Lock()
 	l.commits[n-l.base].open++
 	l.outstanding++
@@ -66,7 +66,7 @@ func (l *ledger) add(n uint64) {
 
 // end closes the transaction that the stream has just read to its end. n is its entry, or noCommit if it led to no delivery: then its position
 // belongs to whatever came before it.
-func (l *ledger) end(n uint64, end pglogrepl.LSN) {
+func (l *ledger) end(n int, end pglogrepl.LSN) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if n == noCommit {
@@ -95,7 +95,7 @@ func (l *ledger) extend(lsn pglogrepl.LSN) {
 }
 
 // settle takes one delivery of commit n off. recorded is false where nothing was written for it by this session.
-func (l *ledger) settle(n uint64, recorded bool) {
+func (l *ledger) settle(n int, recorded bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c := &l.commits[n-l.base]

@@ -14,7 +14,7 @@ func TestLedger(t *testing.T) {
 	t.Run("covers the contiguous prefix only", func(t *testing.T) {
 		t.Parallel()
 		l := newLedger(100, 100)
-		a, b := l.begin(110), uint64(0)
+		a, b := l.begin(110), 0
 		l.add(a)
 		l.add(a)
 		l.end(a, 120)
@@ -84,14 +84,14 @@ func TestLedger(t *testing.T) {
 func TestLedgerAgainstModel(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(50) {
-		rnd := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // replayable by its seed
+		rnd := rand.New(rand.NewPCG(seed, 1))
 		type model struct {
 			end  pglogrepl.LSN
 			open int
 		}
 		var commits []model
 		var open []int // one entry a delivery: index of its commit
-		var entries []uint64
+		var entries []int
 		l := newLedger(0, 0)
 		lsn := pglogrepl.LSN(0)
 		for range 3000 {

@@ -4,9 +4,10 @@ import (
 	"context"
 	"time"
 
-	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sony/gobreaker/v2"
+
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // latencyBuckets reach from the fast path, under a millisecond, to a delivery that waited for minutes. In seconds.

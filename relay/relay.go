@@ -22,12 +22,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/neo-commons/outbox-relay/relay/wal"
-	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/errgroup"
 )
 
 // What the schema package creates.
@@ -114,7 +115,7 @@ func newEngine(ctx context.Context, o *Options) (*engine, error) {
 		e.status = new(Status)
 	}
 	var err error
-	if e.client, err = delivery.NewClient(cfg.ClientConfig(o.Version), delivery.NewMetrics(o.Registry), o.Log); err != nil {
+	if e.client, err = delivery.NewClient(cfg.ClientConfig(o.Version), delivery.NewMetrics(o.Registry), o.Log); err != nil { //nolint:contextcheck // it lives until Close
 		return nil, err
 	}
 	e.store, err = store.New(ctx, store.Config{

@@ -49,9 +49,9 @@ type session struct {
 // transaction is what the session knows of the one being read.
 type transaction struct {
 	begin  wal.Begin
-	skip   bool   // its commit is covered
-	repeat bool   // an earlier session may have recorded deliveries of it
-	entry  uint64 // in the ledger; noCommit until the first delivery
+	skip   bool // its commit is covered
+	repeat bool // an earlier session may have recorded deliveries of it
+	entry  int  // in the ledger; noCommit until the first delivery
 }
 
 // session opens the stream, which is the lock of leadership, and works until it ends. A nil error means that ctx is done.

@@ -127,7 +127,8 @@ func (r *receiver) delivered() map[pair]int {
 // relayProcess is the real binary at work.
 type relayProcess struct {
 	cmd  *exec.Cmd
-	done chan error
+	done chan struct{} // closed when it has ended
+	exit error         // how; to be read after done
 	log  *os.File
 }
 
@@ -135,12 +136,16 @@ func startRelay(t *testing.T, config string) *relayProcess {
 	t.Helper()
 	log, err := os.CreateTemp(t.TempDir(), "relay-*.log")
 	require.NoError(t, err)
-	p := &relayProcess{cmd: exec.Command(binary(t), "run", "--config", config), done: make(chan error, 1), log: log} //nolint:noctx // ended by its signals
+	p := &relayProcess{cmd: exec.Command(binary(t), "run", "--config", config), done: make(chan struct{}), log: log} //nolint:noctx // ended by its signals
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	require.NoError(t, p.cmd.Start())
-	go func() { p.done <- p.cmd.Wait() }()
+	go func() {
+		defer close(p.done)
+		p.exit = p.cmd.Wait()
+	}()
 	t.Cleanup(func() {
 		_ = p.cmd.Process.Kill()
+		<-p.done
 		if t.Failed() {
 			out, _ := os.ReadFile(log.Name())
 			t.Logf("log of the relay:\n%s", tailOf(out, 4000))
@@ -158,12 +163,12 @@ func (p *relayProcess) kill(t *testing.T) {
 }
 
 // stop sends SIGTERM and returns how the process ended and how long that took.
-func (p *relayProcess) stop(t *testing.T) (error, time.Duration) { //nolint:revive // the error is the result, not a failure of stop
+func (p *relayProcess) stop(t *testing.T) (took time.Duration, exit error) {
 	t.Helper()
 	began := time.Now()
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
-	err := <-p.done
-	return err, time.Since(began)
+	<-p.done
+	return time.Since(began), p.exit
 }
 
 // site is a database with tenants, and a receiver.
@@ -376,7 +381,7 @@ func TestNothingLostUnderKills(t *testing.T) {
 	t.Parallel()
 	const events, kills, window, workers, claim = 10_000, 20, 400, 64, 100
 	tenants := []string{"tenant_one", "tenant_two", `Tenant "three"`}
-	rnd := rand.New(rand.NewPCG(42, 42)) //nolint:gosec // replayable
+	rnd := rand.New(rand.NewPCG(42, 42))
 	var flaky sync.Map
 	s := newSite(t, fmt.Sprintf("delivery:\n  workers: %d\n  endpoint_concurrency: 8\nwindow:\n  deliveries: %d\n  hold: 500ms\nrecord:\n  batch: 100\n"+
 		"queue:\n  batch: %d\n  poll: 100ms\n  lease: 3s\nbreaker:\n  failures: 50\n  open_for: 1s\n", workers, window, claim),
@@ -394,8 +399,10 @@ func TestNothingLostUnderKills(t *testing.T) {
 	defer cancel()
 	group, writing := errgroup.WithContext(ctx)
 	for i := range 4 {
-		w := &writer{site: s, tenants: tenants, rules: rules, rnd: rand.New(rand.NewPCG(7, uint64(i))), //nolint:gosec // replayable
-			mu: mu, expected: expected, rolledBack: rolledBack}
+		w := &writer{
+			site: s, tenants: tenants, rules: rules, rnd: rand.New(rand.NewPCG(7, uint64(i))),
+			mu: mu, expected: expected, rolledBack: rolledBack,
+		}
 		group.Go(func() error { return w.run(writing, events/4) })
 	}
 	repeatable := make(map[pair]int) // how often a kill came between a delivery and its record
@@ -418,7 +425,7 @@ func TestNothingLostUnderKills(t *testing.T) {
 		var n int
 		return s.pool.QueryRow(ctx, `SELECT count(*) FROM outbox_relay.retry_queue`).Scan(&n) == nil && n == 0
 	})
-	exit, _ := last.stop(t)
+	_, exit := last.stop(t)
 	require.NoError(t, exit)
 
 	require.Empty(t, s.receiver.bad)

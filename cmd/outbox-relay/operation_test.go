@@ -40,7 +40,7 @@ func (s *site) leading(ctx context.Context, t *testing.T) {
 	})
 }
 
-var peak = regexp.MustCompile(`VmHWM:\s+(\d+) kB`) //nolint:gochecknoglobals // a pattern
+var peak = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
 
 // peakMemory is the greatest resident size that the process has had, in bytes.
 func (p *relayProcess) peakMemory(t *testing.T) int {
@@ -89,7 +89,7 @@ func TestHugeTransaction(t *testing.T) {
 		time.Since(committed).Round(time.Millisecond), peak>>20, others-1, wait.Round(time.Millisecond))
 	require.Greater(t, others, 2, "the other tenant delivered nothing while the backlog lasted")
 	require.Less(t, peak, limit, "peak memory")
-	exit, _ := p.stop(t)
+	_, exit := p.stop(t)
 	require.NoError(t, exit)
 }
 
@@ -151,7 +151,7 @@ func TestServerStopsFast(t *testing.T) {
 	s.pool.Reset()
 	s.insertMany(t, "acme", "order.created", 10)
 	s.receiver.await(ctx, t, "the events after the restart", func() bool { return s.arrivedAt(ep) == 1010 })
-	exit, _ := p.stop(t)
+	_, exit := p.stop(t)
 	require.NoError(t, exit)
 }
 
@@ -175,7 +175,7 @@ func TestStopUnderLoad(t *testing.T) {
 	s.leading(ctx, t)
 	s.insertMany(t, "acme", "order.created", events)
 	s.receiver.await(ctx, t, "some of the load", func() bool { return s.arrivedAt(ep) > events/10 })
-	exit, took := p.stop(t)
+	took, exit := p.stop(t)
 	require.NoError(t, exit)
 	require.Less(t, took, 5*time.Second, "drain timeout and some time to record")
 	before := s.recorded(t, []string{"acme"})
@@ -189,7 +189,7 @@ func TestStopUnderLoad(t *testing.T) {
 	for _, n := range s.receiver.delivered() {
 		require.Equal(t, 1, n, "sent again though recorded")
 	}
-	exit, _ = p.stop(t)
+	_, exit = p.stop(t)
 	require.NoError(t, exit)
 	t.Logf("stopped in %v with %d of %d recorded", took.Round(time.Millisecond), before, events)
 }

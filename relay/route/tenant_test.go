@@ -16,7 +16,7 @@ import (
 )
 
 // id returns a UUID that sorts by n.
-func id(n int) outbox.UUID { return outbox.UUID{13: byte(n >> 16), 14: byte(n >> 8), 15: byte(n)} } //nolint:gosec // small n
+func id(n int) outbox.UUID { return outbox.UUID{13: byte(n >> 16), 14: byte(n >> 8), 15: byte(n)} }
 
 func newTenant() *Tenant { return NewTenant("tenant_a", delivery.DefaultDefaults()) }
 
@@ -346,7 +346,7 @@ func TestMatchAgainstReference(t *testing.T) {
 			table.DeleteEndpoint(endpoint)
 		case n < 12:
 			row := subscriptionRow(10+r.IntN(12), 1+r.IntN(6), patterns[r.IntN(len(patterns))])
-			row.Source, row.EventTypeID = Source(r.IntN(2)), id(100+r.IntN(4)) //nolint:gosec // 0 or 1
+			row.Source, row.EventTypeID = Source(r.IntN(2)), id(100+r.IntN(4))
 			row.Active, row.Filters = r.IntN(4) > 0, []byte(filters[r.IntN(len(filters))])
 			if row.Source == Current && r.IntN(3) == 0 {
 				row.ContextID = id(50 + r.IntN(2))
@@ -354,7 +354,7 @@ func TestMatchAgainstReference(t *testing.T) {
 			m.subscriptions[subscriptionKey{row.Source, row.ID}] = row
 			_ = table.SetSubscription(row)
 		case n < 15:
-			key := subscriptionKey{Source(r.IntN(2)), id(10 + r.IntN(12))} //nolint:gosec // 0 or 1
+			key := subscriptionKey{Source(r.IntN(2)), id(10 + r.IntN(12))}
 			delete(m.subscriptions, key)
 			table.DeleteSubscription(key.id, key.source)
 		case n < 18:

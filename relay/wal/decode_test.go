@@ -3,6 +3,7 @@ package wal
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -146,7 +147,7 @@ func TestMalformed(t *testing.T) {
 			_, err := transcript(append(append([][]byte(nil), good[:i]...), msg[:n]))
 			require.Error(t, err, "message %d of type %q cut to %d bytes", i, msg[0], n)
 		}
-		_, err = transcript(append(append([][]byte(nil), good[:i]...), append(msg[:len(msg):len(msg)], 0)))
+		_, err = transcript(append(append([][]byte(nil), good[:i]...), append(slices.Clip(msg), 0)))
 		require.ErrorIs(t, err, errTrailing)
 	}
 
@@ -221,7 +222,7 @@ func checkChange(t *testing.T, c *Change) {
 
 func sequence(messages ...[]byte) (b []byte) {
 	for _, m := range messages {
-		b = binary.BigEndian.AppendUint32(b, uint32(len(m))) //nolint:gosec // short
+		b = binary.BigEndian.AppendUint32(b, uint32(len(m)))
 		b = append(b, m...)
 	}
 	return b

@@ -53,30 +53,30 @@ func (e *StreamError) Unwrap() []error {
 
 // Hint tells a person what to do.
 func (e *StreamError) Hint() string {
-	switch e.Kind { //nolint:errorlint // a kind is one of these values itself
-	case ErrUnsupported:
+	switch {
+	case errors.Is(e.Kind, ErrUnsupported):
 		return "use PostgreSQL 14 or newer"
-	case ErrWALLevel:
+	case errors.Is(e.Kind, ErrWALLevel):
 		return "set wal_level = logical (managed services have a parameter of their own for it) and restart the server"
-	case ErrNoReplication:
+	case errors.Is(e.Kind, ErrNoReplication):
 		return "ALTER ROLE … REPLICATION for the role of the replication URL, and let pg_hba.conf admit it"
-	case ErrPooler:
+	case errors.Is(e.Kind, ErrPooler):
 		return "set database.replication_url to an address that leads to the server itself, past the pooler"
-	case ErrSendersExhausted:
+	case errors.Is(e.Kind, ErrSendersExhausted):
 		return "raise max_wal_senders, or stop other replication clients"
-	case ErrSlotsExhausted:
+	case errors.Is(e.Kind, ErrSlotsExhausted):
 		return "raise max_replication_slots, or drop slots nobody uses (pg_replication_slots)"
-	case ErrPublicationMissing:
+	case errors.Is(e.Kind, ErrPublicationMissing):
 		return "run: outbox-relay migrate; if the slot is older than its publications, see \"After a lost slot\" in the README"
-	case ErrSlotMissing:
+	case errors.Is(e.Kind, ErrSlotMissing):
 		return "run: outbox-relay migrate; if the slot was in use, see \"After a lost slot\" in the README: the events it missed are in the tables"
-	case ErrSlotForeign:
+	case errors.Is(e.Kind, ErrSlotForeign):
 		return "slots belong to the whole server: configure another slot name for this database"
-	case ErrSlotLost:
+	case errors.Is(e.Kind, ErrSlotLost):
 		return "see \"After a lost slot\" in the README: the events it missed are in the tables; raise max_slot_wal_keep_size to avoid it"
-	case ErrSlotActive:
+	case errors.Is(e.Kind, ErrSlotActive):
 		return "another relay has the slot; it is taken over when that one ends. Two databases of one server need two slot names"
-	case ErrShutdown, ErrSilent:
+	case errors.Is(e.Kind, ErrShutdown), errors.Is(e.Kind, ErrSilent):
 		return "the relay reconnects by itself; if this repeats, look into the server's log and at the network"
 	}
 	return ""
@@ -111,8 +111,7 @@ func kindOf(code string) error {
 
 // fault wraps err as a *StreamError if its code, or one of the given codes, tells the kind; else plainly.
 func fault(op string, err error, more map[string]error) error {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		kind := more[pg.Code]
 		if kind == nil {
 			kind = kindOf(pg.Code)

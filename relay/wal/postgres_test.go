@@ -232,7 +232,7 @@ func TestOpenErrors(t *testing.T) {
 	other := newDatabase(t)
 	s, _, _ := d.stream(&consumer{})
 
-	for what, c := range map[string]struct {
+	for what, c := range map[string]struct { //nolint:paralleltest // they share the databases of the parent, which end with it
 		change func(*Options)
 		want   error
 	}{
@@ -249,7 +249,7 @@ func TestOpenErrors(t *testing.T) {
 		"URL":                      {func(o *Options) { o.URL = "postgres://u:secret@h:x/d" }, nil},
 		"address":                  {func(o *Options) { o.URL = "postgres://u:secret@127.0.0.1:1/d" }, nil},
 	} {
-		t.Run(what, func(t *testing.T) { //nolint:paralleltest // they share the databases of the parent, which ends with it
+		t.Run(what, func(t *testing.T) {
 			o := d.options()
 			c.change(&o)
 			_, err := Open(t.Context(), o)
@@ -263,7 +263,7 @@ func TestOpenErrors(t *testing.T) {
 			require.ErrorAs(t, err, &e)
 			assert.NotEmpty(t, e.Hint())
 			if c.want == ErrSlotActive { //nolint:errorlint // the test's own value
-				assert.Equal(t, s.conn.PID(), uint32(e.ActivePID)) //nolint:gosec // a process id
+				assert.Equal(t, s.conn.PID(), uint32(e.ActivePID))
 			}
 		})
 	}

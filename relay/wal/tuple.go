@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
@@ -68,7 +69,7 @@ func (t *Tuple) get(i int, want string, oids ...uint32) (data []byte, binaryForm
 	case formatUnchanged:
 		return nil, false, t.fault(i, want, ErrUnchanged)
 	}
-	if oid := t.rel.Columns[i].Type; oid < firstUserOID && !contains(oids, oid) {
+	if oid := t.rel.Columns[i].Type; oid < firstUserOID && !slices.Contains(oids, oid) {
 		return nil, false, t.fault(i, want, errType)
 	}
 	return v.data, v.format == formatBinary, nil
@@ -82,15 +83,6 @@ var (
 func (t *Tuple) fault(i int, want string, err error) error {
 	c := t.rel.Columns[i]
 	return fmt.Errorf("read column %q of %q.%q (type oid %d) as %s: %w", c.Name, t.rel.Schema, t.rel.Table, c.Type, want, err)
-}
-
-func contains(oids []uint32, oid uint32) bool {
-	for _, o := range oids {
-		if o == oid {
-			return true
-		}
-	}
-	return false
 }
 
 // UUID returns column i of type uuid.

@@ -78,7 +78,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		return nil, fmt.Errorf("folder for the PostgreSQL data: %w", err)
 	}
 	if err := s.create(ctx, o); err != nil {
-		return nil, errors.Join(err, s.Close())
+		return nil, errors.Join(err, s.Close()) //nolint:contextcheck // what there is goes, even if ctx is why
 	}
 	return s, nil
 }

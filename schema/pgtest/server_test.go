@@ -222,7 +222,7 @@ func TestDatabasesOfTests(t *testing.T) {
 	a, b := pgtest.Database(t), pgtest.Database(t)
 	assert.NotEqual(t, a, b)
 	var dropped string
-	t.Run("test", func(t *testing.T) { //nolint:paralleltest // its end is what is looked at
+	t.Run("test", func(t *testing.T) {
 		dropped = pgtest.Database(t)
 		_, err := connect(t, dropped).Exec(t.Context(), "CREATE TABLE mine ()")
 		require.NoError(t, err)
