@@ -121,12 +121,13 @@ func (s *drainSite) exec(b *testing.B, sql string, args ...any) {
 	require.NoError(b, err)
 }
 
-// insert commits n events of about 300 bytes, one a transaction.
+// insert commits n events of about 300 bytes, one a transaction, with ids of version 7 as package outbox makes them.
 func (s *drainSite) insert(b *testing.B, n int) {
 	b.Helper()
 	s.exec(b, fmt.Sprintf(`DO $$ BEGIN SET synchronous_commit = off; FOR i IN 1..%d LOOP
 		INSERT INTO bench.webhook_events (id, event_type, aggregate_id, aggregate_type, event_data)
-		VALUES (gen_random_uuid(), 'order.created', gen_random_uuid(), 'order', jsonb_build_object('n', i, 'note', repeat('x', 240)));
+		VALUES ((lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint), 12, '0') || '7' || substr(md5(i::text), 1, 3) || '8' ||
+			substr(md5(random()::text), 1, 15))::uuid, 'order.created', gen_random_uuid(), 'order', jsonb_build_object('n', i, 'note', repeat('x', 240)));
 		COMMIT; END LOOP; RESET synchronous_commit; END $$`, n))
 }
 
@@ -137,20 +138,20 @@ func (s *drainSite) drain(b *testing.B, count func() int64, n int64) time.Durati
 	cfg.Database.URL, cfg.Database.Slot = s.dsn, s.slot
 	cfg.Delivery.EndpointConcurrency = drainWorkers
 	cfg.Network.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	base := count()
 	ctx, stop := context.WithCancel(b.Context())
 	done := make(chan error, 1)
 	go func() {
 		done <- relay.Run(ctx, relay.Options{Config: cfg, Version: "bench", Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
 	}()
-	took := span(count, n)
+	took := span(count, base, n)
 	stop()
 	require.NoError(b, <-done)
 	return took
 }
 
-// span returns the time between the first and the last of n requests more than there have been.
-func span(count func() int64, n int64) time.Duration {
-	base := count()
+// span returns the time between the first and the last of n requests more than base.
+func span(count func() int64, base, n int64) time.Duration {
 	var first time.Time
 	for {
 		c := count() - base
@@ -174,6 +175,7 @@ func post(b *testing.B, url string, count func() int64, n int64) time.Duration {
 	defer client.CloseIdleConnections()
 	body := []byte(fmt.Sprintf(`{"id":"%s","type":"order.created","timestamp":"2026-01-01T00:00:00.000000Z","data":{"n": 1, "note": "%s"}}`,
 		outbox.NewUUID(), strings.Repeat("x", 240)))
+	base := count()
 	var left atomic.Int64
 	left.Store(n)
 	var workers sync.WaitGroup
@@ -199,7 +201,7 @@ func post(b *testing.B, url string, count func() int64, n int64) time.Duration {
 			}
 		})
 	}
-	took := span(count, n)
+	took := span(count, base, n)
 	workers.Wait()
 	return took
 }

@@ -180,7 +180,7 @@ func DefaultConfig() Config {
 		Retry:    Retry{Attempts: 5, Backoff: 30 * time.Second, Multiplier: 2, MaxBackoff: time.Hour},
 		Breaker:  Breaker{Failures: 5, OpenFor: time.Minute, HalfOpen: 1},
 		Window:   Window{Deliveries: 10_000, Bytes: 64 * MiB, Hold: 2 * time.Second},
-		Record:   Record{Batch: 1000, Interval: 10 * time.Millisecond, Timeout: 10 * time.Second},
+		Record:   Record{Batch: 1000, Interval: 25 * time.Millisecond, Timeout: 10 * time.Second},
 		Queue:    Queue{Poll: time.Second, Batch: 500, Lease: time.Minute},
 		Shutdown: Shutdown{Drain: 20 * time.Second},
 	}
