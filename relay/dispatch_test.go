@@ -1,0 +1,183 @@
+package relay
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+// bench is a dispatcher whose decisions are noted instead of recorded.
+type bench struct {
+	*dispatcher
+	deferrals []string
+	leases    []*job
+	ledger    *ledger
+	ids       map[string]outbox.UUID
+}
+
+func newBench(window int) *bench {
+	cfg := DefaultConfig()
+	cfg.Window.Deliveries = window
+	b := &bench{dispatcher: newDispatcher(&cfg, newMetrics(prometheus.NewRegistry())), ledger: newLedger(0, 0), ids: make(map[string]outbox.UUID)}
+	b.deferred = func(_ *job, reason string, _ time.Duration) { b.deferrals = append(b.deferrals, reason) }
+	b.lease = func(j *job) { b.leases = append(b.leases, j) }
+	b.claimedDone = func() {}
+	return b
+}
+
+// job makes a delivery of the stream for a named endpoint.
+func (b *bench) job(endpoint string, concurrency int) *job {
+	id, ok := b.ids[endpoint]
+	if !ok {
+		id = outbox.NewUUID()
+		b.ids[endpoint] = id
+	}
+	return &job{
+		Delivery: store.Delivery{ID: outbox.NewUUID(), Tenant: "t", EndpointID: id}, endpoint: &delivery.Endpoint{Concurrency: concurrency},
+		ledger: b.ledger, commit: noCommit, bytes: 1,
+	}
+}
+
+func (b *bench) names(j *job) string {
+	for name, id := range b.ids {
+		if id == j.EndpointID {
+			return name
+		}
+	}
+	return ""
+}
+
+func TestLanesTakeTurns(t *testing.T) {
+	t.Parallel()
+	b := newBench(1000)
+	for range 5 {
+		b.admit(t.Context(), b.job("busy", 10))
+	}
+	b.admit(t.Context(), b.job("other", 10))
+	var order []string
+	for range 4 {
+		order = append(order, b.names(b.take()))
+	}
+	require.Equal(t, []string{"busy", "other", "busy", "busy"}, order)
+}
+
+func TestLaneKeepsItsConcurrency(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(1000)
+		for range 3 {
+			b.admit(t.Context(), b.job("one", 2))
+		}
+		first, _ := b.take(), b.take()
+		var third *job
+		go func() { third = b.take() }()
+		synctest.Wait()
+		require.Nil(t, third, "a third attempt beside two")
+		b.finish(first, nil)
+		synctest.Wait()
+		require.NotNil(t, third)
+	})
+}
+
+func TestLaneBeyondItsShareIsDeferredWhileAnotherStarves(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	small := b.job("small", 1)
+	b.admit(t.Context(), small)
+	b.finish(b.take(), nil)
+	b.release([]*job{small}) // the small lane has nothing to do, but had lately
+	for range 51 {
+		b.admit(t.Context(), b.job("big", 1))
+	}
+	require.Equal(t, []string{deferShare}, b.deferrals, "50 of 100 are its share")
+}
+
+func TestLaneAloneWaitsForRoom(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(16)
+		for range 16 {
+			b.admit(t.Context(), b.job("only", 1))
+		}
+		admitted := false
+		go func() {
+			b.admit(t.Context(), b.job("only", 1))
+			admitted = true
+		}()
+		synctest.Wait()
+		require.False(t, admitted)
+		j := b.take()
+		b.finish(j, nil)
+		b.release([]*job{j})
+		synctest.Wait()
+		require.True(t, admitted)
+		require.Empty(t, b.deferrals)
+	})
+}
+
+func TestNoWaitIsForEver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(16)
+		for range 17 {
+			b.admit(t.Context(), b.job("only", 1))
+		}
+		require.Equal(t, []string{deferWindow}, b.deferrals)
+	})
+}
+
+func TestSweepHandsOver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(100)
+		b.admit(t.Context(), b.job("slow", 1))
+		b.admit(t.Context(), b.job("slow", 1))
+		running := b.take()
+		time.Sleep(3 * time.Second)
+		b.sweep(2 * time.Second)
+		b.sweep(2 * time.Second)
+		require.Equal(t, []*job{running}, b.leases, "what runs is leased, once")
+		require.Equal(t, []string{deferHold}, b.deferrals, "what waits is deferred")
+		require.True(t, b.finish(running, nil))
+	})
+}
+
+func TestOpenBreakerDefers(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	b.cfg.Breaker.Failures = 1
+	b.admit(t.Context(), b.job("dead", 1))
+	b.admit(t.Context(), b.job("dead", 1))
+	b.finish(b.take(), errAttempt)
+	b.admit(t.Context(), b.job("alive", 1))
+	require.Equal(t, "alive", b.names(b.take()))
+	b.admit(t.Context(), b.job("dead", 1))
+	require.Equal(t, []string{deferBreaker, deferBreaker}, b.deferrals)
+}
+
+func TestDrainDefersTheRest(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	running, waiting, late := b.job("one", 1), b.job("one", 1), b.job("one", 1)
+	b.admit(t.Context(), running)
+	b.admit(t.Context(), waiting)
+	require.Same(t, running, b.take())
+	drained := b.drain()
+	b.admit(context.Background(), late)
+	require.Equal(t, []string{deferDrain, deferDrain}, b.deferrals)
+	b.finish(running, nil)
+	b.release([]*job{running, waiting, late})
+	select {
+	case <-drained:
+	default:
+		require.Fail(t, "not drained")
+	}
+}
