@@ -84,6 +84,7 @@ func (d *dispatcher) lane(j *job) *lane {
 	if l.limit <= 0 {
 		l.limit = d.cfg.Delivery.Workers
 	}
+	l.last = d.now()
 	j.lane = l
 	return l
 }
@@ -94,13 +95,12 @@ func (d *dispatcher) admit(ctx context.Context, j *job) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	l := d.lane(j)
-	now := d.now()
-	j.admitted = now
+	j.admitted = l.last
 	if d.drained != nil {
 		d.shed(ctx, j, deferDrain, 0)
 		return
 	}
-	d.arrive(l, now)
+	d.arrive(l)
 	var deadline <-chan time.Time
 	for {
 		if t := l.blockedFor(d); t > 0 {
@@ -149,8 +149,7 @@ func (d *dispatcher) share() int {
 	return max(d.cfg.Window.Deliveries/max(d.active, 1), 16)
 }
 
-func (d *dispatcher) arrive(l *lane, now time.Time) {
-	l.last = now
+func (d *dispatcher) arrive(l *lane) {
 	if !l.active {
 		l.active = true
 		d.active++
@@ -187,8 +186,7 @@ func (d *dispatcher) shed(ctx context.Context, j *job, reason string, due time.D
 func (d *dispatcher) postpone(ctx context.Context, j *job, reason string, due time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.lane(j)
-	j.admitted = d.now()
+	j.admitted = d.lane(j).last
 	d.shed(ctx, j, reason, due)
 }
 
@@ -198,7 +196,7 @@ func (d *dispatcher) offer(j *job) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	l := d.lane(j)
-	j.admitted = d.now()
+	j.admitted = l.last
 	d.claimed++
 	if d.drained != nil {
 		d.deferred(j, deferDrain, 0)

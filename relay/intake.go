@@ -55,11 +55,13 @@ func (s *session) Change(ctx context.Context, c *wal.Change) error {
 
 // Commit ends the transaction: from here on its position may be covered.
 func (s *session) Commit(_ context.Context, c wal.Commit) error {
-	s.read = c.EndLSN
 	if s.tx.skip {
 		return nil
 	}
 	s.ledger.end(s.tx.entry, c.EndLSN)
+	if s.tx.entry == noCommit { // events that match nothing may be all there is
+		s.position(false)
+	}
 	s.metrics.read(c.CommitTime)
 	return nil
 }
@@ -76,19 +78,23 @@ func (s *session) Keepalive(ctx context.Context, lsn wal.LSN, replyRequested boo
 		}
 	}
 	s.ledger.idle(lsn)
-	s.read = max(s.read, lsn)
 	s.metrics.caughtUp()
+	s.position(replyRequested)
+	return nil
+}
+
+// position asks for the covered position to be recorded where no outcome carries it along. Writing it makes WAL of its own: a quiet server is
+// left quiet.
+func (s *session) position(now bool) {
+	if !now && time.Since(s.positioned) < idlePosition {
+		return
+	}
 	covered, _ := s.ledger.position()
 	durable := wal.LSN(s.confirmed.Load())
-	if covered <= durable {
-		return nil
-	}
-	// Writing the position makes WAL of its own: a quiet server is left quiet.
-	if replyRequested || time.Since(s.positioned) > idlePosition && covered-durable > idleBytes {
+	if now && covered > durable || covered > durable+idleBytes {
 		s.positioned = time.Now()
 		s.recorder.writePosition()
 	}
-	return nil
 }
 
 // event matches one event and dispatches its deliveries.

@@ -85,7 +85,7 @@ type lane struct {
 	limit   int  // attempts at the same time
 	ready   bool // stands in the dispatcher's ring
 	active  bool // had an arrival from the stream lately
-	last    time.Time
+	last    time.Time // of the last arrival
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
 	opened  time.Time // when the breaker opened
 }

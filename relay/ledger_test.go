@@ -83,7 +83,7 @@ func TestLedger(t *testing.T) {
 // TestLedgerAgainstModel settles at random and compares with a model that keeps every commit.
 func TestLedgerAgainstModel(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(50) {
+	for seed := range uint64(10) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		type model struct {
 			end  pglogrepl.LSN
@@ -94,7 +94,7 @@ func TestLedgerAgainstModel(t *testing.T) {
 		var entries []int
 		l := newLedger(0, 0)
 		lsn := pglogrepl.LSN(0)
-		for range 3000 {
+		for range 1500 {
 			if rnd.IntN(3) > 0 && len(open) > 0 {
 				i := rnd.IntN(len(open))
 				c := open[i]

@@ -39,7 +39,6 @@ type session struct {
 	relations map[uint32]*relation
 
 	tx         transaction
-	read       wal.LSN
 	positioned time.Time
 	repeated   []*job // held back for a look into the deliveries
 	targets    []route.Target
