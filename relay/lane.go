@@ -81,10 +81,10 @@ type lane struct {
 	key     laneKey
 	queue   jobList
 	running int
-	used    int  // jobs of the stream: queued, running, or not yet recorded
-	limit   int  // attempts at the same time
-	ready   bool // stands in the dispatcher's ring
-	active  bool // had an arrival from the stream lately
+	used    int       // jobs of the stream: queued, running, or not yet recorded
+	limit   int       // attempts at the same time
+	ready   bool      // stands in the dispatcher's ring
+	active  bool      // had an arrival from the stream lately
 	last    time.Time // of the last arrival
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
 	opened  time.Time // when the breaker opened
