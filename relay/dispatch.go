@@ -13,7 +13,8 @@ import (
 // jobOverhead is what a delivery costs in memory besides its share of the body, in bytes.
 const jobOverhead = 1024
 
-// activeFor is how long after its last event from the stream a lane counts as one of those that want a share of the window.
+// activeFor is how long after its last event from the stream a lane counts as one of those that want a share of the window. It is measured in the
+// time of the commits: while a huge transaction is read, the others do not cease to matter because their events stand behind it.
 const activeFor = 10 * time.Second
 
 // Why a delivery was deferred; kept with the pending row and as a label of the metric.
@@ -65,6 +66,8 @@ type dispatcher struct {
 	claimed  int   // deliveries of the retry queue in memory
 	active   int   // lanes that had an arrival lately
 	starving int   // of these, lanes without any work
+
+	committed time.Time // the latest commit that the stream has come to
 }
 
 func newDispatcher(cfg *Config, m *metrics) *dispatcher {
@@ -100,7 +103,7 @@ func (d *dispatcher) admit(ctx context.Context, j *job) {
 		d.shed(ctx, j, deferDrain, 0)
 		return
 	}
-	d.arrive(l)
+	d.arrive(l, j.committed)
 	var deadline <-chan time.Time
 	for {
 		if t := l.blockedFor(d); t > 0 {
@@ -149,7 +152,11 @@ func (d *dispatcher) share() int {
 	return max(d.cfg.Window.Deliveries/max(d.active, 1), 16)
 }
 
-func (d *dispatcher) arrive(l *lane) {
+func (d *dispatcher) arrive(l *lane, committed time.Time) {
+	l.committed = committed
+	if committed.After(d.committed) {
+		d.committed = committed
+	}
 	if !l.active {
 		l.active = true
 		d.active++
@@ -339,7 +346,7 @@ func (d *dispatcher) sweep(hold time.Duration) {
 			}
 		}
 		idle := now.Sub(l.last)
-		if l.active && idle > activeFor {
+		if l.active && d.committed.Sub(l.committed) > activeFor {
 			l.active = false
 			d.active--
 			if l.used == 0 {

@@ -78,16 +78,17 @@ type laneKey struct {
 
 // A lane is an endpoint's place in the dispatcher: its queue, its concurrency and its breaker. All of it is under the dispatcher's lock.
 type lane struct {
-	key     laneKey
-	queue   jobList
-	running int
-	used    int       // jobs of the stream: queued, running, or not yet recorded
-	limit   int       // attempts at the same time
-	ready   bool      // stands in the dispatcher's ring
-	active  bool      // had an arrival from the stream lately
-	last    time.Time // of the last arrival
-	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
-	opened  time.Time // when the breaker opened
+	key       laneKey
+	queue     jobList
+	running   int
+	used      int       // jobs of the stream: queued, running, or not yet recorded
+	limit     int       // attempts at the same time
+	ready     bool      // stands in the dispatcher's ring
+	active    bool      // had an arrival from the stream lately
+	last      time.Time // of the last arrival
+	committed time.Time // of the last event from the stream
+	breaker   *gobreaker.TwoStepCircuitBreaker[struct{}]
+	opened    time.Time // when the breaker opened
 }
 
 func (d *dispatcher) newLane(key laneKey) *lane {

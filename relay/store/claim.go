@@ -45,9 +45,12 @@ WHERE l.delivery_id = ANY($2::uuid[]) AND l.leased_by = $1::uuid ORDER BY 1 FOR 
 
 const (
 	giveBack = `UPDATE outbox_relay.retry_queue q SET due_at = now() + $3::int8 * interval '1 microsecond', leased_by = NULL FROM ` + mine
-	renew    = `UPDATE outbox_relay.retry_queue q SET due_at = now() + $3::int8 * interval '1 microsecond' FROM ` + mine
-	drop     = `DELETE FROM outbox_relay.retry_queue q USING ` + mine
-	cancel   = `UPDATE {tenant}.webhook_deliveries w SET delivery_status = 'cancelled', next_retry_at = NULL, completed_at = now(),
+	// What is locked is being recorded: its lease is over. Waiting for it, tenant by tenant in another order, could deadlock.
+	renew = `UPDATE outbox_relay.retry_queue q SET due_at = now() + $3::int8 * interval '1 microsecond'
+FROM (SELECT l.delivery_id FROM outbox_relay.retry_queue l WHERE l.delivery_id = ANY($2::uuid[]) AND l.leased_by = $1::uuid FOR UPDATE SKIP LOCKED) mine
+WHERE q.delivery_id = mine.delivery_id`
+	drop   = `DELETE FROM outbox_relay.retry_queue q USING ` + mine
+	cancel = `UPDATE {tenant}.webhook_deliveries w SET delivery_status = 'cancelled', next_retry_at = NULL, completed_at = now(),
   error_code = '` + codeCancelled + `', error_message = $2::text
 WHERE w.id = ANY($1::uuid[]) AND w.delivery_status IN ('pending', 'retrying')`
 )
