@@ -40,7 +40,7 @@ func TestFindOrder(t *testing.T) {
 			t.Parallel()
 			root := reachable(t)
 			for dir, v := range test.servers {
-				fake(t, filepath.Join(root, dir), v)
+				fake(t.Context(), t, filepath.Join(root, dir), v)
 			}
 			require.NoError(t, os.Mkdir(filepath.Join(root, "link"), 0o755))
 			require.NoError(t, os.Symlink(filepath.Join(root, "lib/15/bin/postgres"), filepath.Join(root, "link/postgres")))
@@ -58,11 +58,11 @@ func TestFindOrder(t *testing.T) {
 				lock:    func(context.Context) (func(), error) { return func() { unlocked++ }, nil },
 				get: []func(context.Context) error{
 					func(context.Context) error { return errors.New("no way") },
-					func(context.Context) error {
+					func(ctx context.Context) error {
 						if test.gets == "" {
 							return errors.New("no other way")
 						}
-						fake(t, filepath.Join(root, test.gets), v15)
+						fake(ctx, t, filepath.Join(root, test.gets), v15)
 						return nil
 					},
 				},
@@ -88,8 +88,8 @@ func TestFindLooksAgainOnceItHasTheLock(t *testing.T) {
 	f := finder{
 		getenv:  func(string) string { return "" },
 		folders: []string{root + "/*"},
-		lock: func(context.Context) (func(), error) {
-			fake(t, root+"/bin", "postgres (PostgreSQL) 15.1") // by the process that held the lock
+		lock: func(ctx context.Context) (func(), error) {
+			fake(ctx, t, root+"/bin", "postgres (PostgreSQL) 15.1") // by the process that held the lock
 			return func() {}, nil
 		},
 	}
@@ -101,7 +101,7 @@ func TestFindLooksAgainOnceItHasTheLock(t *testing.T) {
 func TestFindTellsAFolderTheServersUserCannotReach(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(reachable(t), "closed", "bin")
-	fake(t, dir, "postgres (PostgreSQL) 15.1")
+	fake(t.Context(), t, dir, "postgres (PostgreSQL) 15.1")
 	require.NoError(t, os.Chmod(filepath.Dir(dir), 0o700))
 	_, err := version(t.Context(), dir)
 	if os.Geteuid() == 0 {
@@ -143,10 +143,10 @@ func reachable(t *testing.T) string {
 
 // fake makes a folder that looks like one of PostgreSQL. A shell writes the programs: while this process had them open
 // for writing, a child that it forks in another test would hold them open too, and running them could fail with ETXTBSY.
-func fake(t *testing.T, dir, version string) {
+func fake(ctx context.Context, t *testing.T, dir, version string) {
 	t.Helper()
 	script := fmt.Sprintf(`mkdir -p %[1]q && cd %[1]q && umask 022 && for f in postgres initdb pg_ctl; do
 		printf '#!/bin/sh\necho "%[2]s"\n' >$f && chmod 755 $f || exit; done`, dir, version)
-	out, err := exec.CommandContext(t.Context(), "sh", "-c", script).CombinedOutput()
+	out, err := exec.CommandContext(ctx, "sh", "-c", script).CombinedOutput()
 	require.NoError(t, err, string(out))
 }
