@@ -47,6 +47,8 @@ type receiver struct {
 	seen     map[pair]bool       // answered with 2xx
 	accepted map[outbox.UUID]int // how many of these each endpoint has
 	bad      []string
+	header   http.Header // of the latest request
+	body     []byte
 	grown    chan struct{}
 }
 
@@ -77,6 +79,7 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if fault != "" {
 		r.bad = append(r.bad, fault)
 	}
+	r.header, r.body = req.Header, body
 	p := pair{endpoint, event}
 	r.arrivals = append(r.arrivals, arrival{p, status})
 	if status < 300 && !r.seen[p] {
