@@ -41,11 +41,15 @@ $(LINT):
 
 bench: go ## measure: the drain against a plain POST loop, and the parts (BENCH=regexp, BENCHTIME=3x)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -benchmem -timeout 60m ./relay
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./delivery ./relay/route ./relay/wal ./relay/store
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./outbox ./delivery ./relay/route ./relay/wal ./relay/store
 
+# set -e is said again for the make of macOS (3.81), which knows no .SHELLFLAGS.
 fuzz: go ## fuzz every decoder and parser for FUZZTIME (10s) each
-	@for pkg in $$($(GO) list ./...); do \
-		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
-			echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+	@set -e; packages=$$($(GO) list ./...); \
+	for package in $$packages; do \
+		found=$$($(GO) test -list '^Fuzz' $$package); \
+		for target in $$(grep '^Fuzz' <<<"$$found" || true); do \
+			echo "$$package $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package; \
 		done; \
 	done
