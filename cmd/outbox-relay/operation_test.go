@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/http"
@@ -198,6 +199,32 @@ func TestAfterLostSlot(t *testing.T) {
 		require.Equal(t, 1, n)
 	}
 	_, exit = p.stop(t)
+	require.NoError(t, exit)
+}
+
+// TestTakeover: of two relays one leads and the other stands by, and takes over soon after the first was killed.
+func TestTakeover(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "", always(http.StatusOK), "acme")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ep := s.endpoint(t, "acme", 3)
+	s.subscribe(t, "acme", ep, "order.created", "{}")
+	first := startRelay(t, s.config)
+	s.leading(ctx, t)
+	second := startRelay(t, s.config)
+	s.receiver.await(ctx, t, "the second relay to stand by", func() bool {
+		said, err := os.ReadFile(second.log.Name())
+		return err == nil && bytes.Contains(said, []byte("standing by"))
+	})
+	s.insertMany(t, "acme", "order.created", 100)
+	s.receiver.await(ctx, t, "the first events", func() bool { return s.recorded(t, []string{"acme"}) == 100 })
+	first.kill(t)
+	began := time.Now()
+	s.insertMany(t, "acme", "order.created", 1)
+	s.receiver.await(ctx, t, "an event through the second relay", func() bool { return s.arrivedAt(ep) == 101 })
+	t.Logf("the first event after the kill arrived after %v", time.Since(began).Round(time.Millisecond))
+	_, exit := second.stop(t)
 	require.NoError(t, exit)
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -32,7 +31,7 @@ func TestTroubleStaysInItsTenant(t *testing.T) {
 	arrived := 0
 	goesOn := func(after string) {
 		t.Helper()
-		s.insertMany(t, "sound", "order.created", 1)
+		s.insertMany(t, "sound", "order.created", 1) //nolint:contextcheck // it has the test's own
 		arrived++
 		s.receiver.await(ctx, t, "the other tenant's event after "+after, func() bool { return s.arrivedAt(sound) >= arrived })
 	}
@@ -100,5 +99,5 @@ func TestTroubleStaysInItsTenant(t *testing.T) {
 	_, exit := p.stop(t)
 	require.NoError(t, exit)
 	require.Empty(t, s.receiver.bad)
-	require.Equal(t, arrived, s.recorded(t, []string{"sound"}), fmt.Sprintf("of %d", arrived))
+	require.Equal(t, arrived, s.recorded(t, []string{"sound"}))
 }
