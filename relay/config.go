@@ -25,16 +25,18 @@ const MaxAttemptTimeout = 300 * time.Second
 // Config is everything the relay can be told. Start from [DefaultConfig]: the zero value does not pass [Config.Validate]. The mapstructure
 // tags are the names of the keys in the configuration file; config.example.yaml says what each one does.
 type Config struct {
-	Database Database `mapstructure:"database"`
-	Tenants  Tenants  `mapstructure:"tenants"`
-	Delivery Delivery `mapstructure:"delivery"`
-	Retry    Retry    `mapstructure:"retry"`
-	Breaker  Breaker  `mapstructure:"breaker"`
-	Window   Window   `mapstructure:"window"`
-	Record   Record   `mapstructure:"record"`
-	Queue    Queue    `mapstructure:"queue"`
-	Network  Network  `mapstructure:"network"`
-	Shutdown Shutdown `mapstructure:"shutdown"`
+	Database  Database  `mapstructure:"database"`
+	Tenants   Tenants   `mapstructure:"tenants"`
+	Delivery  Delivery  `mapstructure:"delivery"`
+	Retry     Retry     `mapstructure:"retry"`
+	Breaker   Breaker   `mapstructure:"breaker"`
+	Window    Window    `mapstructure:"window"`
+	Record    Record    `mapstructure:"record"`
+	Queue     Queue     `mapstructure:"queue"`
+	Health    Health    `mapstructure:"health"`
+	Retention Retention `mapstructure:"retention"`
+	Network   Network   `mapstructure:"network"`
+	Shutdown  Shutdown  `mapstructure:"shutdown"`
 }
 
 // Database says where the outbox is and how to reach it.
@@ -87,7 +89,11 @@ type Delivery struct {
 	// Workers is how many attempts are in flight at most, over all endpoints.
 	Workers int `mapstructure:"workers"`
 	// EndpointConcurrency is how many attempts to one endpoint are in flight at most, unless its row says otherwise.
-	EndpointConcurrency int           `mapstructure:"endpoint_concurrency"`
+	EndpointConcurrency int `mapstructure:"endpoint_concurrency"`
+	// EndpointRate is how many attempts a second an endpoint gets at most, unless its row says otherwise. Zero means no limit.
+	EndpointRate float64 `mapstructure:"endpoint_rate"`
+	// HostConcurrency is how many attempts to one host and port are in flight at most, over all endpoints of all tenants.
+	HostConcurrency     int           `mapstructure:"host_concurrency"`
 	ConnectTimeout      time.Duration `mapstructure:"connect_timeout"`
 	TLSHandshakeTimeout time.Duration `mapstructure:"tls_handshake_timeout"`
 	// DefaultTimeout bounds a whole attempt to an endpoint whose row has no timeout.
@@ -107,6 +113,9 @@ type Delivery struct {
 	Source string `mapstructure:"source"`
 	// AllowInsecureTLS lets an endpoint's row switch off certificate verification (verify_ssl = false).
 	AllowInsecureTLS bool `mapstructure:"allow_insecure_tls"`
+	// ReceiverDisable and ReceiverAbort let an answer's header webhook-delivery disable its endpoint, or give its delivery up.
+	ReceiverDisable bool `mapstructure:"receiver_disable"`
+	ReceiverAbort   bool `mapstructure:"receiver_abort"`
 }
 
 // Retry is the schedule of an endpoint whose row has none. MaxBackoff bounds every endpoint's schedule.
@@ -116,12 +125,19 @@ type Retry struct {
 	Backoff    time.Duration `mapstructure:"backoff"`
 	Multiplier float64       `mapstructure:"multiplier"`
 	MaxBackoff time.Duration `mapstructure:"max_backoff"`
+	// Schedule, unless empty, is the waits before each retry, for every endpoint. It replaces backoff and multiplier; the last one repeats
+	// for endpoints that have more retries.
+	Schedule []time.Duration `mapstructure:"schedule"`
 }
 
 // Breaker keeps an endpoint that only fails from being asked again and again.
 type Breaker struct {
 	// Failures in a row open the breaker.
 	Failures int `mapstructure:"failures"`
+	// FailureRatio of all attempts within Window opens it, too, once there were MinAttempts. Zero: only Failures does.
+	FailureRatio float64       `mapstructure:"failure_ratio"`
+	MinAttempts  int           `mapstructure:"min_attempts"`
+	Window       time.Duration `mapstructure:"window"`
 	// OpenFor is how long an open breaker defers everything.
 	OpenFor time.Duration `mapstructure:"open_for"`
 	// HalfOpen is how many attempts probe the endpoint after that.
@@ -155,6 +171,23 @@ type Queue struct {
 	Lease time.Duration `mapstructure:"lease"`
 }
 
+// Health says when an endpoint that only fails is given up.
+type Health struct {
+	// WarnAfter is how long every attempt has failed when the warning event is sent, DisableAfter when the endpoint is disabled. Zero: never.
+	WarnAfter    time.Duration `mapstructure:"warn_after"`
+	DisableAfter time.Duration `mapstructure:"disable_after"`
+}
+
+// Retention says how long rows are kept that only record what has happened. Zero: for ever.
+type Retention struct {
+	// Deliveries is for deliveries that have ended well or were cancelled, Attempts for failed attempts, DeadLetters for dead letters that
+	// were replayed or discarded; others are kept. Stats is for daily statistics.
+	Deliveries  time.Duration `mapstructure:"deliveries"`
+	Attempts    time.Duration `mapstructure:"attempts"`
+	DeadLetters time.Duration `mapstructure:"dead_letters"`
+	Stats       time.Duration `mapstructure:"stats"`
+}
+
 // Network lists addresses as CIDR prefixes. Public addresses are allowed, all others only when listed in Allow; Deny wins over both.
 type Network struct {
 	Allow []netip.Prefix `mapstructure:"allow"`
@@ -167,22 +200,26 @@ type Shutdown struct {
 	Drain time.Duration `mapstructure:"drain"`
 }
 
+const day = 24 * time.Hour
+
 // DefaultConfig is the configuration of a relay that was told nothing; only Database.URL is missing from it.
 func DefaultConfig() Config {
 	return Config{
 		Database: Database{Slot: "outbox_relay", MaxConnections: 8, ConnectTimeout: 10 * time.Second},
 		Delivery: Delivery{
-			Workers: 256, EndpointConcurrency: 64,
+			Workers: 256, EndpointConcurrency: 64, HostConcurrency: 256,
 			ConnectTimeout: 5 * time.Second, TLSHandshakeTimeout: 5 * time.Second, DefaultTimeout: 30 * time.Second,
 			MaxConnections: 1024, MaxConnectionsPerHost: 256, MaxIdlePerHost: 256, KeepAlive: 55 * time.Second, DNSCache: time.Minute,
-			KeepResponse: KiB, Source: "/outbox-relay",
+			KeepResponse: KiB, Source: "/outbox-relay", ReceiverDisable: true, ReceiverAbort: true,
 		},
-		Retry:    Retry{Attempts: 5, Backoff: 30 * time.Second, Multiplier: 2, MaxBackoff: time.Hour},
-		Breaker:  Breaker{Failures: 5, OpenFor: time.Minute, HalfOpen: 1},
-		Window:   Window{Deliveries: 10_000, Bytes: 64 * MiB, Hold: 2 * time.Second},
-		Record:   Record{Batch: 1000, Interval: 25 * time.Millisecond, Timeout: 10 * time.Second},
-		Queue:    Queue{Poll: time.Second, Batch: 500, Lease: time.Minute},
-		Shutdown: Shutdown{Drain: 20 * time.Second},
+		Retry:     Retry{Attempts: 5, Backoff: 30 * time.Second, Multiplier: 2, MaxBackoff: time.Hour},
+		Breaker:   Breaker{Failures: 5, FailureRatio: 0.9, MinAttempts: 20, Window: time.Minute, OpenFor: time.Minute, HalfOpen: 1},
+		Window:    Window{Deliveries: 10_000, Bytes: 64 * MiB, Hold: 2 * time.Second},
+		Record:    Record{Batch: 1000, Interval: 25 * time.Millisecond, Timeout: 10 * time.Second},
+		Queue:     Queue{Poll: time.Second, Batch: 500, Lease: time.Minute},
+		Health:    Health{WarnAfter: day, DisableAfter: 5 * day},
+		Retention: Retention{Deliveries: 90 * day, Attempts: 90 * day, DeadLetters: 90 * day, Stats: 730 * day},
+		Shutdown:  Shutdown{Drain: 20 * time.Second},
 	}
 }
 
@@ -213,6 +250,7 @@ func (c *Config) EndpointDefaults() delivery.Defaults {
 		MaxRetries:  c.Retry.Attempts,
 		Backoff:     delivery.Backoff{First: c.Retry.Backoff, Max: c.Retry.MaxBackoff, Multiplier: c.Retry.Multiplier},
 		Concurrency: c.Delivery.EndpointConcurrency,
+		Rate:        c.Delivery.EndpointRate,
 	}
 }
 
@@ -266,7 +304,16 @@ func (c Config) Validate() error {
 	}
 	notAbove(&f, "retry.backoff", c.Retry.Backoff, "retry.max_backoff", c.Retry.MaxBackoff)
 
+	for _, wait := range c.Retry.Schedule {
+		atLeast(&f, "retry.schedule", wait, time.Millisecond)
+	}
+
 	atLeast(&f, "breaker.failures", c.Breaker.Failures, 1)
+	if r := c.Breaker.FailureRatio; !(r >= 0 && r <= 1) {
+		f.add("breaker.failure_ratio", r, "must be 0 to 1: 0.9 opens the breaker when nine of ten attempts fail, 0 switches this off")
+	}
+	atLeast(&f, "breaker.min_attempts", c.Breaker.MinAttempts, 1)
+	atLeast(&f, "breaker.window", c.Breaker.Window, time.Second)
 	atLeast(&f, "breaker.open_for", c.Breaker.OpenFor, time.Millisecond)
 	atLeast(&f, "breaker.half_open", c.Breaker.HalfOpen, 1)
 	notAbove(&f, "breaker.half_open", c.Breaker.HalfOpen, "delivery.workers", c.Delivery.Workers)
@@ -284,6 +331,8 @@ func (c Config) Validate() error {
 	atLeast(&f, "queue.poll", c.Queue.Poll, 10*time.Millisecond)
 	atLeast(&f, "queue.batch", c.Queue.Batch, 1)
 	atLeast(&f, "queue.lease", c.Queue.Lease, time.Second)
+	c.Health.validate(&f)
+	c.Retention.validate(&f)
 	atLeast(&f, "shutdown.drain", c.Shutdown.Drain, 0)
 	return errors.Join(f...)
 }
@@ -334,6 +383,10 @@ func (d Delivery) validate(f *faults) {
 	atLeast(f, "delivery.workers", d.Workers, 1)
 	atLeast(f, "delivery.endpoint_concurrency", d.EndpointConcurrency, 1)
 	notAbove(f, "delivery.endpoint_concurrency", d.EndpointConcurrency, "delivery.workers", d.Workers)
+	if r := d.EndpointRate; !(r >= 0) || math.IsInf(r, 0) {
+		f.add("delivery.endpoint_rate", r, "must be a number of attempts a second, or 0 for no limit")
+	}
+	atLeast(f, "delivery.host_concurrency", d.HostConcurrency, 1)
 	atLeast(f, "delivery.connect_timeout", d.ConnectTimeout, time.Millisecond)
 	atLeast(f, "delivery.tls_handshake_timeout", d.TLSHandshakeTimeout, time.Millisecond)
 	notAbove(f, "delivery.connect_timeout", d.ConnectTimeout, "delivery.default_timeout", d.DefaultTimeout)
@@ -354,6 +407,26 @@ func (d Delivery) validate(f *faults) {
 	if _, err := url.Parse(d.Source); err != nil || d.Source == "" {
 		f.add("delivery.source", strconv.Quote(d.Source), "must be a URI or a path, as CloudEvents demands of a source: https://example.com/app")
 	}
+}
+
+func (h Health) validate(f *faults) {
+	atLeast(f, "health.warn_after", h.WarnAfter, 0)
+	atLeast(f, "health.disable_after", h.DisableAfter, 0)
+	if h.DisableAfter > 0 {
+		notAbove(f, "health.warn_after", h.WarnAfter, "health.disable_after", h.DisableAfter)
+	}
+}
+
+func (r Retention) validate(f *faults) {
+	least := func(key string, d time.Duration) {
+		if d != 0 && d < time.Hour {
+			f.add(key, d, "must be at least 1h, or 0s to keep everything")
+		}
+	}
+	least("retention.deliveries", r.Deliveries)
+	least("retention.attempts", r.Attempts)
+	least("retention.dead_letters", r.DeadLetters)
+	least("retention.stats", r.Stats)
 }
 
 func (n Network) validate(f *faults) {

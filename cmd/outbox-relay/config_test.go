@@ -220,14 +220,15 @@ func TestExampleFile(t *testing.T) {
 	}
 	// What each kind of value has to be explained with.
 	units := map[string]*regexp.Regexp{
-		"int":            regexp.MustCompile(`(?i)number`),
-		"float64":        regexp.MustCompile(`(?i)factor`),
-		"bool":           regexp.MustCompile(`true or false`),
-		"time.Duration":  regexp.MustCompile(`(?i)time|wait`),
-		"relay.ByteSize": regexp.MustCompile(`(?i)size`),
-		"[]string":       regexp.MustCompile(`(?i)list`),
-		"[]netip.Prefix": regexp.MustCompile(`CIDR`),
-		"string":         regexp.MustCompile(`.`),
+		"int":             regexp.MustCompile(`(?i)number`),
+		"float64":         regexp.MustCompile(`(?i)factor|number|share`),
+		"bool":            regexp.MustCompile(`true or false`),
+		"time.Duration":   regexp.MustCompile(`(?i)time|wait`),
+		"relay.ByteSize":  regexp.MustCompile(`(?i)size`),
+		"[]string":        regexp.MustCompile(`(?i)list`),
+		"[]time.Duration": regexp.MustCompile(`(?i)list of waits`),
+		"[]netip.Prefix":  regexp.MustCompile(`CIDR`),
+		"string":          regexp.MustCompile(`.`),
 	}
 	for _, l := range leavesOf(&c) {
 		assert.Contains(t, comments, l.key, "config.example.yaml lacks it")

@@ -66,6 +66,8 @@ func (l leaf) decode(raw any) []error {
 		*dst = list
 	case *[]netip.Prefix:
 		return l.decodePrefixes(dst, raw)
+	case *[]time.Duration:
+		return l.decodeDurations(dst, raw)
 	default:
 		panic(fmt.Sprintf("key %s has a type nobody decodes: %T", l.key, dst))
 	}
@@ -101,6 +103,26 @@ func (l leaf) decodePrefixes(dst *[]netip.Prefix, raw any) []error {
 	}
 	if errs == nil {
 		*dst = prefixes
+	}
+	return errs
+}
+
+func (l leaf) decodeDurations(dst *[]time.Duration, raw any) []error {
+	list, ok := texts(raw)
+	if !ok {
+		return []error{&relay.FieldError{Key: l.key, Value: fmt.Sprint(raw), Remedy: "must be a list of times: [5s, 5m, 30m] in the file, 5s,5m,30m in the environment"}}
+	}
+	var errs []error
+	var times []time.Duration
+	for _, text := range list {
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			errs = append(errs, &relay.FieldError{Key: l.key, Value: text, Remedy: durationRemedy(text)})
+		}
+		times = append(times, d)
+	}
+	if errs == nil {
+		*dst = times
 	}
 	return errs
 }
@@ -163,6 +185,12 @@ func (l leaf) plain() any {
 		return v.String()
 	case []string:
 		return append([]string{}, v...)
+	case []time.Duration:
+		list := make([]string, len(v))
+		for i, d := range v {
+			list[i] = durationText(d)
+		}
+		return list
 	case []netip.Prefix:
 		return append([]netip.Prefix{}, v...)
 	case string:
