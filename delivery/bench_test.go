@@ -135,7 +135,7 @@ func sink(b *testing.B) (url string) {
 	return "http://" + l.Addr().String()
 }
 
-// BenchmarkAttempt compares a signed attempt with a bare POST through net/http to the same server.
+// BenchmarkAttempt compares a signed attempt with the same through net/http, and with a bare POST through net/http, to the same server.
 func BenchmarkAttempt(b *testing.B) {
 	url := sink(b)
 	m := Encode(nil, FormatStandard, benchEvent(300), "src")
@@ -156,17 +156,19 @@ func BenchmarkAttempt(b *testing.B) {
 		_, _ = io.Copy(io.Discard, resp.Body)
 		_ = resp.Body.Close()
 	}
-	ours := setup(b)
-	ep := ours.endpoint(url)
-	attempt := func(b *testing.B) {
-		if res := ours.client.Attempt(b.Context(), ep, &m, 1); !res.OK() {
-			b.Fatal(res.Err)
+	attempt := func(netHTTP bool) func(b *testing.B) {
+		ours := setup(b, func(cfg *Config) { cfg.netHTTP = netHTTP })
+		ep := ours.endpoint(url)
+		return func(b *testing.B) {
+			if res := ours.client.Attempt(b.Context(), ep, &m, 1); !res.OK() {
+				b.Fatal(res.Err)
+			}
 		}
 	}
 	for _, c := range []struct {
 		name string
 		do   func(*testing.B)
-	}{{"attempt", attempt}, {"net-http-post", post}} {
+	}{{"attempt", attempt(false)}, {"attempt-net-http", attempt(true)}, {"net-http-post", post}} {
 		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {

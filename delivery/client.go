@@ -27,6 +27,7 @@ type Client struct {
 	m         *Metrics
 	bodies    sync.Pool // *[maxResponseBytes]byte
 
+	plain    *http1
 	verified *retryablehttp.Client
 	insecure func() *retryablehttp.Client // built when an endpoint first asks for it
 
@@ -77,6 +78,10 @@ func newClient(
 	if d.names.cache != nil {
 		c.background.Go(func() { d.names.refresh(life, cfg.DNSCacheTime) })
 	}
+	if !cfg.netHTTP {
+		c.plain = newHTTP1(&c.config, d.dial)
+		c.background.Go(func() { c.plain.sweep(life) })
+	}
 	c.verified = c.newHTTP(d, &tls.Config{MinVersion: tls.VersionTLS12})
 	c.insecure = sync.OnceValue(func() *retryablehttp.Client {
 		log.Warn("endpoints with verify_ssl=false are delivered to without a check of the certificate")
@@ -107,7 +112,7 @@ func (c *Client) newHTTP(d *dialer, tlsConfig *tls.Config) *retryablehttp.Client
 	c.mu.Unlock()
 	return &retryablehttp.Client{
 		HTTPClient: &http.Client{
-			Transport:     roundTripper{t},
+			Transport:     roundTripper{t, c.plain},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		RetryMax:     1,
@@ -117,15 +122,28 @@ func (c *Client) newHTTP(d *dialer, tlsConfig *tls.Config) *retryablehttp.Client
 	}
 }
 
-// roundTripper hides the transport's CloseIdleConnections: retryablehttp calls it after every failed request, and one dead receiver would
-// cost all the others their kept connections.
-type roundTripper struct{ t *http.Transport }
+// roundTripper sends what http1 is made for through it, and all else through net/http. It hides their CloseIdleConnections: retryablehttp
+// calls it after every failed request, and one dead receiver would cost all the others their kept connections.
+type roundTripper struct {
+	t     *http.Transport
+	plain *http1
+}
 
-func (r roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return r.t.RoundTrip(req) }
+// RoundTrip implements http.RoundTripper.
+func (r roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
+	if r.plain.suits(req) {
+		return r.plain.RoundTrip(req)
+	}
+	if x, ok := req.Context().Value(exchangeKey{}).(*exchange); ok {
+		req = req.WithContext(x.trace(req.Context()))
+	}
+	return r.t.RoundTrip(req)
+}
 
 func (c *Client) closeIdle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.plain.CloseIdleConnections()
 	for _, t := range c.transports {
 		t.CloseIdleConnections()
 	}

@@ -34,6 +34,8 @@ type Config struct {
 	// AllowInsecureTLS lets an endpoint with verify_ssl=false connect without a check of the certificate. If false its attempts end as
 	// ClassDenied.
 	AllowInsecureTLS bool
+
+	netHTTP bool // tests and benchmarks: no http1
 }
 
 // maxResponseBytes is how much of an answer's body is read at most.

@@ -23,16 +23,23 @@ type exchange struct {
 
 type exchangeKey struct{}
 
-// context returns ctx with the exchange, observed through httptrace.
+// context returns ctx with the exchange.
 func (x *exchange) context(ctx context.Context) context.Context {
-	ctx = context.WithValue(ctx, exchangeKey{}, x)
-	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: x.gotConn, GotFirstResponseByte: x.gotFirstByte})
+	return context.WithValue(ctx, exchangeKey{}, x)
 }
 
-func (x *exchange) gotConn(info httptrace.GotConnInfo) {
-	x.reused.Store(info.Reused)
+// trace has net/http tell the exchange what http1 tells it itself.
+func (x *exchange) trace(ctx context.Context) context.Context {
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn:              func(info httptrace.GotConnInfo) { x.connected(info.Reused) },
+		GotFirstResponseByte: x.gotFirstByte,
+	})
+}
+
+func (x *exchange) connected(reused bool) {
+	x.reused.Store(reused)
 	x.answered.Store(false)
-	if info.Reused {
+	if reused {
 		x.m.connReused.Inc()
 	}
 }

@@ -1,0 +1,308 @@
+package delivery
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+)
+
+const (
+	// http1MaxBody is the largest request body that http1 sends itself. It fits into the socket buffers of both sides, so that writing it
+	// does not wait for a receiver that answers before it has read: a larger one needs net/http, which reads meanwhile.
+	http1MaxBody = 32 << 10
+	// http1Quiet is how long a connection may have been idle before it is looked at for a close by the receiver.
+	http1Quiet = 100 * time.Millisecond
+	// maxInterim is how many 1xx answers may come before the answer proper; net/http has the same bound.
+	maxInterim = 5
+)
+
+var errInterim = errors.New("too many 1xx answers")
+
+// http1 is an http.RoundTripper for http:// URLs and small bodies. The caller's goroutine writes the request and reads the answer itself,
+// with the standard library's own encoder and parser. net/http hands every request to two goroutines of the connection and back: a fifth of
+// what an attempt to a fast receiver costs (BenchmarkAttempt). https:// stays with net/http, for HTTP/2.
+//
+// A connection is used by one request at a time: idle ──take──► in use ──body read to its end──► idle.
+type http1 struct {
+	dial        func(ctx context.Context, network, addr string) (net.Conn, error)
+	perHost     int
+	idlePerHost int
+	idleTimeout time.Duration
+
+	mu    sync.Mutex
+	hosts map[string]*http1Host
+}
+
+// http1Host is what there is to one host and port.
+type http1Host struct {
+	idle  []*http1Conn  // the one used last at the end; under the transport's lock, as users is
+	users int           // requests that are in it, or wait to be
+	used  chan struct{} // holds one element per request: with no more requests than connections allowed, there are no more connections
+}
+
+// http1Conn is one connection.
+type http1Conn struct {
+	net.Conn
+
+	in    *bufio.Reader // reads through head, below
+	out   *bufio.Writer
+	head  int64 // bytes that the head of an answer may still have; negative: any number
+	since time.Time
+}
+
+var errHeadTooLarge = errors.New("the head of the answer is too large")
+
+// Read bounds the head of an answer, which the parser does not.
+func (c *http1Conn) Read(p []byte) (int, error) {
+	if c.head == 0 {
+		return 0, errHeadTooLarge
+	}
+	if c.head > 0 && int64(len(p)) > c.head {
+		p = p[:c.head]
+	}
+	n, err := c.Conn.Read(p)
+	if c.head > 0 {
+		c.head -= int64(n)
+	}
+	return n, err
+}
+
+func newHTTP1(cfg *Config, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http1 {
+	return &http1{
+		dial: dial, perHost: cfg.MaxConnsPerHost, idlePerHost: cfg.MaxIdlePerHost, idleTimeout: cfg.IdleTimeout,
+		hosts: make(map[string]*http1Host),
+	}
+}
+
+// suits tells whether the request is one for http1. A nil http1 suits none.
+func (t *http1) suits(req *http.Request) bool {
+	return t != nil && req.URL.Scheme == "http" && req.ContentLength >= 0 && req.ContentLength <= http1MaxBody
+}
+
+// RoundTrip implements http.RoundTripper. It does not send again what met a dead connection.
+func (t *http1) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx := req.Context()
+	if req.Body != nil {
+		defer func() { _ = req.Body.Close() }()
+	}
+	addr := hostPort(req.URL)
+	h, err := t.enter(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	x, _ := ctx.Value(exchangeKey{}).(*exchange)
+	c, reused, err := t.conn(ctx, h, addr)
+	if err != nil {
+		t.leave(h, nil)
+		return nil, err
+	}
+	if x != nil {
+		x.connected(reused)
+	}
+	deadline, _ := ctx.Deadline() // zero: none
+	_ = c.SetDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	resp, err := c.exchange(req, x)
+	if err != nil {
+		stop()
+		_ = c.Close()
+		t.leave(h, nil)
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return nil, err
+	}
+	resp.Body = &http1Body{ReadCloser: resp.Body, done: func(reusable bool) {
+		undisturbed := stop()
+		if reusable && undisturbed && !resp.Close && resp.StatusCode != http.StatusSwitchingProtocols && c.in.Buffered() == 0 {
+			t.leave(h, c)
+			return
+		}
+		_ = c.Close()
+		t.leave(h, nil)
+	}, atEnd: resp.Body == http.NoBody}
+	return resp, nil
+}
+
+// exchange writes the request and reads the head of its answer.
+func (c *http1Conn) exchange(req *http.Request, x *exchange) (*http.Response, error) {
+	if err := req.Write(c.out); err != nil {
+		return nil, err
+	}
+	if err := c.out.Flush(); err != nil {
+		return nil, err
+	}
+	c.head = maxResponseHeaderBytes
+	defer func() { c.head = -1 }()
+	if _, err := c.in.Peek(1); err != nil {
+		return nil, err
+	}
+	if x != nil {
+		x.gotFirstByte()
+	}
+	for range maxInterim + 1 {
+		resp, err := http.ReadResponse(c.in, req)
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols {
+			return resp, nil
+		}
+	}
+	return nil, errInterim
+}
+
+// http1Body gives the connection back once.
+type http1Body struct {
+	io.ReadCloser
+
+	atEnd bool
+	done  func(reusable bool)
+}
+
+// Read implements io.Reader.
+func (b *http1Body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.atEnd = b.atEnd || errors.Is(err, io.EOF)
+	return n, err
+}
+
+// Close ends the use of the connection. It does not read what is left of the body: that may never end.
+func (b *http1Body) Close() error {
+	if b.done != nil {
+		b.done(b.atEnd)
+		b.done = nil
+	}
+	return nil
+}
+
+// enter waits for a place among the requests to addr.
+func (t *http1) enter(ctx context.Context, addr string) (*http1Host, error) {
+	t.mu.Lock()
+	h := t.hosts[addr]
+	if h == nil {
+		h = &http1Host{used: make(chan struct{}, t.perHost)}
+		t.hosts[addr] = h
+	}
+	h.users++
+	t.mu.Unlock()
+	select {
+	case h.used <- struct{}{}:
+		return h, nil
+	default:
+	}
+	select {
+	case h.used <- struct{}{}:
+		return h, nil
+	case <-ctx.Done():
+		t.mu.Lock()
+		h.users--
+		t.mu.Unlock()
+		return nil, ctx.Err()
+	}
+}
+
+// leave gives the place back, and the connection if it can be used again.
+func (t *http1) leave(h *http1Host, c *http1Conn) {
+	t.mu.Lock()
+	keep := c != nil && len(h.idle) < t.idlePerHost
+	if keep {
+		c.since = time.Now()
+		h.idle = append(h.idle, c)
+	}
+	h.users--
+	t.mu.Unlock()
+	<-h.used
+	if c != nil && !keep {
+		_ = c.Close()
+	}
+}
+
+// conn returns the idle connection that was used last, or a new one.
+func (t *http1) conn(ctx context.Context, h *http1Host, addr string) (c *http1Conn, reused bool, err error) {
+	for c := t.take(h); c != nil; c = t.take(h) {
+		if idle := time.Since(c.since); idle < http1Quiet || idle < t.idleTimeout && c.alive() {
+			return c, true, nil
+		}
+		_ = c.Close()
+	}
+	conn, err := t.dial(ctx, "tcp", addr)
+	if err != nil {
+		return nil, false, err
+	}
+	c = &http1Conn{Conn: conn, head: -1}
+	c.in, c.out = bufio.NewReader(c), bufio.NewWriter(conn)
+	return c, false, nil
+}
+
+func (t *http1) take(h *http1Host) *http1Conn {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := len(h.idle)
+	if n == 0 {
+		return nil
+	}
+	c := h.idle[n-1]
+	h.idle[n-1] = nil
+	h.idle = h.idle[:n-1]
+	return c
+}
+
+// hostPort is where to connect for a URL.
+func hostPort(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = "80"
+	}
+	return net.JoinHostPort(u.Hostname(), port)
+}
+
+// CloseIdleConnections closes what is not in use.
+func (t *http1) CloseIdleConnections() { t.closeIdle(func(*http1Conn) bool { return true }) }
+
+// sweep closes connections that have been idle for too long, until ctx is done.
+func (t *http1) sweep(ctx context.Context) {
+	tick := time.NewTicker(max(t.idleTimeout/4, time.Second))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			t.closeIdle(func(c *http1Conn) bool { return now.Sub(c.since) > t.idleTimeout })
+		}
+	}
+}
+
+func (t *http1) closeIdle(which func(*http1Conn) bool) {
+	if t == nil {
+		return
+	}
+	var closing []*http1Conn
+	t.mu.Lock()
+	for addr, h := range t.hosts {
+		kept := h.idle[:0]
+		for _, c := range h.idle {
+			if which(c) {
+				closing = append(closing, c)
+			} else {
+				kept = append(kept, c)
+			}
+		}
+		clear(h.idle[len(kept):])
+		h.idle = kept
+		if len(kept) == 0 && h.users == 0 {
+			delete(t.hosts, addr)
+		}
+	}
+	t.mu.Unlock()
+	for _, c := range closing {
+		_ = c.Close()
+	}
+}

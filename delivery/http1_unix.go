@@ -1,0 +1,33 @@
+//go:build unix
+
+package delivery
+
+import (
+	"errors"
+	"syscall"
+	"time"
+)
+
+// alive tells whether the receiver has neither closed an idle connection nor sent something that nobody asked for.
+func (c *http1Conn) alive() bool {
+	counted, ok := c.Conn.(*countedConn)
+	if !ok {
+		return false
+	}
+	socket, ok := counted.Conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil || c.SetReadDeadline(time.Time{}) != nil { // that of the last request may have passed
+		return false
+	}
+	quiet := false
+	err = raw.Read(func(fd uintptr) bool {
+		var one [1]byte
+		_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		quiet = errors.Is(err, syscall.EAGAIN)
+		return true
+	})
+	return err == nil && quiet
+}
