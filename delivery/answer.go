@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -12,6 +13,7 @@ import (
 func (c *Client) finish(resp *http.Response, res *Result) {
 	defer func() { _ = resp.Body.Close() }()
 	res.Status, res.Class = resp.StatusCode, classOfStatus(resp.StatusCode)
+	res.Directive = c.directive(resp.Header.Get(headerDelivery))
 	buf, _ := c.bodies.Get().(*[maxResponseBytes]byte)
 	defer c.bodies.Put(buf)
 	n := 0
@@ -26,6 +28,20 @@ func (c *Client) finish(resp *http.Response, res *Result) {
 	if keep := min(n, c.config.KeepResponseBytes); keep > 0 {
 		res.Body = bytes.Clone(buf[:keep])
 	}
+}
+
+// headerDelivery is where a receiver gives directives. The key is in canonical form, to be found without a conversion.
+const headerDelivery = "Webhook-Delivery"
+
+func (c *Client) directive(value string) Directive {
+	switch {
+	case value == "":
+	case c.config.ReceiverDisable && strings.EqualFold(strings.TrimSpace(value), "disable"):
+		return DirectiveDisable
+	case c.config.ReceiverAbort && strings.EqualFold(strings.TrimSpace(value), "abort-message"):
+		return DirectiveAbort
+	}
+	return DirectiveNone
 }
 
 // drain reads away the body of an answer that leads on.

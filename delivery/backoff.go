@@ -24,6 +24,16 @@ func (b Backoff) Delay(failures int, rnd func() float64) time.Duration {
 	return time.Duration(rnd() * min(ceiling, float64(b.Max)))
 }
 
+// Delay returns how long to wait before the next attempt: by the schedule, if the endpoint has one, else by Retry. failures and rnd are as in
+// [Backoff.Delay]. A schedule means what it says: its waits are varied by a tenth at most, and no cap shortens them; the last one repeats.
+func (ep *Endpoint) Delay(failures int, rnd func() float64) time.Duration {
+	if len(ep.schedule) == 0 {
+		return ep.Retry.Delay(failures, rnd)
+	}
+	wait := ep.schedule[min(max(failures, 1), len(ep.schedule))-1]
+	return time.Duration(float64(wait) * (0.9 + 0.2*rnd()))
+}
+
 // maxRetryAfter keeps a Retry-After of any length within time.Duration. The retry cap is far below it.
 const maxRetryAfter = 365 * 24 * time.Hour
 

@@ -64,3 +64,45 @@ func TestClasses(t *testing.T) {
 		assert.Equal(t, !final[c], c.Retryable(), c)
 	}
 }
+
+func TestScheduledDelay(t *testing.T) {
+	t.Parallel()
+	ep := &Endpoint{Retry: Backoff{First: time.Second, Max: time.Minute, Multiplier: 2}}
+	half := func() float64 { return 0.5 }
+	assert.Equal(t, time.Second, ep.Delay(2, half), "no schedule")
+	ep.schedule = []time.Duration{5 * time.Second, 5 * time.Minute, 2 * time.Hour}
+	for failures, want := range map[int]time.Duration{0: 5 * time.Second, 1: 5 * time.Second, 2: 5 * time.Minute, 3: 2 * time.Hour, 9: 2 * time.Hour} {
+		assert.Equal(t, want, ep.Delay(failures, half), "%d failures", failures)
+	}
+	assert.InDelta(t, 4500*time.Millisecond, ep.Delay(1, func() float64 { return 0 }), float64(time.Millisecond))
+	assert.InDelta(t, 5500*time.Millisecond, ep.Delay(1, func() float64 { return 1 }), float64(time.Millisecond))
+}
+
+func TestDirectives(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		value          string
+		status         int
+		disable, abort bool
+		want           Directive
+	}{
+		{"disable", 200, true, true, DirectiveDisable},
+		{" Disable ", 500, true, true, DirectiveDisable},
+		{"disable", 500, false, true, DirectiveNone},
+		{"abort-message", 500, true, true, DirectiveAbort},
+		{"ABORT-MESSAGE", 400, false, true, DirectiveAbort},
+		{"abort-message", 500, true, false, DirectiveNone},
+		{"", 500, true, true, DirectiveNone},
+		{"enable", 500, true, true, DirectiveNone},
+	} {
+		s := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			if c.value != "" {
+				w.Header().Set("webhook-delivery", c.value)
+			}
+			w.WriteHeader(c.status)
+		})
+		b := setup(t, func(cfg *Config) { cfg.ReceiverDisable, cfg.ReceiverAbort = c.disable, c.abort })
+		res := b.attempt(b.endpoint(s.URL))
+		assert.Equal(t, c.want, res.Directive, "%+v", c)
+	}
+}

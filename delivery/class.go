@@ -56,9 +56,21 @@ type Result struct {
 	Duration   time.Duration
 	// Body is the beginning of a failing answer's body, at most Config.KeepResponseBytes. The caller owns it.
 	Body []byte
+	// Directive is what the answer asks for beyond its status, as far as the configuration lets it.
+	Directive Directive
 	// Signature is the value sent under the endpoint's signature header.
 	Signature string
 }
+
+// Directive is what a receiver asks for by the answer header webhook-delivery (https://docs.svix.com/receiving/delivery-control).
+type Directive uint8
+
+// The directives.
+const (
+	DirectiveNone    Directive = iota
+	DirectiveDisable           // send nothing more to this endpoint
+	DirectiveAbort             // no more attempts for this delivery, if it has failed
+)
 
 // OK reports whether the receiver took the delivery.
 func (r *Result) OK() bool { return r.Class == ClassSuccess }

@@ -34,6 +34,8 @@ type Config struct {
 	// AllowInsecureTLS lets an endpoint with verify_ssl=false connect without a check of the certificate. If false its attempts end as
 	// ClassDenied.
 	AllowInsecureTLS bool
+	// ReceiverDisable and ReceiverAbort let receivers give the directives of those names; else the header is ignored.
+	ReceiverDisable, ReceiverAbort bool
 
 	netHTTP bool // tests and benchmarks: no http1
 }

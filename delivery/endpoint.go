@@ -33,6 +33,7 @@ type EndpointRow struct {
 	FollowRedirects        bool
 	VerifySSL              bool
 	Active, Verified       bool
+	Paused                 bool // paused_at is set
 	ContextID              outbox.UUID
 	PayloadFormat, Order   string
 	MaxConcurrency         int32
@@ -53,8 +54,9 @@ type Defaults struct {
 	Timeout     time.Duration
 	MaxRetries  int // retries after the first attempt
 	Backoff     Backoff
-	Concurrency int     // attempts at once; zero: no limit of the endpoint's own
-	Rate        float64 // attempts per second; zero: no limit
+	Schedule    []time.Duration // waits before each retry, instead of any backoff; empty: none
+	Concurrency int             // attempts at once; zero: no limit of the endpoint's own
+	Rate        float64         // attempts per second; zero: no limit
 }
 
 // DefaultDefaults returns the values neo-commons users know: 30 s, 5 retries, 30 s doubling up to an hour.
@@ -108,7 +110,9 @@ type Endpoint struct {
 	Format           Format
 	Order            Order
 	Active, Verified bool
-	MaxRetries       int // retries after the first attempt
+	Paused           bool   // its deliveries wait
+	Host             string // host:port in lower case, which endpoints share
+	MaxRetries       int    // retries after the first attempt
 	Retry            Backoff
 	Concurrency      int     // zero: no limit of its own
 	Rate             float64 // attempts per second; zero: no limit
@@ -124,6 +128,7 @@ type Endpoint struct {
 	legacy           *secret // the raw token; the same as primary unless the token is whsec_
 	secondary        *secret // nil: none
 	secondaryExpires time.Time
+	schedule         []time.Duration
 	followRedirects  bool
 	verifyTLS        bool
 }
@@ -153,6 +158,7 @@ func NewEndpoint(row EndpointRow, d Defaults) (*Endpoint, error) {
 		ID:              row.ID,
 		Active:          row.Active,
 		Verified:        row.Verified,
+		Paused:          row.Paused,
 		Method:          cmp.Or(row.Method, http.MethodPost),
 		signatureHeader: cmp.Or(row.SignatureHeader, defaultSignatureHeader),
 		followRedirects: row.FollowRedirects,
@@ -208,6 +214,7 @@ func (ep *Endpoint) setURL(raw string, f *faults) {
 	u.Fragment, u.RawFragment = "", ""
 	display := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}
 	ep.url, ep.URL = u, display.String()
+	ep.Host = strings.ToLower(hostPort(u))
 }
 
 func (ep *Endpoint) setSecrets(row *EndpointRow, f *faults) {
@@ -242,6 +249,7 @@ func (ep *Endpoint) setLimits(row *EndpointRow, d Defaults, f *faults) {
 		Max:        d.Backoff.Max,
 		Multiplier: cmp.Or(row.BackoffMultiplier, d.Backoff.Multiplier),
 	}
+	ep.schedule = d.Schedule
 	f.check(row.BackoffSeconds >= 0 && row.BackoffSeconds <= maxBackoff, "retry_backoff_seconds", row.BackoffSeconds, "use 1 to 3600")
 	f.check(row.BackoffMultiplier == 0 || row.BackoffMultiplier >= 1 && row.BackoffMultiplier <= maxMultiplier,
 		"retry_backoff_multiplier", row.BackoffMultiplier, "use 1.0 to 5.0")

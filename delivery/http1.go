@@ -53,6 +53,7 @@ type http1Conn struct {
 	in    *bufio.Reader // reads through head, below
 	out   *bufio.Writer
 	head  int64 // bytes that the head of an answer may still have; negative: any number
+	err   error // of the last read: the parser calls a head that breaks off malformed
 	since time.Time
 }
 
@@ -66,11 +67,12 @@ func (c *http1Conn) Read(p []byte) (int, error) {
 	if c.head > 0 && int64(len(p)) > c.head {
 		p = p[:c.head]
 	}
-	n, err := c.Conn.Read(p)
+	var n int
+	n, c.err = c.Conn.Read(p)
 	if c.head > 0 {
 		c.head -= int64(n)
 	}
-	return n, err
+	return n, c.err
 }
 
 func newHTTP1(cfg *Config, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http1 {
@@ -148,6 +150,9 @@ func (c *http1Conn) exchange(req *http.Request, x *exchange) (*http.Response, er
 	}
 	for range maxInterim + 1 {
 		resp, err := http.ReadResponse(c.in, req)
+		if err != nil && c.err != nil && !errors.Is(c.err, io.EOF) {
+			return nil, c.err
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -257,7 +262,9 @@ func (t *http1) take(h *http1Host) *http1Conn {
 // hostPort is where to connect for a URL.
 func hostPort(u *url.URL) string {
 	port := u.Port()
-	if port == "" {
+	if port == "" && u.Scheme == "https" {
+		port = "443"
+	} else if port == "" {
 		port = "80"
 	}
 	return net.JoinHostPort(u.Hostname(), port)

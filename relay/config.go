@@ -240,6 +240,8 @@ func (c *Config) ClientConfig(version string) delivery.Config {
 		Allow:               c.Network.Allow,
 		Deny:                c.Network.Deny,
 		AllowInsecureTLS:    d.AllowInsecureTLS,
+		ReceiverDisable:     d.ReceiverDisable,
+		ReceiverAbort:       d.ReceiverAbort,
 	}
 }
 
@@ -249,6 +251,7 @@ func (c *Config) EndpointDefaults() delivery.Defaults {
 		Timeout:     c.Delivery.DefaultTimeout,
 		MaxRetries:  c.Retry.Attempts,
 		Backoff:     delivery.Backoff{First: c.Retry.Backoff, Max: c.Retry.MaxBackoff, Multiplier: c.Retry.Multiplier},
+		Schedule:    c.Retry.Schedule,
 		Concurrency: c.Delivery.EndpointConcurrency,
 		Rate:        c.Delivery.EndpointRate,
 	}

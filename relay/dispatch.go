@@ -2,12 +2,12 @@ package relay
 
 import (
 	"context"
+	"math"
+	"math/rand/v2"
 	"sync"
 	"time"
 
-	"github.com/sony/gobreaker/v2"
-
-	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/delivery"
 )
 
 // jobOverhead is what a delivery costs in memory besides its share of the body, in bytes.
@@ -17,18 +17,28 @@ const jobOverhead = 1024
 // time of the commits: while a huge transaction is read, the others do not cease to matter because their events stand behind it.
 const activeFor = 10 * time.Second
 
+// forgetAfter is how long a lane without anything is kept.
+const forgetAfter = 10 * time.Minute
+
 // Why a delivery was deferred; kept with the pending row and as a label of the metric.
 const (
-	deferWindow   = "window"   // no room in memory
-	deferShare    = "share"    // its lane has its share of the window, others would have to wait
-	deferBreaker  = "breaker"  // the endpoint's breaker is open
-	deferPaused   = "paused"   // the tenant is paused
-	deferInactive = "inactive" // the endpoint is not active
-	deferInvalid  = "invalid"  // the endpoint's row cannot be used
-	deferHold     = "hold"     // it held back the confirmed LSN for too long
-	deferDrain    = "drain"    // the relay stops
-	deferBackfill = "backfill" // an event from before the stream
+	deferWindow    = "window"    // no room in memory
+	deferShare     = "share"     // its lane or tenant has its share of the window, others would have to wait
+	deferBreaker   = "breaker"   // the endpoint's breaker is open
+	deferThrottled = "throttled" // the receiver asked for a pause
+	deferRate      = "rate"      // the endpoint's rate limit
+	deferOrder     = "order"     // it waits behind another delivery of its key
+	deferPaused    = "paused"    // the tenant or the endpoint is paused
+	deferInactive  = "inactive"  // the endpoint is not active
+	deferInvalid   = "invalid"   // the endpoint's row cannot be used
+	deferHold      = "hold"      // it held back the confirmed LSN for too long
+	deferDrain     = "drain"     // the relay stops
+	deferBackfill  = "backfill"  // an event from before the stream
+	deferRecovery  = "recovery"  // an event that the endpoint missed
 )
+
+// parked is the due time of what waits until somebody wakes it.
+const parked = time.Duration(math.MaxInt64)
 
 // The dispatcher shares out the workers among the lanes.
 //
@@ -36,8 +46,9 @@ const (
 //	queue  ──admit──► lane queue ─┼─► ring ─► take ─► attempt
 //	                  lane queue ─┘                      └─► (held too long) ─► lease ─► recorder
 //
-// A lane stands in the ring while it has both work and capacity, so every lane gets its turn whatever stands in the others. Deliveries of the
-// stream are bounded in number and bytes by the window; those of the retry queue are bounded by the claim.
+// A lane stands in the ring of its tenant, and the tenant in that of the dispatcher, while it has both work and leave to start (mayStart): so
+// every tenant and every lane gets its turn whatever stands in the others. Deliveries of the stream are bounded in number and bytes by the
+// window; those of the retry queue are bounded by the claim.
 type dispatcher struct {
 	cfg     *Config
 	metrics *metrics
@@ -48,47 +59,74 @@ type dispatcher struct {
 	lease func(j *job)
 	// claimedDone is called after deliveries of the retry queue have left memory.
 	claimedDone func()
+	// breakerOpened is told when a lane's breaker opens, and for how long. It is called under the lock.
+	breakerOpened func(key laneKey, openFor time.Duration)
+	// spawn starts one more worker. It is called under the lock, Config.Delivery.Workers times at most.
+	spawn func()
 
-	mu       sync.Mutex
-	work     sync.Cond // a lane entered the ring, or the dispatcher closed
-	room     chan struct{}
-	closed   bool
-	drained  chan struct{} // not nil: nothing more is started
-	empty    bool          // drained is closed
-	lanes    map[laneKey]*lane
-	ring     []*lane // FIFO; ring[ringHead:] are waiting
-	ringHead int
-	running  jobList
-	queued   int
+	mu      sync.Mutex
+	workers int             // started
+	resting []chan struct{} // workers that wait for work; the last one is woken first, for its stack is warm
+	spare   []chan struct{}
+	room    chan struct{}
+	closed  bool
+	drained chan struct{} // not nil: nothing more is started
+	empty   bool          // drained is closed
 
-	used     int   // deliveries of the stream in memory
-	bytes    int64 // and what they occupy
-	claimed  int   // deliveries of the retry queue in memory
-	active   int   // lanes that had an arrival lately
-	starving int   // of these, lanes without any work
+	lanes   map[laneKey]*lane
+	parties map[string]*party
+	hosts   map[string]*host
+	ring    fifo[*party]
+	stalled fifo[*lane] // those that wait for a worker
+	running jobList
+	stamp   uint64
+
+	used          int   // deliveries of the stream in memory
+	bytes         int64 // and what they occupy
+	claimed       int   // deliveries of the retry queue in memory
+	active        int   // lanes that had an arrival lately
+	activeParties int   // tenants with such lanes
+	busyParties   int   // tenants with something queued or running
+	starving      int   // active lanes without any work
 
 	committed time.Time // the latest commit that the stream has come to
 }
 
 func newDispatcher(cfg *Config, m *metrics) *dispatcher {
-	d := &dispatcher{cfg: cfg, metrics: m, now: time.Now, lanes: make(map[laneKey]*lane), room: make(chan struct{}, 1)}
-	d.work.L = &d.mu
-	return d
+	return &dispatcher{
+		cfg: cfg, metrics: m, now: time.Now, room: make(chan struct{}, 1),
+		deferred: func(*job, string, time.Duration) {}, lease: func(*job) {}, claimedDone: func() {},
+		breakerOpened: func(laneKey, time.Duration) {}, spawn: func() {},
+		lanes: make(map[laneKey]*lane), parties: make(map[string]*party), hosts: make(map[string]*host),
+	}
 }
 
-func (d *dispatcher) lane(j *job) *lane {
-	key := laneKey{j.Tenant, j.EndpointID}
+func (d *dispatcher) laneOf(key laneKey) *lane {
 	l := d.lanes[key]
 	if l == nil {
 		l = d.newLane(key)
 		d.lanes[key] = l
+		l.last = d.now()
 	}
-	l.limit = j.endpoint.Concurrency
-	if l.limit <= 0 {
-		l.limit = d.cfg.Delivery.Workers
-	}
+	return l
+}
+
+// lane returns the lane of a job, with the limits that its endpoint has now.
+func (d *dispatcher) lane(j *job) *lane {
+	l := d.laneOf(laneKey{j.Tenant, j.EndpointID})
 	l.last = d.now()
-	j.lane = l
+	j.lane, j.admitted = l, l.last
+	if ep := j.endpoint; ep != nil {
+		l.limit = ep.Concurrency
+		if l.limit <= 0 {
+			l.limit = d.cfg.Delivery.Workers
+		}
+		if ep.Order == delivery.OrderStrict {
+			l.limit = 1
+		}
+		l.rate = ep.Rate
+		d.setHost(l, ep.Host)
+	}
 	return l
 }
 
@@ -98,7 +136,6 @@ func (d *dispatcher) admit(ctx context.Context, j *job) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	l := d.lane(j)
-	j.admitted = l.last
 	if d.drained != nil {
 		d.shed(ctx, j, deferDrain, 0)
 		return
@@ -106,11 +143,11 @@ func (d *dispatcher) admit(ctx context.Context, j *job) {
 	d.arrive(l, j.committed)
 	var deadline <-chan time.Time
 	for {
-		if t := l.blockedFor(d); t > 0 {
-			d.shed(ctx, j, deferBreaker, t)
+		if reason, due := d.refusal(j); reason != "" {
+			d.shed(ctx, j, reason, due)
 			return
 		}
-		over := l.used >= d.share()
+		over := d.overShare(l)
 		if over && d.starving > 0 {
 			d.shed(ctx, j, deferShare, 0)
 			return
@@ -133,6 +170,21 @@ func (d *dispatcher) admit(ctx context.Context, j *job) {
 	}
 }
 
+// refusal tells why a delivery of the stream cannot even wait in its lane, and when it is due then.
+func (d *dispatcher) refusal(j *job) (reason string, due time.Duration) {
+	l := j.lane
+	if l.isBlocked(j) {
+		return deferOrder, 0
+	}
+	if t, reason := l.blockedFor(d); t > 0 {
+		return reason, t
+	}
+	if l.queue.n >= l.fits(d.cfg.Window.Hold) {
+		return deferRate, l.later(d.now(), d.cfg.Window.Hold)
+	}
+	return "", 0
+}
+
 // waitRoom gives the lock away until there may be room. It returns false when the wait is over without.
 func (d *dispatcher) waitRoom(ctx context.Context, deadline <-chan time.Time) bool {
 	d.mu.Unlock()
@@ -147,22 +199,21 @@ func (d *dispatcher) waitRoom(ctx context.Context, deadline <-chan time.Time) bo
 	}
 }
 
-// share is what one lane may have of the window while others want theirs.
-func (d *dispatcher) share() int {
-	return max(d.cfg.Window.Deliveries/max(d.active, 1), 16)
-}
-
 func (d *dispatcher) arrive(l *lane, committed time.Time) {
 	l.committed = committed
 	if committed.After(d.committed) {
 		d.committed = committed
 	}
-	if !l.active {
-		l.active = true
-		d.active++
-		if l.used == 0 {
-			d.starving++
-		}
+	if l.active {
+		return
+	}
+	l.active = true
+	d.active++
+	if l.party.active++; l.party.active == 1 {
+		d.activeParties++
+	}
+	if l.used == 0 {
+		d.starving++
 	}
 }
 
@@ -173,6 +224,8 @@ func (d *dispatcher) hold(j *job) {
 		d.starving--
 	}
 	l.used++
+	l.party.used++
+	l.party.bytes += j.bytes
 	d.used++
 	d.bytes += j.bytes
 }
@@ -186,31 +239,45 @@ func (d *dispatcher) shed(ctx context.Context, j *job, reason string, due time.D
 		}
 	}
 	d.hold(j)
+	if j.ordered() {
+		d.blockKey(j.lane, j.Order.Key)
+	}
+	d.defers(j, reason, due)
+}
+
+// defers hands a job to the recorder as a row that is due later.
+func (d *dispatcher) defers(j *job, reason string, due time.Duration) {
+	d.blocks(j)
 	d.deferred(j, reason, due)
+}
+
+func (d *dispatcher) leaseRunning(j *job) {
+	j.leased = true
+	d.blocks(j)
+	d.lease(j)
 }
 
 // postpone defers a delivery of the stream without asking its lane.
 func (d *dispatcher) postpone(ctx context.Context, j *job, reason string, due time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	j.admitted = d.lane(j).last
+	d.lane(j)
 	d.shed(ctx, j, reason, due)
 }
 
 // offer puts a claimed delivery into its lane, or back into the retry queue if the lane is blocked. Nothing more is claimed for a lane that has
-// work for all its capacity, see busy.
+// work for all its capacity, see caps.
 func (d *dispatcher) offer(j *job) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	l := d.lane(j)
-	j.admitted = l.last
 	d.claimed++
 	if d.drained != nil {
-		d.deferred(j, deferDrain, 0)
+		d.defers(j, deferDrain, 0)
 		return
 	}
-	if t := l.blockedFor(d); t > 0 {
-		d.deferred(j, deferBreaker, t)
+	if t, reason := l.blockedFor(d); t > 0 {
+		d.defers(j, reason, t)
 		return
 	}
 	d.enqueue(j)
@@ -220,237 +287,12 @@ func (d *dispatcher) offer(j *job) {
 func (d *dispatcher) putOff(j *job, reason string, due time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.lane(j)
 	d.claimed++
-	d.deferred(j, reason, due)
+	d.defers(j, reason, due)
 }
 
-func (d *dispatcher) enqueue(j *job) {
-	j.lane.queue.push(j)
-	d.queued++
-	d.rouse(j.lane)
-}
-
-// rouse puts the lane into the ring if it has work that may start.
-func (d *dispatcher) rouse(l *lane) {
-	if l.ready || l.queue.n == 0 || !l.capacity() {
-		return
-	}
-	l.ready = true
-	if d.ringHead > 64 && d.ringHead > len(d.ring)/2 {
-		d.ring = d.ring[:copy(d.ring, d.ring[d.ringHead:])]
-		d.ringHead = 0
-	}
-	d.ring = append(d.ring, l)
-	d.work.Signal()
-}
-
-// take waits for a delivery to attempt. It returns nil once the dispatcher is closed.
-func (d *dispatcher) take() *job {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for {
-		for d.ringHead == len(d.ring) && !d.closed {
-			d.work.Wait()
-		}
-		if d.closed {
-			return nil
-		}
-		l := d.ring[d.ringHead]
-		d.ring[d.ringHead] = nil
-		d.ringHead++
-		l.ready = false
-		if l.queue.n == 0 || !l.capacity() {
-			continue
-		}
-		settle, err := l.breaker.Allow()
-		if err != nil {
-			d.refuse(l, err)
-			continue
-		}
-		j := l.queue.pop()
-		d.queued--
-		l.running++
-		j.running, j.settle = true, settle
-		d.running.push(j)
-		d.rouse(l)
-		return j
-	}
-}
-
-// refuse empties the queue of a lane whose breaker lets nothing through. While it is half-open the probes under way decide soon.
-func (d *dispatcher) refuse(l *lane, err error) {
-	due := l.blockedFor(d)
-	if err == gobreaker.ErrTooManyRequests { //nolint:errorlint // gobreaker returns the bare value
-		due = spread(time.Second)
-	}
-	for j := l.queue.pop(); j != nil; j = l.queue.pop() {
-		d.queued--
-		d.deferred(j, deferBreaker, max(due, 100*time.Millisecond))
-	}
-}
-
-// finish takes a delivery whose attempt has ended off its lane. failure is what the breaker should count, nil a success. It tells whether the
-// retry queue has taken the delivery over meanwhile.
-func (d *dispatcher) finish(j *job, failure error) (leased bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	l := j.lane
-	d.running.remove(j)
-	j.running = false
-	l.running--
-	j.settle(failure)
-	d.rouse(l)
-	return j.leased
-}
-
-// release gives back the room of deliveries whose outcome is durable.
-func (d *dispatcher) release(jobs []*job) {
-	d.mu.Lock()
-	before := d.claimed
-	for _, j := range jobs {
-		if j.ledger == nil {
-			d.claimed--
-			continue
-		}
-		l := j.lane
-		l.used--
-		d.used--
-		d.bytes -= j.bytes
-		if l.used == 0 && l.active {
-			d.starving++
-		}
-	}
-	d.checkDrained()
-	fewer := d.claimed < before
-	d.mu.Unlock()
-	signal(d.room)
-	if fewer {
-		d.claimedDone()
-	}
-}
-
-// sweep looks after what has been in memory for longer than hold: what waits in a queue is deferred, what runs is handed to the retry queue
-// under a lease, so that no receiver holds back the confirmed LSN. It also forgets lanes that nobody uses.
-func (d *dispatcher) sweep(hold time.Duration) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	now := d.now()
-	for key, l := range d.lanes {
-		for j := l.queue.head; j != nil && now.Sub(j.admitted) > hold; j = l.queue.head {
-			l.queue.remove(j)
-			d.queued--
-			if j.ledger == nil {
-				d.deferred(j, deferHold, spread(hold)) // others may be faster than this lane
-			} else {
-				d.deferred(j, deferHold, 0)
-			}
-		}
-		idle := now.Sub(l.last)
-		if l.active && d.committed.Sub(l.committed) > activeFor {
-			l.active = false
-			d.active--
-			if l.used == 0 {
-				d.starving--
-			}
-		}
-		if !l.active && l.used == 0 && l.queue.n == 0 && l.running == 0 && !l.ready && idle > 10*time.Minute &&
-			l.breaker.State() == gobreaker.StateClosed {
-			delete(d.lanes, key)
-		}
-	}
-	for j := d.running.head; j != nil; j = j.next {
-		if j.ledger != nil && !j.leased && now.Sub(j.admitted) > hold {
-			j.leased = true
-			d.lease(j)
-		}
-	}
-}
-
-// busy lists the endpoints for which nothing should be claimed now.
-func (d *dispatcher) busy() []outbox.UUID {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var ids []outbox.UUID
-	for key, l := range d.lanes {
-		if l.queue.n >= 2*l.limit || l.breaker.State() == gobreaker.StateOpen {
-			ids = append(ids, key.endpoint)
-		}
-	}
-	return ids
-}
-
-// abandon takes what a session has not started out of the queues, for the log has it still. It returns how many that were.
-func (d *dispatcher) abandon(of *ledger) int {
-	d.mu.Lock()
-	var left []*job
-	for _, l := range d.lanes {
-		for j, next := l.queue.head, (*job)(nil); j != nil; j = next {
-			next = j.next
-			if j.ledger == of {
-				l.queue.remove(j)
-				d.queued--
-				left = append(left, j)
-			}
-		}
-	}
-	d.mu.Unlock()
-	d.release(left)
-	return len(left)
-}
-
-// drain starts nothing more: what waits, and all that still comes, is deferred. The channel is closed once every outcome is durable.
-func (d *dispatcher) drain() <-chan struct{} {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.drained = make(chan struct{})
-	for _, l := range d.lanes {
-		for j := l.queue.pop(); j != nil; j = l.queue.pop() {
-			d.queued--
-			d.deferred(j, deferDrain, 0)
-		}
-	}
-	d.checkDrained()
-	return d.drained
-}
-
-func (d *dispatcher) checkDrained() {
-	if d.drained != nil && !d.empty && d.used == 0 && d.claimed == 0 {
-		d.empty = true
-		close(d.drained)
-	}
-}
-
-// load counts the deliveries in memory: those of the stream, their bytes, those of the retry queue, and how many of both are in flight.
-func (d *dispatcher) load() (stream int, bytes int64, claimed, running int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.used, d.bytes, d.claimed, d.running.n
-}
-
-// leases lists the deliveries in memory that are leased in the retry queue.
-func (d *dispatcher) leases() []outbox.UUID {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var ids []outbox.UUID
-	for j := d.running.head; j != nil; j = j.next {
-		if j.ledger == nil || j.leased {
-			ids = append(ids, j.ID)
-		}
-	}
-	for _, l := range d.lanes {
-		for j := l.queue.head; j != nil; j = j.next {
-			if j.ledger == nil {
-				ids = append(ids, j.ID)
-			}
-		}
-	}
-	return ids
-}
-
-// close ends take. What still waits stays where it is.
-func (d *dispatcher) close() {
-	d.mu.Lock()
-	d.closed = true
-	d.mu.Unlock()
-	d.work.Broadcast()
+// spread adds up to a quarter, so that what waits for the same moment does not come back at the same moment.
+func spread(t time.Duration) time.Duration {
+	return t + time.Duration(rand.Int64N(int64(t)/4+1)) //nolint:gosec // jitter needs no secrecy
 }

@@ -18,6 +18,8 @@ import (
 type bench struct {
 	*dispatcher
 	deferrals []string
+	dues      []time.Duration
+	rows      []*job // deferred or leased, in that order
 	leases    []*job
 	ledger    *ledger
 	ids       map[string]outbox.UUID
@@ -27,9 +29,15 @@ func newBench(window int) *bench {
 	cfg := DefaultConfig()
 	cfg.Window.Deliveries = window
 	b := &bench{dispatcher: newDispatcher(&cfg, newMetrics(prometheus.NewRegistry())), ledger: newLedger(0, 0), ids: make(map[string]outbox.UUID)}
-	b.deferred = func(_ *job, reason string, _ time.Duration) { b.deferrals = append(b.deferrals, reason) }
-	b.lease = func(j *job) { b.leases = append(b.leases, j) }
-	b.claimedDone = func() {}
+	b.deferred = func(j *job, reason string, due time.Duration) {
+		b.deferrals = append(b.deferrals, reason)
+		b.rows = append(b.rows, j)
+		b.dues = append(b.dues, due)
+	}
+	b.lease = func(j *job) {
+		b.leases = append(b.leases, j)
+		b.rows = append(b.rows, j)
+	}
 	return b
 }
 
@@ -81,7 +89,7 @@ func TestLaneKeepsItsConcurrency(t *testing.T) {
 		go func() { third = b.take() }()
 		synctest.Wait()
 		require.Nil(t, third, "a third attempt beside two")
-		b.finish(first, nil)
+		b.finish(first, verdict{})
 		synctest.Wait()
 		require.NotNil(t, third)
 	})
@@ -92,7 +100,7 @@ func TestLaneBeyondItsShareIsDeferredWhileAnotherStarves(t *testing.T) {
 	b := newBench(100)
 	small := b.job("small", 1)
 	b.admit(t.Context(), small)
-	b.finish(b.take(), nil)
+	b.finish(b.take(), verdict{})
 	b.release([]*job{small}) // the small lane has nothing to do, but had lately
 	for range 51 {
 		b.admit(t.Context(), b.job("big", 1))
@@ -115,7 +123,7 @@ func TestLaneAloneWaitsForRoom(t *testing.T) {
 		synctest.Wait()
 		require.False(t, admitted)
 		j := b.take()
-		b.finish(j, nil)
+		b.finish(j, verdict{})
 		b.release([]*job{j})
 		synctest.Wait()
 		require.True(t, admitted)
@@ -146,7 +154,7 @@ func TestSweepHandsOver(t *testing.T) {
 		b.sweep(2 * time.Second)
 		require.Equal(t, []*job{running}, b.leases, "what runs is leased, once")
 		require.Equal(t, []string{deferHold}, b.deferrals, "what waits is deferred")
-		require.True(t, b.finish(running, nil))
+		require.True(t, b.finish(running, verdict{}))
 	})
 }
 
@@ -156,7 +164,7 @@ func TestOpenBreakerDefers(t *testing.T) {
 	b.cfg.Breaker.Failures = 1
 	b.admit(t.Context(), b.job("dead", 1))
 	b.admit(t.Context(), b.job("dead", 1))
-	b.finish(b.take(), errAttempt)
+	b.finish(b.take(), verdict{failure: errAttempt})
 	b.admit(t.Context(), b.job("alive", 1))
 	require.Equal(t, "alive", b.names(b.take()))
 	b.admit(t.Context(), b.job("dead", 1))
@@ -173,7 +181,7 @@ func TestDrainDefersTheRest(t *testing.T) {
 	drained := b.drain()
 	b.admit(context.Background(), late)
 	require.Equal(t, []string{deferDrain, deferDrain}, b.deferrals)
-	b.finish(running, nil)
+	b.finish(running, verdict{})
 	b.release([]*job{running, waiting, late})
 	select {
 	case <-drained:

@@ -103,6 +103,7 @@ func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error
 	if t.is(stateSuspended) {
 		return nil // its events stay in the table until it is resumed
 	}
+	s.tx.n++
 	plan, err := rel.eventPlan()
 	if err != nil {
 		return s.suspend(ctx, t, err)
@@ -148,31 +149,47 @@ func (s *session) jobs(t *tenant, e *outbox.Event) []*job {
 			m = &encoded
 			messages[ep.Format] = m
 		}
-		s.batch = append(s.batch, newJob(t.schema, target, m, len(s.targets), s))
+		s.batch = append(s.batch, newJob(t.schema, target, m, e, s))
 	}
 	return s.batch
 }
 
-func newJob(tenant string, target route.Target, m *delivery.Message, share int, s *session) *job {
+func newJob(tenant string, target route.Target, m *delivery.Message, e *outbox.Event, s *session) *job {
 	ep := target.Endpoint
 	return &job{
 		Delivery: store.Delivery{
 			ID: outbox.NewUUID(), Tenant: tenant, EventID: m.ID, EndpointID: ep.ID, URL: ep.URL, Method: ep.Method, Message: m,
+			Subscription: target.Subscription, EventType: e.Type, Order: place(ep, e, s.tx.begin.CommitLSN, s.tx.n),
 		},
 		endpoint:  ep,
 		committed: s.tx.begin.CommitTime,
 		ledger:    s.ledger,
 		commit:    s.tx.entry,
-		bytes:     int64(jobOverhead + len(m.Body)/share),
+		bytes:     int64(jobOverhead + len(m.Body)/len(s.targets)),
 	}
 }
 
-func (s *session) dispatch(ctx context.Context, t *tenant, j *job) {
-	if t.is(statePaused) {
-		s.dispatcher.postpone(ctx, j, deferPaused, pausedFor)
-		return
+// place is where a delivery stands in the order that its endpoint promises.
+func place(ep *delivery.Endpoint, e *outbox.Event, commit wal.LSN, n int32) store.Place {
+	switch ep.Order {
+	case delivery.OrderStrict:
+		return store.Place{Key: ep.ID, LSN: commit, N: n}
+	case delivery.OrderAggregate:
+		return store.Place{Key: e.AggregateID, LSN: commit, N: n}
+	case delivery.OrderNone:
 	}
-	s.dispatcher.admit(ctx, j)
+	return store.Place{}
+}
+
+func (s *session) dispatch(ctx context.Context, t *tenant, j *job) {
+	switch {
+	case t.is(statePaused):
+		s.dispatcher.postpone(ctx, j, deferPaused, pausedFor)
+	case j.endpoint.Paused:
+		s.dispatcher.postpone(ctx, j, deferPaused, parked)
+	default:
+		s.dispatcher.admit(ctx, j)
+	}
 }
 
 // lookUp dispatches what has been held back for a look into the deliveries: what an earlier session recorded, but could not cover, is not sent

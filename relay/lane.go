@@ -1,7 +1,7 @@
 package relay
 
 import (
-	"math/rand/v2"
+	"math"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -23,13 +23,18 @@ type job struct {
 
 	// Under the dispatcher's lock.
 	lane       *lane
+	host       *host // that the attempt under way counts for
 	bytes      int64
 	admitted   time.Time
 	running    bool
 	leased     bool        // the retry queue has taken it over from the ledger; the attempt goes on
+	blocking   bool        // counted among what keeps its key blocked until it is recorded
 	settle     func(error) // tells the breaker
 	next, prev *job
 }
+
+// ordered tells whether the delivery has a place among others.
+func (j *job) ordered() bool { return !j.Order.Key.IsZero() }
 
 // jobList is a queue of jobs linked through themselves.
 type jobList struct {
@@ -76,32 +81,152 @@ type laneKey struct {
 	endpoint outbox.UUID
 }
 
-// A lane is an endpoint's place in the dispatcher: its queue, its concurrency and its breaker. All of it is under the dispatcher's lock.
+// A lane is an endpoint's place in the dispatcher: its queue, its limits, its breaker and its order. All of it is under the dispatcher's lock.
 type lane struct {
-	key       laneKey
-	queue     jobList
-	running   int
-	used      int       // jobs of the stream: queued, running, or not yet recorded
-	limit     int       // attempts at the same time
-	ready     bool      // stands in the dispatcher's ring
+	key      laneKey
+	party    *party
+	host     *host // nil until an endpoint is known
+	hostName string
+	queue    jobList // may start, as far as their order goes
+	behind   int     // jobs in chains that may not
+	running  int
+	used     int  // jobs of the stream: queued, running, or not yet recorded
+	ready    bool // stands in its party's ring
+	busy     bool // counts among its party's lanes with work
+	stalled  bool // stands in a list of those that wait for a worker or for the host
+
 	active    bool      // had an arrival from the stream lately
 	last      time.Time // of the last arrival
 	committed time.Time // of the last event from the stream
-	breaker   *gobreaker.TwoStepCircuitBreaker[struct{}]
-	opened    time.Time // when the breaker opened
+
+	ramp
+	pace
+	breaker  *gobreaker.TwoStepCircuitBreaker[struct{}]
+	failures int       // in a row
+	opened   time.Time // when the breaker opened
+	until    time.Time // nothing is sent before: the receiver asked for it, or a breaker of before the start
+
+	chains  map[outbox.UUID]*chain
+	blocked map[outbox.UUID]*block
+}
+
+// ramp is how many attempts run at the same time. It begins low, grows by one for every success that used all of it up to a threshold, and by
+// one a round from there: a receiver that hangs from the start never gets more than the first few, and one that comes back is not knocked over by
+// its backlog. An answer that says "too much" halves it, at most once a second. It is TCP's congestion control (RFC 5681), counted in attempts.
+type ramp struct {
+	limit     int // what configuration or row allow
+	allowed   int
+	threshold int
+	grown     int
+	credit    int // successes that may let it grow, since all of it was in use
+	cut       time.Time
+}
+
+const firstAllowed = 8
+
+func (r *ramp) allowance() int { return min(r.limit, r.allowed) }
+
+// filled is told how many run when one more has started.
+func (r *ramp) filled(running int) {
+	if running >= r.allowed {
+		r.credit = r.allowed
+	}
+}
+
+func (r *ramp) succeeded() {
+	if r.credit == 0 || r.allowed >= r.limit {
+		return
+	}
+	r.credit--
+	if r.grown++; r.allowed < r.threshold || r.grown >= r.allowed {
+		r.allowed++
+		r.grown = 0
+	}
+}
+
+func (r *ramp) overloaded(now time.Time) {
+	if now.Sub(r.cut) < time.Second {
+		return
+	}
+	r.allowed = max(min(r.allowed, r.limit)/2, 1)
+	r.threshold, r.grown, r.credit, r.cut = r.allowed, 0, 0, now
+}
+
+func (r *ramp) restart(first int) {
+	r.threshold = max(r.allowance()/2, 1)
+	r.allowed, r.grown, r.credit = first, 0, 0
+}
+
+// pace spaces attempts for a rate limit (the generic cell rate algorithm, ITU-T I.371): next is when the next attempt would come if all before
+// it had kept their distance. Up to burstTime of attempts may come early.
+type pace struct {
+	rate  float64 // attempts a second; zero: no limit
+	next  time.Time
+	slot  time.Time // due time of what was deferred last for the rate
+	timer *time.Timer
+}
+
+const burstTime = 20 * time.Millisecond
+
+func (p *pace) interval() time.Duration { return time.Duration(float64(time.Second) / p.rate) }
+
+// wait tells how long until an attempt may start.
+func (p *pace) wait(now time.Time) time.Duration {
+	if p.rate == 0 {
+		return 0
+	}
+	return max(p.next.Add(-burstTime).Sub(now), 0)
+}
+
+func (p *pace) started(now time.Time) {
+	if p.rate == 0 {
+		return
+	}
+	if p.next.Before(now) {
+		p.next = now
+	}
+	p.next = p.next.Add(p.interval())
+}
+
+// fits tells how many deliveries start within d.
+func (p *pace) fits(d time.Duration) int {
+	if p.rate == 0 {
+		return math.MaxInt
+	}
+	return max(int(p.rate*d.Seconds()), 1)
+}
+
+// later returns when the next one that does not fit is due. What is deferred comes back at the rate, not all at once.
+func (p *pace) later(now time.Time, hold time.Duration) time.Duration {
+	if earliest := now.Add(hold); p.slot.Before(earliest) {
+		p.slot = earliest
+	}
+	p.slot = p.slot.Add(p.interval())
+	return p.slot.Sub(now)
 }
 
 func (d *dispatcher) newLane(key laneKey) *lane {
-	l := &lane{key: key}
-	cfg := d.cfg.Breaker
+	l := &lane{key: key, party: d.partyOf(key.tenant)}
+	l.party.lanes++
+	l.allowed, l.threshold = firstAllowed, math.MaxInt
+	cfg := &d.cfg.Breaker
 	l.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
-		MaxRequests: uint32(cfg.HalfOpen), //nolint:gosec // validated
-		Timeout:     cfg.OpenFor,
-		ReadyToTrip: func(c gobreaker.Counts) bool { return int64(c.ConsecutiveFailures) >= int64(cfg.Failures) },
+		MaxRequests:  uint32(cfg.HalfOpen), //nolint:gosec // validated
+		Timeout:      cfg.OpenFor,
+		Interval:     cfg.Window,
+		BucketPeriod: cfg.Window / 10,
+		ReadyToTrip: func(c gobreaker.Counts) bool {
+			made := c.TotalSuccesses + c.TotalFailures
+			return l.failures >= cfg.Failures || // its own count of these ends with the window
+				cfg.FailureRatio > 0 && int(made) >= cfg.MinAttempts && float64(c.TotalFailures) >= cfg.FailureRatio*float64(made)
+		},
+		IsExcluded: func(err error) bool { return err == errNoVerdict }, //nolint:errorlint // our own value, given to settle
 		// Runs under the breaker's own lock, which is only ever taken under the dispatcher's.
 		OnStateChange: func(_ string, from, to gobreaker.State) {
 			if to == gobreaker.StateOpen {
 				l.opened = d.now()
+				l.restart(cfg.HalfOpen)
+				d.breakerOpened(key, cfg.OpenFor)
 			}
 			d.metrics.breakerChanged(from, to)
 		},
@@ -109,19 +234,21 @@ func (d *dispatcher) newLane(key laneKey) *lane {
 	return l
 }
 
-// blockedFor tells how long nothing should be sent through the lane. Zero: it is open for attempts.
-func (l *lane) blockedFor(d *dispatcher) time.Duration {
-	if l.breaker.State() != gobreaker.StateOpen {
-		return 0
+// blockedFor tells how long nothing should be sent through the lane, and why. Zero: it is open for attempts.
+func (l *lane) blockedFor(d *dispatcher) (time.Duration, string) {
+	now := d.now()
+	if left := l.until.Sub(now); left > 0 {
+		return spread(max(left, 100*time.Millisecond)), deferThrottled
 	}
-	left := l.opened.Add(d.cfg.Breaker.OpenFor).Sub(d.now())
-	return spread(max(left, 100*time.Millisecond))
+	if l.breaker.State() != gobreaker.StateOpen {
+		return 0, ""
+	}
+	left := l.opened.Add(d.cfg.Breaker.OpenFor).Sub(now)
+	return spread(max(left, 100*time.Millisecond)), deferBreaker
 }
 
-// spread adds up to a quarter, so that what waits for the same moment does not come back at the same moment.
-func spread(t time.Duration) time.Duration {
-	return t + time.Duration(rand.Int64N(int64(t)/4+1)) //nolint:gosec // jitter needs no secrecy
+// idle tells whether the lane can be forgotten.
+func (l *lane) idle() bool {
+	return !l.active && l.used == 0 && l.queue.n == 0 && l.behind == 0 && l.running == 0 && !l.ready && !l.stalled &&
+		len(l.chains) == 0 && len(l.blocked) == 0 && l.breaker.State() == gobreaker.StateClosed
 }
-
-// capacity tells whether one more attempt may start.
-func (l *lane) capacity() bool { return l.running < l.limit }

@@ -64,7 +64,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	deferrals := vector("deferred_total", "Deliveries deferred to the retry queue without an attempt, by reason.", "reason")
 	m.deferrals = make(map[string]prometheus.Counter)
-	for _, r := range []string{deferWindow, deferShare, deferBreaker, deferPaused, deferInactive, deferInvalid, deferHold, deferDrain, deferBackfill} {
+	for _, r := range []string{
+		deferWindow, deferShare, deferBreaker, deferThrottled, deferRate, deferOrder, deferPaused, deferInactive, deferInvalid, deferHold, deferDrain,
+		deferBackfill, deferRecovery,
+	} {
 		m.deferrals[r] = deferrals.WithLabelValues(r)
 	}
 	m.latency = histogram("commit_to_answer_seconds", "Time from the COMMIT of an event to the answer to the first attempt.", latencyBuckets)

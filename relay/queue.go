@@ -9,6 +9,9 @@ import (
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
+// runLength is how many deliveries of one ordered key are claimed together.
+const runLength = 100
+
 // claimDue works the retry queue until ctx is done: it claims what is due and what can start soon, and offers it to the lanes.
 func (e *engine) claimDue(ctx context.Context) error {
 	complained := false
@@ -48,19 +51,19 @@ func (e *engine) claimBatch(ctx context.Context) (full bool, err error) {
 	if _, _, claimed, _ := e.dispatcher.load(); claimed > n {
 		return false, nil // one batch is attempted while the next one is claimed, no more
 	}
-	busy := e.dispatcher.busy()
-	rows, err := e.store.Claim(ctx, e.owner, n, e.cfg.Queue.Lease, busy)
+	caps := e.dispatcher.caps()
+	rows, more, err := e.store.Claim(ctx, e.owner, store.ClaimOptions{N: n, Lease: e.cfg.Queue.Lease, Caps: caps, Run: runLength})
 	if err != nil {
 		return false, fmt.Errorf("claim due deliveries: %w", err)
 	}
-	if len(busy) == 0 {
+	if len(caps) == 0 {
 		e.claimLater.Store(false) // what is due was not kept out: there is nothing to wait for
 	}
 	for i := range rows {
 		e.offer(&rows[i])
 	}
 	e.metrics.claimed(len(rows))
-	return len(rows) == n, nil
+	return more && len(rows) > 0, nil
 }
 
 // offer gives a claimed delivery to its lane, or back if its endpoint cannot take it.
@@ -70,12 +73,20 @@ func (e *engine) offer(c *store.Claimed) {
 	switch {
 	case err != nil:
 		e.dispatcher.putOff(j, deferInvalid, spread(pausedFor))
+		return
 	case !ep.Active:
-		e.dispatcher.putOff(j, deferInactive, spread(pausedFor))
-	default:
-		j.endpoint, j.URL, j.Method = ep, ep.URL, ep.Method
-		e.dispatcher.offer(j)
+		e.dispatcher.putOff(j, deferInactive, parked)
+		return
+	case ep.Paused:
+		e.dispatcher.putOff(j, deferPaused, parked)
+		return
 	}
+	if c.Event != nil { // the row does not keep what was sent, for it had been delivered
+		m := delivery.Encode(nil, ep.Format, c.Event, e.cfg.Delivery.Source)
+		j.Message = &m
+	}
+	j.endpoint, j.URL, j.Method = ep, ep.URL, ep.Method
+	e.dispatcher.offer(j)
 }
 
 // claimedDone is called when claimed deliveries have left memory: if claiming had to stop for want of room, it goes on.

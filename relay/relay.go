@@ -144,9 +144,7 @@ func (e *engine) run(ctx context.Context, abort <-chan struct{}) error {
 	defer stopAttempts()
 
 	group, ctx := errgroup.WithContext(ctx)
-	for range e.cfg.Delivery.Workers {
-		group.Go(func() error { return e.work(attempts) })
-	}
+	e.dispatcher.spawn = func() { group.Go(func() error { return e.work(attempts) }) }
 	group.Go(func() error { return e.recorder.run(recording) })
 	group.Go(func() error { return e.sweep(recording) })
 	group.Go(func() error { return e.renewLeases(recording) })

@@ -73,6 +73,9 @@ func (r *row) endpoint(e *delivery.EndpointRow) {
 	r.text("delivery_order", &e.Order)
 	r.int32("max_concurrency", &e.MaxConcurrency)
 	r.float("rate_limit_per_second", &e.RatePerSecond)
+	if i := r.rel.Column("paused_at"); i >= 0 {
+		e.Paused = !r.t.IsNull(i)
+	}
 	if i := r.rel.Column("max_retry_attempts"); i < 0 || r.t.IsNull(i) {
 		e.MaxRetryAttempts = -1 // zero is a number of retries, too
 	}

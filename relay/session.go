@@ -36,6 +36,7 @@ type session struct {
 	startHigh wal.LSN    // commits up to here may be recorded
 	mu        sync.Mutex // of the map of tenants, for all but the stream's goroutine, which alone changes it
 	tenants   map[string]*tenant
+	woken     []laneKey // endpoints that take deliveries again
 	relations map[uint32]*relation
 
 	tx         transaction
@@ -48,9 +49,10 @@ type session struct {
 // transaction is what the session knows of the one being read.
 type transaction struct {
 	begin  wal.Begin
-	skip   bool // its commit is covered
-	repeat bool // an earlier session may have recorded deliveries of it
-	entry  int  // in the ledger; noCommit until the first delivery
+	skip   bool  // its commit is covered
+	repeat bool  // an earlier session may have recorded deliveries of it
+	entry  int   // in the ledger; noCommit until the first delivery
+	n      int32 // events so far
 }
 
 // session opens the stream, which is the lock of leadership, and works until it ends. A nil error means that ctx is done.
@@ -89,6 +91,11 @@ func (s *session) run(parent context.Context) error {
 	if err := s.loadTenants(ctx); err != nil {
 		return err
 	}
+	blocked, err := s.store.Blocked(ctx, s.schemas())
+	if err != nil {
+		return fmt.Errorf("load what waits in order: %w", err)
+	}
+	s.dispatcher.block(blocked)
 	s.log.Info("leading", "slot", s.cfg.Database.Slot, "epoch", s.epoch, "position", s.start, "tenants", len(s.tenants))
 	s.recorder.lead(s)
 	s.status.set(true, "leading slot %q", s.cfg.Database.Slot)
@@ -110,11 +117,13 @@ func (s *session) run(parent context.Context) error {
 	return errors.Join(err, s.finish(parent))
 }
 
-// attend does the leader's background work until ctx is done: backfills, and the snapshot that a lost slot is healed from.
+// attend does the leader's background work until ctx is done: backfills, what waits in order or for its endpoint, and the snapshot that a lost
+// slot is healed from.
 func (s *session) attend(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	var snapshot checkpoint
+	var waker waker
 	for {
 		select {
 		case <-ctx.Done():
@@ -122,7 +131,7 @@ func (s *session) attend(ctx context.Context) {
 		case <-tick.C:
 		case <-s.backfill:
 		}
-		if err := errors.Join(s.fill(ctx), snapshot.advance(ctx, s)); err != nil && ctx.Err() == nil {
+		if err := errors.Join(s.fill(ctx), waker.wake(ctx, s), snapshot.advance(ctx, s)); err != nil && ctx.Err() == nil {
 			s.log.Warn("the leader's background work does not succeed, trying again", "error", err)
 		}
 	}

@@ -3,6 +3,8 @@ package relay
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -218,6 +220,9 @@ func (s *session) tenant(schema string) *tenant {
 	return s.tenants[schema]
 }
 
+// schemas lists the tenants that are served.
+func (s *session) schemas() []string { return slices.Sorted(maps.Keys(s.tenants)) }
+
 // awaitVisible waits until the transaction being read is visible to others. The server sends a commit once it is flushed, which may be before:
 // with synchronous replication, as long before as the standby takes.
 func (s *session) awaitVisible(ctx context.Context) error {
@@ -291,9 +296,13 @@ func (s *session) set(t *tenant, kind tableKind, id outbox.UUID, r *row) {
 	var fault error
 	switch kind {
 	case tableEndpoints:
-		e, _ := t.table.EndpointRow(id)
+		e, known := t.table.EndpointRow(id)
+		took := e.Active && !e.Paused
 		if r.endpoint(&e); r.err == nil {
 			fault = t.table.SetEndpoint(e)
+		}
+		if known && !took && e.Active && !e.Paused {
+			s.takesAgain(laneKey{t.schema, id})
 		}
 	case tableEventTypes:
 		e, _ := t.table.EventTypeRow(id)

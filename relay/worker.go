@@ -4,14 +4,18 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net/http"
 	"time"
 
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
-// errAttempt is what a breaker is told of a failed attempt.
-var errAttempt = errors.New("attempt failed")
+// What a breaker is told of an attempt: it failed, or it says nothing about the receiver.
+var (
+	errAttempt   = errors.New("attempt failed")
+	errNoVerdict = errors.New("attempt without a verdict")
+)
 
 // work attempts deliveries, one after the other, until the dispatcher closes. ctx ends the attempt under way.
 func (e *engine) work(ctx context.Context) error {
@@ -30,13 +34,36 @@ func (e *engine) attempt(ctx context.Context, j *job) {
 	if !j.committed.IsZero() {
 		e.metrics.answered(j.committed, res.Started.Add(res.Duration))
 	}
-	var failure error
-	if !res.OK() && res.Class != delivery.ClassCanceled {
-		failure = errAttempt
-	}
-	leased := e.dispatcher.finish(j, failure)
+	v := judge(j, &res)
+	o := decide(j, res)
+	v.again = o.Status == store.Retrying || o.Status == store.Pending
+	ordered := j.ordered()
+	leased := e.dispatcher.finish(j, v)
 	j.Queued = j.Queued || leased
-	e.recorder.add(j, decide(j, res))
+	e.recorder.add(j, o)
+	if ordered {
+		e.dispatcher.settled(j, v.again)
+	}
+}
+
+// judge tells what the result says about the receiver.
+func judge(j *job, res *delivery.Result) verdict {
+	var v verdict
+	switch {
+	case res.OK():
+	case res.Class == delivery.ClassCanceled:
+		v.failure = errNoVerdict
+	default:
+		v.failure = errAttempt
+	}
+	switch {
+	case res.Status == http.StatusTooManyRequests, res.Status == http.StatusServiceUnavailable:
+		v.overloaded = true
+		v.pause = min(res.RetryAfter, j.endpoint.Retry.Max)
+	case res.Class == delivery.ClassTimeout:
+		v.overloaded = true
+	}
+	return v
 }
 
 // decide turns the result of an attempt into the outcome of its delivery. An attempt that we ended ourselves is not counted.
@@ -47,16 +74,19 @@ func decide(j *job, res delivery.Result) store.Outcome {
 		return o
 	}
 	j.Attempts++
+	if res.Directive == delivery.DirectiveDisable {
+		o.Disable, o.Reason = true, "the receiver asked for it"
+	}
 	switch {
 	case res.OK():
 		o.Status = store.Success
 	case res.Class == delivery.ClassGone:
 		o.Status, o.Disable = store.Failed, true
-	case !res.Class.Retryable() || j.Attempts > j.endpoint.MaxRetries:
+	case res.Directive == delivery.DirectiveAbort, !res.Class.Retryable(), j.Attempts > j.endpoint.MaxRetries:
 		o.Status = store.Failed
 	default:
 		o.Status = store.Retrying
-		o.Due = max(j.endpoint.Retry.Delay(j.Attempts, rand.Float64), min(res.RetryAfter, j.endpoint.Retry.Max))
+		o.Due = max(j.endpoint.Delay(j.Attempts, rand.Float64), min(res.RetryAfter, j.endpoint.Retry.Max))
 	}
 	return o
 }
@@ -64,7 +94,11 @@ func decide(j *job, res delivery.Result) store.Outcome {
 // deferJob makes a delivery a pending row. It is called under the dispatcher's lock.
 func (e *engine) deferJob(j *job, reason string, due time.Duration) {
 	e.metrics.deferred(reason)
-	e.recorder.add(j, store.Outcome{Delivery: &j.Delivery, Status: store.Pending, Due: due, Reason: reason})
+	o := store.Outcome{Delivery: &j.Delivery, Status: store.Pending, Due: due, Reason: reason}
+	if due == parked {
+		o.Due, o.Park = 0, true
+	}
+	e.recorder.add(j, o)
 }
 
 // leaseJob makes a delivery in flight a row that is leased to us, for the ledger not to wait for it. The attempt goes on, and its outcome finds

@@ -40,11 +40,23 @@ func (s *Store) Backfills(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
+// eventColumns are those of an event e. An adopted table may have nulls and infinities where ours has none.
+const eventColumns = `e.id, e.event_type::text, coalesce(e.event_name, '')::text, e.aggregate_id, coalesce(e.aggregate_type, '')::text, coalesce(e.aggregate_version, 1)::int4,
+  coalesce(e.event_data, '{}')::text, coalesce(e.event_metadata, '{}')::text, e.correlation_id, e.causation_id, e.triggered_by_user_id, e.context_id,
+  CASE WHEN isfinite(e.occurred_at) THEN e.occurred_at ELSE now() END::timestamptz`
+
+// scanEvent reads eventColumns.
+func scanEvent(rows pgx.Rows) (e outbox.Event, err error) {
+	var data, metadata string
+	err = rows.Scan(&e.ID, &e.Type, &e.Name, &e.AggregateID, &e.AggregateType, &e.AggregateVersion, &data, &metadata,
+		&e.CorrelationID, &e.CausationID, &e.TriggeredByUserID, &e.ContextID, &e.OccurredAt)
+	e.Data, e.Metadata = json.RawMessage(data), json.RawMessage(metadata)
+	return e, err
+}
+
 // A row without xid is older than the column, so it was committed before every snapshot of ours.
 const backfillPage = `
-SELECT e.id, e.event_type::text, coalesce(e.event_name, '')::text, e.aggregate_id, coalesce(e.aggregate_type, '')::text, coalesce(e.aggregate_version, 1)::int4,
-  coalesce(e.event_data, '{}')::text, coalesce(e.event_metadata, '{}')::text, e.correlation_id, e.causation_id, e.triggered_by_user_id, e.context_id,
-  CASE WHEN isfinite(e.occurred_at) THEN e.occurred_at ELSE now() END::timestamptz
+SELECT ` + eventColumns + `
 FROM {tenant}.webhook_events e
 WHERE e.id > $1::uuid AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $2::text::pg_snapshot))
   AND CASE $3::text WHEN 'unprocessed' THEN e.processed_at IS NULL WHEN 'since' THEN e.occurred_at >= $4::timestamptz ELSE true END`
@@ -96,17 +108,11 @@ func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, 
 	defer rows.Close()
 	size := 0
 	for size < pageBytes && rows.Next() {
-		var (
-			e              outbox.Event
-			data, metadata string
-		)
-		err := rows.Scan(&e.ID, &e.Type, &e.Name, &e.AggregateID, &e.AggregateType, &e.AggregateVersion, &data, &metadata,
-			&e.CorrelationID, &e.CausationID, &e.TriggeredByUserID, &e.ContextID, &e.OccurredAt)
+		e, err := scanEvent(rows)
 		if err != nil {
 			return nil, err
 		}
-		e.Data, e.Metadata = json.RawMessage(data), json.RawMessage(metadata)
-		size += len(data) + len(metadata)
+		size += len(e.Data) + len(e.Metadata)
 		page.Events = append(page.Events, e)
 	}
 	rows.Close()

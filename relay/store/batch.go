@@ -96,6 +96,7 @@ func (t *tenantBatch) statements(owner outbox.UUID) []statement {
 	add(insertOutcomes, first, true, owner, t.tenant)
 	add(updateDelivered, won, false)
 	add(updateOutcomes, later, true, owner)
+	list = append(list, arrange(first, won, later)...)
 	if ids, reasons := t.disabled(); len(ids) > 0 {
 		list = append(list, statement{forTenant(disableEndpoints, t.tenant), []any{ids, reasons}})
 	}
@@ -146,7 +147,10 @@ type rows struct {
 	ages, tooks                                       []int64
 	states, bodies, classes, codes, messages, answers []string
 	dues                                              []*int64
-	leased                                            []bool
+	leased, parks                                     []bool
+	replays, ns                                       []int32
+	keys                                              []outbox.UUID // null where no order is kept
+	lsns                                              []string
 }
 
 // arguments returns the parameters for attemptRows, or with full those for outcomeRows.
@@ -174,7 +178,8 @@ func arguments(outcomes []*Outcome, full bool) []any {
 	}
 	args := []any{r.ids, r.events, r.endpoints, r.attempts, r.urls, r.methods, r.headers, r.signatures, r.statuses, r.ages, r.tooks}
 	if full {
-		args = append(args, r.states, r.bodies, r.classes, r.codes, r.messages, r.answers, r.dues, r.leased)
+		args = append(args, r.states, r.bodies, r.classes, r.codes, r.messages, r.answers, r.dues, r.leased,
+			r.replays, r.keys, r.lsns, r.ns, r.parks)
 	}
 	return args
 }
@@ -196,7 +201,9 @@ func (r *rows) grow(n int, full bool) {
 	for _, column := range []*[]string{&r.states, &r.bodies, &r.classes, &r.codes, &r.messages, &r.answers} {
 		*column = make([]string, 0, n)
 	}
-	r.dues, r.leased = make([]*int64, 0, n), make([]bool, 0, n)
+	r.dues, r.leased, r.parks = make([]*int64, 0, n), make([]bool, 0, n), make([]bool, 0, n)
+	r.replays, r.ns = make([]int32, 0, n), make([]int32, 0, n)
+	r.keys, r.lsns = make([]outbox.UUID, 0, n), make([]string, 0, n)
 }
 
 // addResult adds what the attempt led to, or nothing of the kind if there was none.
@@ -238,6 +245,9 @@ func (r *rows) addOutcome(o *Outcome) {
 	r.bodies = append(r.bodies, text(string(o.Delivery.Message.Body)))
 	r.classes, r.codes = append(r.classes, short(class, maxClass)), append(r.codes, short(code, maxCode))
 	r.messages, r.answers = append(r.messages, text(message)), append(r.answers, text(string(o.Result.Body)))
+	place := &o.Delivery.Order
+	r.keys, r.lsns, r.ns = append(r.keys, place.Key), append(r.lsns, place.LSN.String()), append(r.ns, place.N)
+	r.replays, r.parks = append(r.replays, o.Delivery.Replay), append(r.parks, o.Park)
 }
 
 // text makes of whatever came over the network something that PostgreSQL can keep as text.

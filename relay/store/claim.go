@@ -1,6 +1,8 @@
 package store
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/neo-commons/outbox-relay/delivery"
@@ -21,23 +24,61 @@ const putOff = time.Minute
 type Claimed struct {
 	Delivery
 	Endpoint delivery.EndpointRow
+	// Event is there in place of Message where the row does not keep the body, since it was delivered once: it is to be made anew.
+	Event *outbox.Event
 }
 
-// claimDue takes what is due, oldest first, past rows that another replica is taking at this moment. A row whose lease has run out is
-// due like any other.
+// ClaimOptions bound a claim.
+type ClaimOptions struct {
+	N     int           // deliveries, without those that follow the first of an ordered key
+	Run   int           // deliveries of one ordered key, the first one included
+	Lease time.Duration // how long they are the owner's
+	// Caps is for endpoints that can take only so many of N now; 0: none. The others can take any number.
+	Caps map[outbox.UUID]int
+}
+
+// claimDue takes what is due, past rows that another replica is taking at this moment. A row whose lease has run out is due like any other.
+//
+// The window is the longest due, and of these every endpoint gets its first before any gets its second: a long backlog of one does not keep the
+// others out. Of an ordered key only the head is taken, and with it the rows behind it, up to the first that somebody else holds.
 const claimDue = `
 WITH due AS MATERIALIZED (
+  SELECT q.delivery_id, q.endpoint_id, q.order_key, q.order_lsn, q.order_n, q.due_at FROM outbox_relay.retry_queue q
+  WHERE q.due_at <= now() AND q.endpoint_id <> ALL($4::uuid[]) ORDER BY q.due_at LIMIT $2::int4 * 4),
+ranked AS (
+  SELECT q.*, row_number() OVER (PARTITION BY q.endpoint_id ORDER BY q.due_at) AS rank FROM due q
+  WHERE q.order_key IS NULL OR NOT EXISTS ` + behind + `),
+chosen AS MATERIALIZED (
+  SELECT r.delivery_id, r.rank FROM ranked r LEFT JOIN unnest($5::uuid[], $6::int4[]) AS cap (endpoint_id, n) USING (endpoint_id)
+  WHERE cap.n IS NULL OR r.rank <= cap.n),
+head AS MATERIALIZED (
+  SELECT q.delivery_id, q.endpoint_id, q.order_key, q.order_lsn, q.order_n FROM chosen c JOIN outbox_relay.retry_queue q USING (delivery_id)
+  WHERE q.due_at <= now() ORDER BY c.rank, q.due_at LIMIT $2::int4 FOR UPDATE OF q SKIP LOCKED),
+follower AS MATERIALIZED (
+  SELECT h.delivery_id AS head, n.delivery_id, n.nr FROM head h CROSS JOIN LATERAL (
+    SELECT q.delivery_id, row_number() OVER (ORDER BY q.order_lsn, q.order_n, q.delivery_id) AS nr FROM outbox_relay.retry_queue q
+    WHERE q.endpoint_id = h.endpoint_id AND q.order_key = h.order_key
+      AND (q.order_lsn, q.order_n, q.delivery_id) > (h.order_lsn, h.order_n, h.delivery_id)
+    ORDER BY q.order_lsn, q.order_n, q.delivery_id LIMIT $7::int4 - 1) n
+  WHERE h.order_key IS NOT NULL),
+held AS MATERIALIZED (
   SELECT q.delivery_id FROM outbox_relay.retry_queue q
-  WHERE q.due_at <= now() AND q.endpoint_id <> ALL($4::uuid[]) ORDER BY q.due_at LIMIT $2::int4 FOR UPDATE SKIP LOCKED)
+  WHERE q.delivery_id = ANY(ARRAY(SELECT f.delivery_id FROM follower f)) AND (q.leased_by IS NULL OR q.due_at <= now()) FOR UPDATE SKIP LOCKED),
+run AS (
+  SELECT f.delivery_id, bool_and(held.delivery_id IS NOT NULL) OVER (PARTITION BY f.head ORDER BY f.nr) AS unbroken
+  FROM follower f LEFT JOIN held USING (delivery_id))
 UPDATE outbox_relay.retry_queue q SET due_at = now() + $3::int8 * interval '1 microsecond', leased_by = $1::uuid
-FROM due WHERE q.delivery_id = due.delivery_id
-RETURNING q.tenant, q.delivery_id, (SELECT t.state FROM outbox_relay.tenants t WHERE t.schema = q.tenant)`
+WHERE q.delivery_id = ANY(ARRAY(SELECT h.delivery_id FROM head h UNION ALL SELECT r.delivery_id FROM run r WHERE r.unbroken))
+RETURNING q.tenant, q.delivery_id, q.order_key, q.order_lsn::text, q.order_n, (SELECT t.state FROM outbox_relay.tenants t WHERE t.schema = q.tenant),
+  (SELECT count(*) FROM due)::int4`
 
 const loadClaimed = `
 SELECT d.id, d.webhook_event_id, d.webhook_endpoint_id, d.request_url, d.request_method, d.request_headers::text, d.request_body,
-  d.delivery_status::text, d.attempt_number::int4, e.id IS NOT NULL, ` + endpointColumns + `
+  d.delivery_status::text, d.attempt_number::int4, d.replay::int4, e.id IS NOT NULL, ` + endpointColumns + `
 FROM {tenant}.webhook_deliveries d LEFT JOIN {tenant}.webhook_endpoints e ON e.id = d.webhook_endpoint_id
 WHERE d.id = ANY($1::uuid[])`
+
+const loadEvents = `SELECT ` + eventColumns + ` FROM {tenant}.webhook_events e WHERE e.id = ANY($1::uuid[])`
 
 // mine locks which of $2 are leased to $1, in one order for everybody.
 const mine = `(SELECT l.delivery_id FROM outbox_relay.retry_queue l
@@ -55,29 +96,25 @@ WHERE q.delivery_id = mine.delivery_id`
 WHERE w.id = ANY($1::uuid[]) AND w.delivery_status IN ('pending', 'retrying')`
 )
 
-// Claim takes up to n due deliveries out of the retry queue, oldest first, under a lease: until it runs out nobody else gets them.
-// Endpoints in busy are passed over. A tenant that is not active or cannot be read, and a delivery that cannot be made any more, are
-// dealt with here and logged; so fewer than n do not mean that nothing is left. The error is one of the database as a whole; what
-// had been claimed by then becomes due again when its lease runs out.
-func (s *Store) Claim(ctx context.Context, owner outbox.UUID, n int, lease time.Duration, busy []outbox.UUID) ([]Claimed, error) {
-	if busy == nil {
-		busy = []outbox.UUID{}
-	}
+// Claim takes due deliveries out of the retry queue under a lease: until it runs out nobody else gets them. Those of one ordered key come in
+// their order. more tells that there may be others due. A tenant that is not active or cannot be read, and a delivery that cannot be made any
+// more, are dealt with here and logged. The error is one of the database as a whole; what had been claimed by then becomes due again when its
+// lease runs out.
+func (s *Store) Claim(ctx context.Context, owner outbox.UUID, o ClaimOptions) (claimed []Claimed, more bool, err error) {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("claim deliveries: %w", err)
+		return nil, false, fmt.Errorf("claim deliveries: %w", err)
 	}
 	defer conn.Release()
 	c := claimer{conn: conn.Conn(), owner: owner, groups: make(map[string]*claimedTenant)}
-	if err := c.claim(ctx, n, lease, busy); err != nil {
-		return nil, fmt.Errorf("claim deliveries: %w", err)
+	if err := c.claim(ctx, o); err != nil {
+		return nil, false, fmt.Errorf("claim deliveries: %w", err)
 	}
-	claimed, err := c.load(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("load %d claimed deliveries: %w", c.n, err)
+	if claimed, err = c.load(ctx); err != nil {
+		return nil, false, fmt.Errorf("load %d claimed deliveries: %w", c.n, err)
 	}
 	if err := c.clean(ctx); err != nil {
-		return nil, fmt.Errorf("give back claimed deliveries: %w", err)
+		return nil, false, fmt.Errorf("give back claimed deliveries: %w", err)
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.groups)) {
 		g := c.groups[name]
@@ -88,7 +125,7 @@ func (s *Store) Claim(ctx context.Context, owner outbox.UUID, n int, lease time.
 			s.log.WarnContext(ctx, "deliveries taken out of the retry queue", "tenant", name, "deliveries", len(ids), "reason", reason)
 		}
 	}
-	return claimed, nil
+	return claimed, c.n >= o.N || c.window >= 4*o.N, nil
 }
 
 // Release gives leases of the owner's back: what is still leased to it is due at once.
@@ -107,54 +144,60 @@ func (s *Store) Renew(ctx context.Context, owner outbox.UUID, ids []outbox.UUID,
 	return nil
 }
 
-// NextDue tells in how long the first delivery of the retry queue is due, leases included; zero or less if one is due already. It
-// returns false if the queue is empty.
-func (s *Store) NextDue(ctx context.Context) (time.Duration, bool, error) {
-	var micros *int64
-	err := s.pool.QueryRow(ctx, `SELECT (extract(epoch FROM min(q.due_at) - now()) * 1e6)::int8 FROM outbox_relay.retry_queue q`).Scan(&micros)
-	if err != nil {
-		return 0, false, fmt.Errorf("read next due time: %w", err)
-	}
-	if micros == nil {
-		return 0, false, nil
-	}
-	return time.Duration(*micros) * time.Microsecond, true, nil
-}
-
 // A claimer claims one batch on one connection.
 type claimer struct {
 	conn   *pgx.Conn
 	owner  outbox.UUID
-	n      int
+	n      int // deliveries claimed
+	window int // that were due, as far as was looked
 	groups map[string]*claimedTenant
 }
 
 // claimedTenant is what was claimed of one tenant, and what becomes of it unless it is attempted.
 type claimedTenant struct {
 	ids     []outbox.UUID
+	places  map[outbox.UUID]Place
 	rows    []Claimed
 	putOff  []outbox.UUID
 	dropped map[string][]outbox.UUID // by reason
 	err     error
 }
 
-func (c *claimer) claim(ctx context.Context, n int, lease time.Duration, busy []outbox.UUID) error {
-	rows, err := c.conn.Query(ctx, claimDue, c.owner, n, lease.Microseconds(), busy)
+func (c *claimer) claim(ctx context.Context, o ClaimOptions) error {
+	none, capped, caps := []outbox.UUID{}, []outbox.UUID{}, []int32{}
+	for id, n := range o.Caps {
+		if n == 0 {
+			none = append(none, id)
+		} else {
+			capped, caps = append(capped, id), append(caps, int32(n)) //nolint:gosec // no more than a window
+		}
+	}
+	rows, err := c.conn.Query(ctx, claimDue, c.owner, o.N, o.Lease.Microseconds(), none, capped, caps, max(o.Run, 1))
 	if err != nil {
 		return err
 	}
 	var (
 		tenant string
 		id     outbox.UUID
+		key    outbox.UUID
+		lsn    *string
+		n      *int32
 		state  *string
 	)
-	_, err = pgx.ForEachRow(rows, []any{&tenant, &id, &state}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&tenant, &id, &key, &lsn, &n, &state, &c.window}, func() error {
 		g := c.groups[tenant]
 		if g == nil {
-			g = &claimedTenant{dropped: make(map[string][]outbox.UUID)}
+			g = &claimedTenant{places: make(map[outbox.UUID]Place), dropped: make(map[string][]outbox.UUID)}
 			c.groups[tenant] = g
 		}
 		c.n++
+		if lsn != nil && n != nil {
+			at, err := pglogrepl.ParseLSN(*lsn)
+			if err != nil {
+				return err
+			}
+			g.places[id] = Place{key, at, *n}
+		}
 		switch {
 		case state == nil:
 			g.drop(id, "the tenant is not registered any more")
@@ -192,6 +235,9 @@ func (c *claimer) load(ctx context.Context) ([]Claimed, error) {
 	for _, name := range names {
 		all = append(all, c.groups[name].rows...)
 	}
+	slices.SortStableFunc(all, func(a, b Claimed) int {
+		return cmp.Or(cmp.Compare(a.Order.LSN, b.Order.LSN), cmp.Compare(a.Order.N, b.Order.N), bytes.Compare(a.ID[:], b.ID[:]))
+	})
 	return all, nil
 }
 
@@ -218,7 +264,53 @@ func (c *claimer) loadTenants(ctx context.Context, names []string) error {
 		g := c.groups[name]
 		b.Queue(forTenant(loadClaimed, name), g.ids).Query(func(rows pgx.Rows) error { return g.collect(rows, name) })
 	}
-	return c.conn.SendBatch(ctx, b).Close()
+	if err := c.conn.SendBatch(ctx, b).Close(); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := c.loadEvents(ctx, name, c.groups[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadEvents fetches the events of the deliveries whose body is not kept.
+func (c *claimer) loadEvents(ctx context.Context, name string, g *claimedTenant) error {
+	var ids []outbox.UUID
+	for i := range g.rows {
+		if g.rows[i].Message == nil {
+			ids = append(ids, g.rows[i].EventID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	rows, err := c.conn.Query(ctx, forTenant(loadEvents, name), ids)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	events := make(map[outbox.UUID]*outbox.Event, len(ids))
+	for rows.Next() {
+		e, err := scanEvent(rows)
+		if err != nil {
+			return err
+		}
+		events[e.ID] = &e
+	}
+	kept := g.rows[:0]
+	for _, r := range g.rows {
+		if r.Message == nil {
+			if r.Event = events[r.EventID]; r.Event == nil {
+				g.drop(r.ID, "the request body and the event are gone")
+				continue
+			}
+		}
+		kept = append(kept, r)
+	}
+	g.rows = kept
+	return rows.Err()
 }
 
 // collect reads the rows of one tenant and sorts out those that cannot be attempted.
@@ -237,12 +329,13 @@ func (g *claimedTenant) collect(rows pgx.Rows, tenant string) error {
 			attempts        int32
 			exists          bool
 		)
-		fields := append([]any{&d.ID, &d.EventID, &d.EndpointID, &d.URL, &d.Method, &headers, &body, &status, &attempts, &exists},
+		fields := append([]any{&d.ID, &d.EventID, &d.EndpointID, &d.URL, &d.Method, &headers, &body, &status, &attempts, &d.Replay, &exists},
 			endpointFields(&cl.Endpoint)...)
 		if err := rows.Scan(fields...); err != nil {
 			return err
 		}
 		delete(missing, d.ID)
+		d.Order = g.places[d.ID]
 		if status == "retrying" {
 			d.Attempts = int(attempts)
 		}
@@ -252,7 +345,7 @@ func (g *claimedTenant) collect(rows pgx.Rows, tenant string) error {
 		case !exists:
 			g.drop(d.ID, "the endpoint is gone")
 		case body == nil:
-			g.drop(d.ID, "the request body is gone")
+			g.rows = append(g.rows, cl)
 		default:
 			m, err := delivery.ParseMessage(d.EventID, []byte(*body), []byte(headers))
 			if err != nil {

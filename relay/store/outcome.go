@@ -20,6 +20,25 @@ type Delivery struct {
 	Message             *delivery.Message // required, whatever the outcome
 	Attempts            int               // made so far, including the one of the outcome's Result
 	Queued              bool              // a row exists already, with a place in the retry queue
+	Replay              int32             // which replay this is; zero: none
+	Order               Place             // among the deliveries of its key
+
+	EventType    string      // and what it was matched by: for statistics and news, not kept in the row; may be zero
+	Subscription outbox.UUID //
+}
+
+// Place is where a delivery stands among those of its endpoint that have the same key: they are attempted in the order of their commits, and
+// within a commit in that of their events. The zero Key is none: no order is kept.
+type Place struct {
+	Key outbox.UUID
+	LSN pglogrepl.LSN // of the commit; zero if the event did not come from the log
+	N   int32         // number of the event within it
+}
+
+// OrderedKey names what an order is kept for.
+type OrderedKey struct {
+	Tenant        string
+	Endpoint, Key outbox.UUID
 }
 
 // Status is where an outcome leaves its delivery.
@@ -62,6 +81,7 @@ type Outcome struct {
 	Attempted bool            // an attempt was made, Result is its result
 	Result    delivery.Result // zero unless Attempted
 	Due       time.Duration   // from now: when a Retrying or Pending delivery is due, how long a Leased one is ours
+	Park      bool            // a Pending one is not due before somebody wakes it
 	Reason    string          // why, for Pending, Leased, Cancelled and Disable
 	Disable   bool            // the endpoint is to be disabled
 }

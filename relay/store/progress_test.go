@@ -150,7 +150,7 @@ func TestCancelledContext(t *testing.T) {
 	e := b.endpoint("a")
 	_, err := b.store.Record(ctx, b.owner, nil, []store.Outcome{succeeded(deliver("a", e))})
 	require.ErrorIs(t, err, context.Canceled)
-	_, err = b.store.Claim(ctx, b.owner, 1, time.Hour, nil)
+	_, _, err = b.store.Claim(ctx, b.owner, store.ClaimOptions{N: 1, Lease: time.Hour})
 	require.ErrorIs(t, err, context.Canceled)
 	_, err = b.store.LoadRegistry(ctx, nil)
 	require.ErrorIs(t, err, context.Canceled)

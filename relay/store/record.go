@@ -67,6 +67,9 @@ func (w *writer) begin(p *pipeline) {
 	if pos := w.progress; pos != nil {
 		p.add(advance, w.slot, pos.Epoch, pos.LSN.String(), pos.High.String())
 	}
+	if endpoints := w.ordered(); len(endpoints) > 0 {
+		p.add(lockOrder, endpoints)
+	}
 }
 
 // commit ends the transaction.

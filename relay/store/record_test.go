@@ -125,7 +125,7 @@ func TestRecordConflict(t *testing.T) {
 func (b *bundle) claimOne(tenant string, endpoint outbox.UUID) *store.Delivery {
 	b.t.Helper()
 	b.record(deferred(deliver(tenant, endpoint), 0))
-	claimed, err := b.store.Claim(b.t.Context(), b.owner, 1, time.Hour, nil)
+	claimed, _, err := b.store.Claim(b.t.Context(), b.owner, store.ClaimOptions{N: 1, Lease: time.Hour})
 	require.NoError(b.t, err)
 	require.Len(b.t, claimed, 1)
 	return &claimed[0].Delivery
@@ -185,13 +185,13 @@ func TestRecordDeferredAfterAttempt(t *testing.T) {
 		o := failed(d, store.Retrying)
 		o.Due = 0
 		b.record(o)
-		claimed, err := b.store.Claim(t.Context(), b.owner, 1, time.Hour, nil)
+		claimed, _, err := b.store.Claim(t.Context(), b.owner, store.ClaimOptions{N: 1, Lease: time.Hour})
 		require.NoError(t, err)
 		require.Len(t, claimed, 1)
 		require.Equal(t, n, claimed[0].Attempts)
 		b.record(deferred(&claimed[0].Delivery, 0))
 		require.Equal(t, fmt.Sprintf("retrying|%d|http_5xx", n), b.row("delivery_status, attempt_number, (SELECT max(error_class) FROM a.webhook_delivery_attempts)", "a.webhook_deliveries"))
-		claimed, err = b.store.Claim(t.Context(), b.owner, 1, time.Hour, nil)
+		claimed, _, err = b.store.Claim(t.Context(), b.owner, store.ClaimOptions{N: 1, Lease: time.Hour})
 		require.NoError(t, err)
 		require.Len(t, claimed, 1)
 		require.Equal(t, n, claimed[0].Attempts)
@@ -365,7 +365,7 @@ func TestRecordQueuedWithoutDeadlock(t *testing.T) {
 			batch = append(batch, deferred(deliver(name, endpoints[name]), 0))
 		}
 		b.record(batch...)
-		claimed, err := b.store.Claim(t.Context(), b.owner, len(batch), time.Hour, nil)
+		claimed, _, err := b.store.Claim(t.Context(), b.owner, store.ClaimOptions{N: len(batch), Lease: time.Hour})
 		require.NoError(t, err)
 		require.Len(t, claimed, len(batch))
 		var group sync.WaitGroup

@@ -51,7 +51,8 @@ const (
   coalesce(e.custom_headers, '{}')::text, coalesce(e.timeout_seconds, 0)::int4, coalesce(e.max_retry_attempts, -1)::int4,
   coalesce(e.retry_backoff_seconds, 0)::int4, coalesce(e.retry_backoff_multiplier, 0)::float8, coalesce(e.follow_redirects, false),
   coalesce(e.verify_ssl, true), coalesce(e.is_active, true), coalesce(e.is_verified, false), e.context_id, coalesce(e.payload_format, '')::text,
-  coalesce(e.delivery_order, '')::text, coalesce(e.max_concurrency, 0)::int4, coalesce(e.rate_limit_per_second, 0)::float8`
+  coalesce(e.delivery_order, '')::text, coalesce(e.max_concurrency, 0)::int4, coalesce(e.rate_limit_per_second, 0)::float8,
+  e.paused_at IS NOT NULL`
 
 	loadEndpoints = `SELECT ` + endpointColumns + ` FROM {tenant}.webhook_endpoints e`
 
@@ -71,6 +72,7 @@ func endpointFields(r *delivery.EndpointRow) []any {
 		&r.ID, &r.URL, &r.Method, &r.SecretToken, &r.SecondarySecret, (*nullTime)(&r.SecondarySecretExpires), &r.SignatureHeader,
 		&r.CustomHeaders, &r.TimeoutSeconds, &r.MaxRetryAttempts, &r.BackoffSeconds, &r.BackoffMultiplier, &r.FollowRedirects,
 		&r.VerifySSL, &r.Active, &r.Verified, &r.ContextID, &r.PayloadFormat, &r.Order, &r.MaxConcurrency, &r.RatePerSecond,
+		&r.Paused,
 	}
 }
 

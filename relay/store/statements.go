@@ -9,13 +9,17 @@ const attemptRows = `unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::int4[], $5::
 
 // outcomeRows adds what any other outcome needs. class is empty where no attempt was made.
 const outcomeRows = `unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::int4[], $5::text[], $6::text[], $7::text[], $8::text[], $9::int4[], $10::int8[], $11::int8[],
-    $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::int8[], $19::bool[])
-  AS d (id, event, endpoint, attempt, url, method, headers, signature, status, age, took, state, body, class, code, error, answer, due, leased)`
+    $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::int8[], $19::bool[],
+    $20::int4[], $21::uuid[], $22::text[]::pg_lsn[], $23::int4[], $24::bool[])
+  AS d (id, event, endpoint, attempt, url, method, headers, signature, status, age, took, state, body, class, code, error, answer, due, leased,
+    replay, key, lsn, n, park)`
 
 const (
 	started  = `now() - d.age * interval '1 microsecond'`
 	finished = `now() - (d.age - d.took) * interval '1 microsecond'`
 	dueAt    = `now() + d.due * interval '1 microsecond'`
+	queuedAt = `CASE WHEN d.park THEN 'infinity' ELSE ` + dueAt + ` END`
+	nextTry  = `CASE WHEN d.due IS NOT NULL AND NOT d.park THEN ` + dueAt + ` END`
 )
 
 // insertDelivered is the fast path: a delivery that succeeded before it had a row.
@@ -28,7 +32,7 @@ FROM ` + attemptRows + `
 ON CONFLICT (webhook_event_id, webhook_endpoint_id) WHERE relayed DO NOTHING`
 
 // insertOutcomes writes the first outcome of deliveries that did not succeed at once. Queue, dead letters and attempts get rows for
-// those deliveries only that are really new. $20 is the owner of leases, $21 the tenant.
+// those deliveries only that are really new. $25 is the owner of leases, $26 the tenant.
 const insertOutcomes = `
 WITH d AS MATERIALIZED (SELECT * FROM ` + outcomeRows + `),
 fresh AS (
@@ -37,17 +41,18 @@ fresh AS (
     next_retry_at, max_attempts_reached, attempted_at, completed_at, relayed)
   SELECT d.id, d.event, d.endpoint, d.attempt, d.state, d.url, d.method,
     d.headers::jsonb, d.body, nullif(d.signature, ''), nullif(d.status, 0), nullif(d.answer, ''), CASE WHEN d.class <> '' THEN d.took / 1000 END,
-    nullif(d.error, ''), nullif(d.code, ''), CASE WHEN d.due IS NOT NULL THEN ` + dueAt + ` END, d.state = 'failed',
+    nullif(d.error, ''), nullif(d.code, ''), ` + nextTry + `, d.state = 'failed',
     ` + started + `, CASE WHEN d.due IS NULL THEN ` + finished + ` END, true
   FROM d
   ON CONFLICT (webhook_event_id, webhook_endpoint_id) WHERE relayed DO NOTHING
   RETURNING id),
 queued AS (
-  INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at, leased_by)
-  SELECT d.id, $21::text, d.endpoint, ` + dueAt + `, CASE WHEN d.leased THEN $20::uuid END
+  INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at, leased_by, order_key, order_lsn, order_n)
+  SELECT d.id, $26::text, d.endpoint, ` + queuedAt + `, CASE WHEN d.leased THEN $25::uuid END,
+    d.key, CASE WHEN d.key IS NOT NULL THEN d.lsn END, CASE WHEN d.key IS NOT NULL THEN d.n END
   FROM d JOIN fresh USING (id) WHERE d.due IS NOT NULL
   ON CONFLICT (delivery_id) DO NOTHING),
-dead AS (` + insertDead + ` FROM d JOIN fresh USING (id) WHERE d.state = 'failed' ON CONFLICT (delivery_id) DO NOTHING)
+dead AS (` + insertDead + ` FROM d JOIN fresh USING (id) WHERE d.state = 'failed'` + deadAgain + `)
 ` + insertAttempts + ` FROM d JOIN fresh USING (id) WHERE d.class <> ''`
 
 // updateDelivered records the success of deliveries that have a row. It is a fact whoever holds the lease by now.
@@ -62,21 +67,21 @@ SET delivery_status = 'success', attempt_number = d.attempt, request_url = d.url
 FROM d WHERE w.id = d.id AND w.delivery_status <> 'success'`
 
 // updateOutcomes records any other outcome of deliveries that have a row, as long as the lease is still ours: whoever else holds it
-// is attempting the delivery and will say what became of it. $20 is the owner of leases.
+// is attempting the delivery and will say what became of it. $25 is the owner of leases.
 const updateOutcomes = `
 WITH d AS MATERIALIZED (SELECT * FROM ` + outcomeRows + `),
 held AS MATERIALIZED (
   SELECT q.delivery_id AS id FROM outbox_relay.retry_queue q
-  WHERE q.delivery_id = ANY($1::uuid[]) AND q.leased_by = $20::uuid ORDER BY q.delivery_id FOR UPDATE),
+  WHERE q.delivery_id = ANY($1::uuid[]) AND q.leased_by = $25::uuid ORDER BY q.delivery_id FOR UPDATE),
 back AS (
-  UPDATE outbox_relay.retry_queue q SET due_at = ` + dueAt + `, leased_by = NULL
+  UPDATE outbox_relay.retry_queue q SET due_at = ` + queuedAt + `, leased_by = NULL
   FROM d JOIN held USING (id) WHERE q.delivery_id = d.id AND d.due IS NOT NULL),
 done AS (DELETE FROM outbox_relay.retry_queue q USING d JOIN held USING (id) WHERE q.delivery_id = d.id AND d.due IS NULL),
-dead AS (` + insertDead + ` FROM d JOIN held USING (id) WHERE d.state = 'failed' ON CONFLICT (delivery_id) DO NOTHING),
+dead AS (` + insertDead + ` FROM d JOIN held USING (id) WHERE d.state = 'failed'` + deadAgain + `),
 tried AS (` + insertAttempts + ` FROM d JOIN held USING (id) WHERE d.class <> '')
 UPDATE {tenant}.webhook_deliveries w
 SET delivery_status = d.state, attempt_number = d.attempt, error_message = nullif(d.error, ''), error_code = nullif(d.code, ''),
-  next_retry_at = CASE WHEN d.due IS NOT NULL THEN ` + dueAt + ` END, max_attempts_reached = d.state = 'failed',
+  next_retry_at = ` + nextTry + `, max_attempts_reached = d.state = 'failed',
   completed_at = CASE WHEN d.due IS NULL THEN ` + finished + ` END,
   request_url = CASE WHEN d.class <> '' THEN d.url ELSE w.request_url END,
   request_method = CASE WHEN d.class <> '' THEN d.method ELSE w.request_method END,
@@ -89,15 +94,21 @@ FROM d JOIN held USING (id) WHERE w.id = d.id`
 
 const insertDead = `
   INSERT INTO {tenant}.webhook_dead_letters (delivery_id, webhook_event_id, webhook_endpoint_id, request_url, request_method, request_headers,
-    request_body, attempts, last_error, last_error_code, last_status_code, last_response_body)
+    request_body, attempts, last_error, last_error_code, last_status_code, last_response_body, replay, order_key, order_lsn, order_n)
   SELECT d.id, d.event, d.endpoint, d.url, d.method, d.headers::jsonb,
-    d.body, d.attempt, nullif(d.error, ''), nullif(d.code, ''), nullif(d.status, 0), nullif(d.answer, '')`
+    d.body, d.attempt, nullif(d.error, ''), nullif(d.code, ''), nullif(d.status, 0), nullif(d.answer, ''), d.replay, d.key, d.lsn, d.n`
+
+// deadAgain is for a delivery that has been replayed in vain.
+const deadAgain = `
+  ON CONFLICT (delivery_id) DO UPDATE SET attempts = excluded.attempts, last_error = excluded.last_error, last_error_code = excluded.last_error_code,
+    last_status_code = excluded.last_status_code, last_response_body = excluded.last_response_body, request_url = excluded.request_url,
+    request_method = excluded.request_method, replay = excluded.replay, dead_at = now(), replayed_at = NULL, discarded_at = NULL`
 
 const insertAttempts = `
   INSERT INTO {tenant}.webhook_delivery_attempts (delivery_id, webhook_endpoint_id, attempt_number, error_class, response_status_code,
-    error_message, response_body, response_time_ms, attempted_at)
+    error_message, response_body, response_time_ms, attempted_at, replay)
   SELECT d.id, d.endpoint, d.attempt, d.class, nullif(d.status, 0),
-    nullif(d.error, ''), nullif(d.answer, ''), d.took / 1000, ` + started
+    nullif(d.error, ''), nullif(d.answer, ''), d.took / 1000, ` + started + `, d.replay`
 
 // disableEndpoints writes nothing but what says that they are disabled.
 const disableEndpoints = `

@@ -24,7 +24,8 @@ type Stats struct {
 
 const (
 	queueStats = `
-SELECT count(*), count(*) FILTER (WHERE q.due_at <= now()), coalesce(extract(epoch FROM now() - min(q.due_at)) * 1e6, 0)::int8
+SELECT count(*), count(*) FILTER (WHERE q.due_at <= now()),
+  coalesce(extract(epoch FROM now() - min(q.due_at) FILTER (WHERE q.due_at <= now())) * 1e6, 0)::int8
 FROM outbox_relay.retry_queue q`
 	slotStats = `
 SELECT r.active, coalesce(r.wal_status, ''), coalesce(pg_wal_lsn_diff(w.lsn, r.confirmed_flush_lsn), 0)::int8,

@@ -1,0 +1,199 @@
+package relay
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+// keyed makes a delivery of the stream for the endpoint "one" with a key.
+func (b *bench) keyed(key byte) *job {
+	j := b.job("one", 10)
+	j.Order = store.Place{Key: outbox.UUID{key}}
+	return j
+}
+
+// claimed makes the same as it comes from the retry queue.
+func (b *bench) claimed(key byte) *job {
+	j := b.keyed(key)
+	j.ledger = nil
+	return j
+}
+
+func TestOneOfAKeyAtATime(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	first, second, other := b.keyed(1), b.keyed(1), b.keyed(2)
+	for _, j := range []*job{first, second, other} {
+		b.admit(t.Context(), j)
+	}
+	require.Same(t, first, b.nextJob())
+	require.Same(t, other, b.nextJob(), "another key need not wait")
+	require.Nil(t, b.nextJob(), "the second waits for the first")
+	b.finish(first, verdict{})
+	require.Nil(t, b.nextJob(), "not before its outcome is with the recorder")
+	b.settled(first, false)
+	require.Same(t, second, b.nextJob())
+	require.Empty(t, b.rows)
+}
+
+func TestWhatWaitsBehindAFailureBecomesRows(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	first, second, third, later := b.keyed(1), b.keyed(1), b.keyed(1), b.keyed(1)
+	for _, j := range []*job{first, second, third} {
+		b.admit(t.Context(), j)
+	}
+	require.Same(t, first, b.nextJob())
+	b.finish(first, verdict{failure: errAttempt, again: true})
+	require.Empty(t, b.rows, "the failed one is to be recorded before them")
+	b.settled(first, true)
+	b.admit(t.Context(), later)
+	require.Equal(t, []*job{second, third, later}, b.rows)
+	require.Equal(t, []string{deferOrder, deferOrder, deferOrder}, b.deferrals)
+
+	keys, stamps := b.blockedKeys()
+	require.Empty(t, keys, "nothing of the key is recorded yet")
+	b.release([]*job{first, second, third})
+	keys, _ = b.blockedKeys()
+	require.Empty(t, keys)
+	b.release([]*job{later})
+	keys, stamps = b.blockedKeys()
+	require.Len(t, keys, 1)
+
+	again := b.keyed(1)
+	b.admit(t.Context(), again)
+	b.unblock(keys, stamps, []bool{false})
+	b.admit(t.Context(), b.keyed(1))
+	require.Len(t, b.rows, 5, "the key was blocked anew while the database was asked")
+	b.release(b.rows[3:])
+	keys, stamps = b.blockedKeys()
+	b.unblock(keys, stamps, []bool{true})
+	b.admit(t.Context(), b.keyed(1))
+	require.Len(t, b.rows, 6, "the database has rows of it")
+	b.release(b.rows[5:])
+	keys, stamps = b.blockedKeys()
+	b.unblock(keys, stamps, []bool{false})
+	free := b.keyed(1)
+	b.admit(t.Context(), free)
+	require.Same(t, free, b.nextJob())
+}
+
+func TestADeferralTakesItsKeyAlong(t *testing.T) {
+	t.Parallel()
+	b := newBench(16)
+	var jobs []*job
+	for range 17 {
+		j := b.keyed(1)
+		jobs = append(jobs, j)
+		if len(jobs) == 17 {
+			require.Same(t, jobs[0], b.nextJob())
+			b.starving = 1 // another lane wants its share
+		}
+		b.admit(t.Context(), j)
+	}
+	require.Equal(t, jobs, b.rows, "what runs is leased, what waits is deferred, in order")
+	require.Equal(t, jobs[:1], b.leases)
+	require.True(t, b.finish(jobs[0], verdict{}))
+	b.settled(jobs[0], false)
+	require.Nil(t, b.nextJob())
+}
+
+func TestARunOfClaimsGoesBackAtTheFirstFailure(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	run := []*job{b.claimed(1), b.claimed(1), b.claimed(1)}
+	for _, j := range run {
+		b.offer(j)
+	}
+	require.Len(t, b.dispatcher.leases(), 3)
+	require.Same(t, run[0], b.nextJob())
+	b.finish(run[0], verdict{})
+	b.settled(run[0], false)
+	require.Same(t, run[1], b.nextJob())
+	b.finish(run[1], verdict{failure: errAttempt, again: true})
+	b.settled(run[1], true)
+	require.Equal(t, run[2:], b.rows)
+	require.Empty(t, b.lanes[run[0].lane.key].blocked, "who only works the queue blocks nothing")
+	b.admit(t.Context(), b.keyed(1))
+	require.NotNil(t, b.nextJob())
+}
+
+func TestADeadLetterLetsTheNextGo(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	first, second := b.keyed(1), b.keyed(1)
+	b.admit(t.Context(), first)
+	b.admit(t.Context(), second)
+	require.Same(t, first, b.nextJob())
+	b.finish(first, verdict{failure: errAttempt})
+	b.settled(first, false)
+	require.Same(t, second, b.nextJob())
+}
+
+func TestSweepKeepsTheOrderOfRows(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(100)
+		running, second, third, queued := b.keyed(1), b.keyed(1), b.keyed(1), b.keyed(2)
+		for _, j := range []*job{running, second, third} {
+			b.admit(t.Context(), j)
+		}
+		require.Same(t, running, b.nextJob())
+		b.admit(t.Context(), queued)
+		time.Sleep(3 * time.Second)
+		b.sweep(2 * time.Second)
+		b.sweep(2 * time.Second)
+		var ofFirst []*job
+		for _, j := range b.rows {
+			if j != queued {
+				ofFirst = append(ofFirst, j)
+			}
+		}
+		require.Len(t, b.rows, 4)
+		require.Equal(t, []*job{running, second, third}, ofFirst)
+		require.Equal(t, []*job{running}, b.leases)
+		require.True(t, b.finish(running, verdict{}))
+		b.settled(running, false)
+		b.admit(t.Context(), b.keyed(1))
+		require.Len(t, b.rows, 5, "the rows are still there")
+	})
+}
+
+func TestDrainKeepsTheOrderOfRows(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	running, second := b.keyed(1), b.keyed(1)
+	b.admit(t.Context(), running)
+	b.admit(t.Context(), second)
+	require.Same(t, running, b.nextJob())
+	drained := b.drain()
+	require.Equal(t, []*job{running, second}, b.rows, "leased, then deferred")
+	b.finish(running, verdict{})
+	b.settled(running, false)
+	b.release([]*job{running, second})
+	<-drained
+}
+
+func TestAbandonLeavesNothingOfAKey(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	running, second, other := b.keyed(1), b.keyed(1), b.keyed(2)
+	for _, j := range []*job{running, second} {
+		b.admit(t.Context(), j)
+	}
+	require.Same(t, running, b.nextJob())
+	b.admit(t.Context(), other)
+	require.Equal(t, 2, b.abandon(b.ledger))
+	b.finish(running, verdict{})
+	b.settled(running, false)
+	b.release([]*job{running})
+	stream, _, _, inFlight := b.load()
+	require.Zero(t, stream+inFlight)
+	require.Empty(t, b.lanes[running.lane.key].chains)
+}

@@ -1,0 +1,145 @@
+package relay
+
+// What tenants, lanes and hosts may have of what there is.
+
+// party is a tenant in the dispatcher. Its lanes take turns within it, and parties take turns with each other, so that a tenant with a thousand
+// endpoints gets no more of the workers than one with a single endpoint, while both have work.
+type party struct {
+	ring    fifo[*lane] // those that may start an attempt
+	ready   bool        // stands in the dispatcher's ring
+	running int
+	used    int   // deliveries of the stream in memory
+	bytes   int64 // and what they occupy
+	active  int   // lanes that had an arrival from the stream lately
+	busy    int   // lanes with something queued or running
+	lanes   int
+}
+
+// host is the place that endpoints lead to.
+type host struct {
+	running int
+	waiting fifo[*lane] // stalled: as many attempts run as the host may have
+	lanes   int
+}
+
+// fifo is a queue that reuses its array.
+type fifo[T any] struct {
+	items []T
+	head  int
+}
+
+func (q *fifo[T]) len() int { return len(q.items) - q.head }
+
+func (q *fifo[T]) push(v T) {
+	if q.head > 64 && q.head > len(q.items)/2 {
+		n := copy(q.items, q.items[q.head:])
+		clear(q.items[n:])
+		q.items, q.head = q.items[:n], 0
+	}
+	q.items = append(q.items, v)
+}
+
+func (q *fifo[T]) pop() T {
+	var zero T
+	v := q.items[q.head]
+	q.items[q.head] = zero
+	q.head++
+	return v
+}
+
+func (d *dispatcher) partyOf(tenant string) *party {
+	p := d.parties[tenant]
+	if p == nil {
+		p = &party{}
+		d.parties[tenant] = p
+	}
+	return p
+}
+
+// setHost counts the lane to the host that its endpoint has now.
+func (d *dispatcher) setHost(l *lane, name string) {
+	if l.host != nil && l.hostName == name {
+		return
+	}
+	d.leaveHost(l)
+	h := d.hosts[name]
+	if h == nil {
+		h = &host{}
+		d.hosts[name] = h
+	}
+	h.lanes++
+	l.host, l.hostName = h, name
+}
+
+func (d *dispatcher) leaveHost(l *lane) {
+	if l.host == nil {
+		return
+	}
+	if l.host.lanes--; l.host.lanes == 0 {
+		delete(d.hosts, l.hostName)
+	}
+}
+
+// forget drops a lane that is idle.
+func (d *dispatcher) forget(key laneKey, l *lane) {
+	d.leaveHost(l)
+	if l.party.lanes--; l.party.lanes == 0 {
+		delete(d.parties, key.tenant)
+	}
+	delete(d.lanes, key)
+}
+
+// overShare tells whether a lane or its tenant has all it may have of the window while others want theirs.
+func (d *dispatcher) overShare(l *lane) bool {
+	p := l.party
+	window := d.cfg.Window.Deliveries
+	parties := max(d.activeParties, 1)
+	mine := max(window/parties, 16)
+	if p.used >= mine || parties > 1 && p.bytes >= int64(d.cfg.Window.Bytes)/int64(parties) {
+		return true
+	}
+	return l.used >= max(mine/max(p.active, 1), 16)
+}
+
+// mayStart tells whether a lane with work may start an attempt now. If not, it notes who will ask again.
+func (d *dispatcher) mayStart(l *lane) bool {
+	if l.running >= l.allowance() {
+		return false // one that ends will ask
+	}
+	if wait := l.wait(d.now()); wait > 0 {
+		d.rouseIn(l, wait)
+		return false
+	}
+	if l.host.running >= d.cfg.Delivery.HostConcurrency {
+		l.stalled = true
+		l.host.waiting.push(l)
+		return false
+	}
+	if !d.workerFor(l) {
+		l.stalled = true
+		d.stalled.push(l)
+		return false
+	}
+	return true
+}
+
+// workerFor keeps a quarter of the workers for those that have less than their part of them: lanes whose receivers hang must not take them all.
+func (d *dispatcher) workerFor(l *lane) bool {
+	workers := d.cfg.Delivery.Workers
+	if d.running.n < workers-workers/4 {
+		return true
+	}
+	part := max(workers/max(d.busyParties, 1), 1)
+	return l.party.running < part && l.running < max(part/max(l.party.busy, 1), 1)
+}
+
+// freed lets those try that waited for a worker, or for a place at the host. Two, since the first may have to wait on.
+func (d *dispatcher) freed(h *host) {
+	for _, q := range []*fifo[*lane]{&h.waiting, &d.stalled} {
+		for range min(q.len(), 2) {
+			l := q.pop()
+			l.stalled = false
+			d.rouse(l)
+		}
+	}
+}

@@ -1,0 +1,138 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// The order of the retry queue. Of the rows with one (endpoint_id, order_key) the first by (order_lsn, order_n, delivery_id) is the head; all
+// others are parked. Two transactions must not arrange the rows of one endpoint at the same time: the one that takes the head away would not see
+// the row that the other parks behind it, and nobody would ever wake that. So whoever does one or the other locks the endpoint first, in one
+// order for everybody. The SQL functions of the schema package take the same lock.
+
+// lockOrder takes the locks in the order of their numbers: a set-returning function in FROM is scanned as it comes.
+const lockOrder = `
+SELECT pg_catalog.pg_advisory_xact_lock(s.h)
+FROM (SELECT DISTINCT pg_catalog.hashtextextended(e::text, 8245937120485516401) AS h FROM unnest($1::uuid[]) e ORDER BY 1 OFFSET 0) s`
+
+const behind = `(SELECT FROM outbox_relay.retry_queue h WHERE h.endpoint_id = q.endpoint_id AND h.order_key = q.order_key
+    AND (h.order_lsn, h.order_n, h.delivery_id) < (q.order_lsn, q.order_n, q.delivery_id))`
+
+// parkRows parks those of the rows just written that are not the head of their key.
+const parkRows = `
+UPDATE outbox_relay.retry_queue q SET due_at = 'infinity'
+WHERE q.delivery_id = ANY($1::uuid[]) AND q.order_key IS NOT NULL AND q.leased_by IS NULL AND q.due_at < 'infinity' AND EXISTS ` + behind
+
+// wakeNext makes the heads of keys due after those before them have gone.
+const wakeNext = `SELECT outbox_relay.wake_next($1::uuid[], $2::uuid[])`
+
+// ordered lists the endpoints whose rows in the queue the batch rearranges.
+func (w *writer) ordered() []outbox.UUID {
+	var endpoints []outbox.UUID
+	for i := range w.batches {
+		for _, o := range w.batches[i].outcomes {
+			d := o.Delivery
+			if d.Order.Key.IsZero() || o.Status == Success && !d.Queued || slices.Contains(endpoints, d.EndpointID) {
+				continue
+			}
+			endpoints = append(endpoints, d.EndpointID)
+		}
+	}
+	return endpoints
+}
+
+// arrange returns the statements that keep the order of the queue after the outcomes have been written.
+func arrange(first, won, later []*Outcome) []statement {
+	var rows, endpoints, keys []outbox.UUID
+	for _, list := range [][]*Outcome{first, won, later} {
+		for _, o := range list {
+			d := o.Delivery
+			if d.Order.Key.IsZero() {
+				continue
+			}
+			switch o.Status {
+			case Retrying, Pending:
+				rows = append(rows, d.ID)
+			case Success, Failed, Cancelled:
+				endpoints, keys = append(endpoints, d.EndpointID), append(keys, d.Order.Key)
+			case Leased: // the head, and nobody else's
+			}
+		}
+	}
+	var list []statement
+	if len(rows) > 0 {
+		list = append(list, statement{parkRows, []any{rows}})
+	}
+	if len(keys) > 0 {
+		list = append(list, statement{wakeNext, []any{endpoints, keys}})
+	}
+	return list
+}
+
+// Blocked lists the keys of the tenants that have rows in the retry queue.
+func (s *Store) Blocked(ctx context.Context, tenants []string) ([]OrderedKey, error) {
+	rows, err := s.pool.Query(ctx, `
+SELECT DISTINCT q.tenant, q.endpoint_id, q.order_key FROM outbox_relay.retry_queue q
+WHERE q.order_key IS NOT NULL AND q.tenant = ANY($1::text[])`, tenants)
+	if err != nil {
+		return nil, fmt.Errorf("list ordered keys: %w", err)
+	}
+	keys, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (k OrderedKey, err error) {
+		return k, row.Scan(&k.Tenant, &k.Endpoint, &k.Key)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list ordered keys: %w", err)
+	}
+	return keys, nil
+}
+
+// StillBlocked tells of each key whether it has rows in the retry queue.
+func (s *Store) StillBlocked(ctx context.Context, keys []OrderedKey) ([]bool, error) {
+	endpoints, ids := make([]outbox.UUID, len(keys)), make([]outbox.UUID, len(keys))
+	for i, k := range keys {
+		endpoints[i], ids[i] = k.Endpoint, k.Key
+	}
+	rows, err := s.pool.Query(ctx, `
+SELECT EXISTS (SELECT FROM outbox_relay.retry_queue q WHERE q.endpoint_id = k.e AND q.order_key = k.k)
+FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS k (e, k, i) ORDER BY k.i`, endpoints, ids)
+	if err != nil {
+		return nil, fmt.Errorf("look up ordered keys: %w", err)
+	}
+	still, err := pgx.CollectRows(rows, pgx.RowTo[bool])
+	if err != nil {
+		return nil, fmt.Errorf("look up ordered keys: %w", err)
+	}
+	return still, nil
+}
+
+// forgetDisabled clears what was said of an endpoint that has been made active again by hand.
+const forgetDisabled = `
+UPDATE {tenant}.webhook_endpoints e SET disabled_reason = NULL, disabled_at = NULL
+WHERE e.id = $1::uuid AND e.is_active AND (e.disabled_reason IS NOT NULL OR e.disabled_at IS NOT NULL)`
+
+// Wake makes the deliveries due that are parked for an endpoint which takes them again, at random times within the given one.
+func (s *Store) Wake(ctx context.Context, tenant string, endpoint outbox.UUID, within time.Duration) error {
+	_, err := s.pool.Exec(ctx, `SELECT outbox_relay.wake($1::text, $2::uuid, $3::int8 * interval '1 microsecond')`, tenant, endpoint, within.Microseconds())
+	if err == nil {
+		_, err = s.pool.Exec(ctx, forTenant(forgetDisabled, tenant), endpoint)
+	}
+	if err != nil && !isTenants(err) {
+		return fmt.Errorf("wake deliveries: %w", err)
+	}
+	return nil
+}
+
+// WakeParkedHeads makes due what is parked and waits for nothing: of endpoints that take deliveries, rows without an order and first rows of
+// their key.
+func (s *Store) WakeParkedHeads(ctx context.Context) error {
+	if _, err := s.pool.Exec(ctx, `SELECT outbox_relay.wake_parked_heads()`); err != nil {
+		return fmt.Errorf("wake parked deliveries: %w", err)
+	}
+	return nil
+}

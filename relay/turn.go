@@ -1,0 +1,247 @@
+package relay
+
+import (
+	"errors"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+)
+
+// rouse puts the lane into the ring if it has work that may start.
+func (d *dispatcher) rouse(l *lane) {
+	if l.ready || l.stalled || l.queue.n == 0 {
+		return
+	}
+	d.busy(l)
+	if !d.mayStart(l) {
+		return
+	}
+	l.ready = true
+	l.party.ring.push(l)
+	if !l.party.ready {
+		l.party.ready = true
+		d.ring.push(l.party)
+	}
+	d.wake()
+}
+
+// rouseIn asks again when the lane's rate limit allows another attempt.
+func (d *dispatcher) rouseIn(l *lane, wait time.Duration) {
+	if l.timer != nil {
+		l.timer.Reset(wait)
+		return
+	}
+	l.timer = time.AfterFunc(wait, func() {
+		d.mu.Lock()
+		d.rouse(l)
+		d.mu.Unlock()
+	})
+}
+
+// busy counts a lane among those with work, or takes it out.
+func (d *dispatcher) busy(l *lane) {
+	is := l.queue.n > 0 || l.running > 0
+	if is == l.busy {
+		return
+	}
+	l.busy = is
+	before := l.party.busy
+	if is {
+		l.party.busy++
+	} else {
+		l.party.busy--
+	}
+	if before == 0 {
+		d.busyParties++
+	} else if l.party.busy == 0 {
+		d.busyParties--
+	}
+}
+
+// wake gives a worker something to do.
+func (d *dispatcher) wake() {
+	if n := len(d.resting); n > 0 {
+		d.resting[n-1] <- struct{}{}
+		d.resting = d.resting[:n-1]
+	} else if d.workers < d.cfg.Delivery.Workers && !d.closed {
+		d.workers++
+		d.spawn()
+	}
+}
+
+// take waits for a delivery to attempt. It returns nil once the dispatcher is closed.
+func (d *dispatcher) take() *job {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for !d.closed {
+		if j := d.nextJob(); j != nil {
+			return j
+		}
+		d.rest()
+	}
+	return nil
+}
+
+// nextJob starts the next delivery that may start; nil: there is none.
+func (d *dispatcher) nextJob() *job {
+	for d.ring.len() > 0 {
+		l := d.turn()
+		if l.queue.n == 0 || !d.mayStart(l) {
+			d.busy(l)
+			continue
+		}
+		if left := l.until.Sub(d.now()); left > 0 {
+			d.deferQueue(l, deferThrottled, spread(left))
+			continue
+		}
+		settle, err := l.breaker.Allow()
+		if err != nil {
+			d.refuse(l, err)
+			continue
+		}
+		return d.start(l, settle)
+	}
+	return nil
+}
+
+// rest waits for wake, or for the end.
+func (d *dispatcher) rest() {
+	var bell chan struct{}
+	if n := len(d.spare); n > 0 {
+		bell = d.spare[n-1]
+		d.spare = d.spare[:n-1]
+	} else {
+		bell = make(chan struct{}, 1)
+	}
+	d.resting = append(d.resting, bell)
+	d.mu.Unlock()
+	<-bell
+	d.mu.Lock()
+	d.spare = append(d.spare, bell)
+}
+
+// turn returns the next lane of the next tenant.
+func (d *dispatcher) turn() *lane {
+	p := d.ring.pop()
+	l := p.ring.pop()
+	l.ready = false
+	if p.ring.len() > 0 {
+		d.ring.push(p)
+	} else {
+		p.ready = false
+	}
+	return l
+}
+
+func (d *dispatcher) start(l *lane, settle func(error)) *job {
+	j := l.queue.pop()
+	l.running++
+	l.filled(l.running)
+	l.party.running++
+	l.host.running++
+	l.started(d.now())
+	j.running, j.settle, j.host = true, settle, l.host
+	d.running.push(j)
+	d.rouse(l)
+	return j
+}
+
+// refuse empties the queue of a lane whose breaker lets nothing through. While it is half-open the probes under way decide soon.
+func (d *dispatcher) refuse(l *lane, err error) {
+	due, _ := l.blockedFor(d)
+	if errors.Is(err, gobreaker.ErrTooManyRequests) {
+		due = spread(time.Second)
+	}
+	d.deferQueue(l, deferBreaker, max(due, 100*time.Millisecond))
+}
+
+// deferQueue defers all that waits in a lane, in order.
+func (d *dispatcher) deferQueue(l *lane, reason string, due time.Duration) {
+	for key, ch := range l.chains {
+		if ch.head.running && ch.waiting.n > 0 && ch.waiting.head.ledger != nil {
+			d.blockKey(l, key)
+		}
+		if !ch.head.running {
+			l.queue.remove(ch.head)
+			d.defers(ch.head, reason, due)
+			delete(l.chains, key)
+		}
+		d.deferWaiting(l, ch, reason)
+	}
+	for j := l.queue.pop(); j != nil; j = l.queue.pop() {
+		d.defers(j, reason, due)
+	}
+	d.busy(l)
+}
+
+// A verdict is what an attempt says about its receiver.
+type verdict struct {
+	failure    error         // nil: success; errNoVerdict: nothing
+	overloaded bool          // it asks for less, by its answer or by its silence
+	pause      time.Duration // it asks to be left alone for so long
+	again      bool          // there will be another attempt
+}
+
+// finish takes a delivery whose attempt has ended off its lane. It tells whether the retry queue has taken the delivery over meanwhile.
+func (d *dispatcher) finish(j *job, v verdict) (leased bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l := j.lane
+	d.running.remove(j)
+	j.running = false
+	switch {
+	case v.failure == nil:
+		l.failures = 0
+		l.succeeded()
+	case !errors.Is(v.failure, errNoVerdict):
+		l.failures++
+	}
+	l.running--
+	l.party.running--
+	j.host.running--
+	if v.overloaded {
+		l.overloaded(d.now())
+	}
+	if v.pause > 0 {
+		l.until = d.now().Add(v.pause)
+	}
+	j.settle(v.failure)
+	if v.again {
+		d.blocks(j) // before its row is written
+	}
+	d.busy(l)
+	d.rouse(l)
+	d.freed(j.host)
+	return j.leased
+}
+
+// release gives back the room of deliveries whose outcome is durable.
+func (d *dispatcher) release(jobs []*job) {
+	d.mu.Lock()
+	before := d.claimed
+	for _, j := range jobs {
+		if j.ledger == nil {
+			d.claimed--
+			continue
+		}
+		l := j.lane
+		l.used--
+		l.party.used--
+		l.party.bytes -= j.bytes
+		d.used--
+		d.bytes -= j.bytes
+		if l.used == 0 && l.active {
+			d.starving++
+		}
+		if b := l.blocked[j.Order.Key]; j.blocking && b != nil && b.of == j.ledger {
+			b.unrecorded--
+		}
+	}
+	d.checkDrained()
+	fewer := d.claimed < before
+	d.mu.Unlock()
+	signal(d.room)
+	if fewer {
+		d.claimedDone()
+	}
+}

@@ -1,0 +1,190 @@
+package relay
+
+import (
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// sweep looks after what has been in memory for longer than hold: what waits in a queue is deferred, what runs is handed to the retry queue
+// under a lease, so that no receiver holds back the confirmed LSN. It also forgets lanes that nobody uses.
+func (d *dispatcher) sweep(hold time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := d.now()
+	old := now.Add(-hold)
+	for key, l := range d.lanes {
+		d.sweepChains(l, old)
+		for j := l.queue.head; j != nil && j.admitted.Before(old); {
+			next := j.next
+			if !j.ordered() {
+				l.queue.remove(j)
+				d.defers(j, deferHold, d.comeBack(j, hold))
+			}
+			j = next
+		}
+		d.busy(l)
+		if l.active && d.committed.Sub(l.committed) > activeFor {
+			d.goQuiet(l)
+		}
+		if now.Sub(l.last) > forgetAfter && l.idle() {
+			d.forget(key, l)
+		}
+	}
+	for j := d.running.head; j != nil; j = j.next {
+		if j.ledger != nil && !j.leased && j.admitted.Before(old) {
+			d.leaseRunning(j)
+		}
+	}
+}
+
+// comeBack tells when a delivery that has waited for too long is due again. Other replicas may be faster than this lane.
+func (d *dispatcher) comeBack(j *job, hold time.Duration) time.Duration {
+	switch {
+	case j.lane.rate > 0:
+		return j.lane.later(d.now(), 0)
+	case j.ledger == nil:
+		return spread(hold)
+	default:
+		return 0
+	}
+}
+
+func (d *dispatcher) goQuiet(l *lane) {
+	l.active = false
+	d.active--
+	if l.party.active--; l.party.active == 0 {
+		d.activeParties--
+	}
+	if l.used == 0 {
+		d.starving--
+	}
+}
+
+// caps tells how many deliveries may be claimed for the endpoints whose lanes cannot take any number.
+func (d *dispatcher) caps() map[outbox.UUID]int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	caps := make(map[outbox.UUID]int)
+	for key, l := range d.lanes {
+		n := l.queue.n + l.behind
+		if t, _ := l.blockedFor(d); t > 0 {
+			caps[key.endpoint] = 0
+		} else if n > 0 || l.rate > 0 || l.breaker.State() == gobreaker.StateHalfOpen {
+			takes := 2 * l.allowance()
+			if len(l.chains) > 0 {
+				takes = max(takes, runLength)
+			}
+			caps[key.endpoint] = max(min(takes, l.fits(time.Second))-n, 0)
+		}
+	}
+	return caps
+}
+
+// abandon takes what a session has not started out of the queues, for the log has it still. It returns how many that were. What the session knew
+// of blocked keys, the next one learns from the database.
+func (d *dispatcher) abandon(of *ledger) int {
+	d.mu.Lock()
+	var left []*job
+	take := func(q *jobList) {
+		for j, next := q.head, (*job)(nil); j != nil; j = next {
+			next = j.next
+			if j.ledger == of {
+				q.remove(j)
+				left = append(left, j)
+			}
+		}
+	}
+	for _, l := range d.lanes {
+		for key, ch := range l.chains {
+			n := ch.waiting.n
+			take(&ch.waiting)
+			l.behind -= n - ch.waiting.n
+			if ch.head.ledger == of && !ch.head.running {
+				delete(l.chains, key)
+			}
+		}
+		take(&l.queue)
+		l.blocked = nil
+		d.busy(l)
+	}
+	d.mu.Unlock()
+	d.release(left)
+	return len(left)
+}
+
+// drain starts nothing more: what waits, and all that still comes, is deferred. The channel is closed once every outcome is durable.
+func (d *dispatcher) drain() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.drained = make(chan struct{})
+	for _, l := range d.lanes {
+		d.deferQueue(l, deferDrain, 0)
+	}
+	d.checkDrained()
+	return d.drained
+}
+
+func (d *dispatcher) checkDrained() {
+	if d.drained != nil && !d.empty && d.used == 0 && d.claimed == 0 {
+		d.empty = true
+		close(d.drained)
+	}
+}
+
+// load counts the deliveries in memory: those of the stream, their bytes, those of the retry queue, and how many of both are in flight.
+func (d *dispatcher) load() (stream int, bytes int64, claimed, running int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.used, d.bytes, d.claimed, d.running.n
+}
+
+// leases lists the deliveries in memory that are leased in the retry queue.
+func (d *dispatcher) leases() []outbox.UUID {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var ids []outbox.UUID
+	claimed := func(q *jobList) {
+		for j := q.head; j != nil; j = j.next {
+			if j.ledger == nil || j.leased {
+				ids = append(ids, j.ID)
+			}
+		}
+	}
+	claimed(&d.running)
+	for _, l := range d.lanes {
+		claimed(&l.queue)
+		for _, ch := range l.chains {
+			claimed(&ch.waiting)
+		}
+	}
+	return ids
+}
+
+// keepShut is told at the start which breakers an earlier process, or another replica, has opened, and for how long they stay open.
+func (d *dispatcher) keepShut(key laneKey, left time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l := d.laneOf(key)
+	l.until = d.now().Add(left)
+	l.limit = max(l.limit, 1)
+	l.restart(d.cfg.Breaker.HalfOpen)
+}
+
+// close ends take. What still waits stays where it is.
+func (d *dispatcher) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	for _, bell := range d.resting {
+		bell <- struct{}{}
+	}
+	d.resting = nil
+	for _, l := range d.lanes {
+		if l.timer != nil {
+			l.timer.Stop()
+		}
+	}
+}

@@ -1,0 +1,57 @@
+package relay
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+const (
+	// wakeEvery is how often the leader looks for rows that are parked for no reason: somebody may have changed the tables by hand.
+	wakeEvery = 30 * time.Second
+	// wakeWithin is the time over which the deliveries of an endpoint come back that takes them again.
+	wakeWithin = time.Second
+)
+
+// A waker ends waits: of keys whose rows are gone, and of rows whose endpoint takes deliveries again.
+type waker struct{ looked time.Time }
+
+func (w *waker) wake(ctx context.Context, s *session) error {
+	for _, key := range s.takeWoken() {
+		if err := s.store.Wake(ctx, key.tenant, key.endpoint, wakeWithin); err != nil {
+			return fmt.Errorf("wake the deliveries of endpoint %s: %w", key.endpoint, err)
+		}
+		signal(s.claim)
+	}
+	if keys, stamps := s.dispatcher.blockedKeys(); len(keys) > 0 {
+		still, err := s.store.StillBlocked(ctx, keys)
+		if err != nil {
+			return fmt.Errorf("look for keys that wait no more: %w", err)
+		}
+		s.dispatcher.unblock(keys, stamps, still)
+	}
+	if time.Since(w.looked) < wakeEvery {
+		return nil
+	}
+	w.looked = time.Now()
+	if err := s.store.WakeParkedHeads(ctx); err != nil {
+		return fmt.Errorf("look for deliveries parked for no reason: %w", err)
+	}
+	return nil
+}
+
+// takesAgain notes an endpoint that was inactive or paused and is not any more.
+func (s *session) takesAgain(key laneKey) {
+	s.mu.Lock()
+	s.woken = append(s.woken, key)
+	s.mu.Unlock()
+	signal(s.backfill)
+}
+
+func (s *session) takeWoken() []laneKey {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	woken := s.woken
+	s.woken = nil
+	return woken
+}

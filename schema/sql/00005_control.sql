@@ -1,0 +1,337 @@
+-- +goose Up
+-- What operators' commands do, for an application to do in its own transaction. Every function checks that the caller may change the tenant's
+-- endpoints, and takes the lock that keeps the order of the retry queue (see wake_next) before it touches rows of it.
+
+-- Raises unless the caller may control the tenant.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.check_control(schema text) RETURNS void
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM outbox_relay.tenants t WHERE t.schema = check_control.schema) THEN
+    RAISE EXCEPTION 'schema "%" is not a tenant', schema USING ERRCODE = 'OR002', HINT = 'See outbox_relay.tenants, or: outbox-relay tenants list';
+  END IF;
+  IF NOT (pg_has_role(session_user, 'outbox_relay_runner', 'MEMBER')
+          OR has_table_privilege(session_user, format('%I.webhook_endpoints', schema), 'UPDATE')) THEN
+    RAISE EXCEPTION 'role "%" may not control the deliveries of "%"', session_user, schema
+      USING ERRCODE = 'insufficient_privilege',
+            HINT = format('Grant it UPDATE on %I.webhook_endpoints, or membership in outbox_relay_runner.', schema);
+  END IF;
+END
+$$;
+-- +goose StatementEnd
+
+-- Locks the order of endpoints, always in the same order.
+CREATE OR REPLACE FUNCTION outbox_relay.lock_order(endpoints uuid[]) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+  SELECT pg_advisory_xact_lock(s.h)
+    FROM (SELECT DISTINCT hashtextextended(e::text, 8245937120485516401) AS h FROM unnest(endpoints) e ORDER BY 1 OFFSET 0) s
+$$;
+
+-- Makes the first row of each key due, if it is parked: the one before it has gone. The caller holds the lock of the endpoints.
+CREATE OR REPLACE FUNCTION outbox_relay.wake_next(endpoints uuid[], keys uuid[]) RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+  WITH head AS (
+    SELECT n.delivery_id FROM (SELECT DISTINCT u.e, u.k FROM unnest(endpoints, keys) u (e, k)) p
+     CROSS JOIN LATERAL (SELECT q.delivery_id, q.due_at FROM outbox_relay.retry_queue q WHERE q.endpoint_id = p.e AND q.order_key = p.k
+                          ORDER BY q.order_lsn, q.order_n, q.delivery_id LIMIT 1) n
+     WHERE n.due_at = 'infinity'
+  ), woken AS (
+    UPDATE outbox_relay.retry_queue q SET due_at = now() FROM head h WHERE q.delivery_id = h.delivery_id RETURNING 1
+  )
+  SELECT count(*) FROM woken
+$$;
+
+-- Makes due what is parked for an endpoint: rows without an order, and the first of each key.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.wake(schema text, endpoint uuid, within interval DEFAULT '0') RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  n bigint;
+BEGIN
+  PERFORM outbox_relay.check_control(schema);
+  PERFORM outbox_relay.lock_order(ARRAY[endpoint]);
+  UPDATE outbox_relay.retry_queue q SET due_at = now() + random() * wake.within
+   WHERE q.tenant = wake.schema AND q.endpoint_id = wake.endpoint AND q.due_at = 'infinity'
+     AND (q.order_key IS NULL OR NOT EXISTS (SELECT FROM outbox_relay.retry_queue h WHERE h.endpoint_id = q.endpoint_id AND h.order_key = q.order_key
+            AND (h.order_lsn, h.order_n, h.delivery_id) < (q.order_lsn, q.order_n, q.delivery_id)));
+  GET DIAGNOSTICS n = ROW_COUNT;
+  RETURN n;
+END
+$$;
+-- +goose StatementEnd
+
+-- Makes due what is parked and waits for nothing: somebody may have changed tables by hand. Only endpoints with parked rows are looked at.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.wake_parked_heads() RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  p record;
+  takes boolean;
+  n bigint := 0;
+BEGIN
+  FOR p IN SELECT DISTINCT q.tenant, q.endpoint_id, hashtextextended(q.endpoint_id::text, 8245937120485516401) FROM outbox_relay.retry_queue q JOIN outbox_relay.tenants t ON t.schema = q.tenant
+            WHERE q.due_at = 'infinity' AND t.state = 'active' ORDER BY 3 LOOP -- as lock_order does
+    BEGIN
+      EXECUTE format('SELECT e.is_active AND e.paused_at IS NULL FROM %I.webhook_endpoints e WHERE e.id = $1', p.tenant) INTO takes USING p.endpoint_id;
+    EXCEPTION WHEN undefined_table OR undefined_column OR invalid_schema_name THEN
+      takes := NULL;
+    END;
+    IF takes OR takes IS NULL THEN -- one that is gone is found out when its delivery is claimed
+      n := n + outbox_relay.wake(p.tenant, p.endpoint_id, '1 s');
+    END IF;
+  END LOOP;
+  RETURN n;
+END
+$$;
+-- +goose StatementEnd
+
+-- Holds an endpoint's deliveries back without losing one. False: it was paused already.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.pause_endpoint(schema text, endpoint uuid, reason text DEFAULT NULL) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  was boolean;
+BEGIN
+  PERFORM outbox_relay.check_control(schema);
+  EXECUTE format('SELECT e.paused_at IS NOT NULL FROM %I.webhook_endpoints e WHERE e.id = $1 FOR NO KEY UPDATE', schema) INTO was USING endpoint;
+  IF was IS NULL THEN
+    RAISE EXCEPTION 'endpoint % does not exist in "%"', endpoint, schema USING ERRCODE = 'OR002', HINT = 'See: outbox-relay endpoints list';
+  END IF;
+  IF NOT was THEN
+    EXECUTE format('UPDATE %I.webhook_endpoints e SET paused_at = now(), disabled_reason = coalesce($2, e.disabled_reason) WHERE e.id = $1', schema)
+      USING endpoint, reason;
+  END IF;
+  RETURN NOT was;
+END
+$$;
+-- +goose StatementEnd
+
+-- Lets an endpoint go on that was paused, disabled or deactivated; what has waited meanwhile becomes due. False: it took deliveries already.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.resume_endpoint(schema text, endpoint uuid) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  took boolean;
+BEGIN
+  PERFORM outbox_relay.check_control(schema);
+  EXECUTE format('SELECT e.paused_at IS NULL AND e.is_active FROM %I.webhook_endpoints e WHERE e.id = $1 FOR NO KEY UPDATE', schema) INTO took USING endpoint;
+  IF took IS NULL THEN
+    RAISE EXCEPTION 'endpoint % does not exist in "%"', endpoint, schema USING ERRCODE = 'OR002', HINT = 'See: outbox-relay endpoints list';
+  END IF;
+  IF NOT took THEN
+    EXECUTE format('UPDATE %I.webhook_endpoints e SET paused_at = NULL, is_active = true, disabled_reason = NULL, disabled_at = NULL WHERE e.id = $1', schema)
+      USING endpoint;
+  END IF;
+  DELETE FROM outbox_relay.endpoint_health h WHERE h.tenant = schema AND h.endpoint_id = endpoint;
+  PERFORM outbox_relay.wake(schema, endpoint, '1 s');
+  RETURN NOT took;
+END
+$$;
+-- +goose StatementEnd
+
+-- Queues a delivery again, from a dead letter or from its own row. The caller holds the endpoint's lock. It returns false if the delivery is queued
+-- already or its endpoint is gone.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.requeue(schema text, delivery uuid, due timestamptz) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  dead record;
+  own record;
+  event record;
+  ends record;
+  ord record;
+BEGIN
+  EXECUTE format('SELECT * FROM %I.webhook_dead_letters l WHERE l.delivery_id = $1', schema) INTO dead USING delivery;
+  EXECUTE format('SELECT * FROM %I.webhook_deliveries d WHERE d.id = $1 FOR NO KEY UPDATE', schema) INTO own USING delivery;
+  EXECUTE format('SELECT e.id, e.delivery_order FROM %I.webhook_endpoints e WHERE e.id = $1', schema)
+    INTO ends USING coalesce(own.webhook_endpoint_id, dead.webhook_endpoint_id);
+  IF ends.id IS NULL OR EXISTS (SELECT FROM outbox_relay.retry_queue q WHERE q.delivery_id = delivery) THEN
+    RETURN false;
+  END IF;
+  EXECUTE format('SELECT v.id, v.aggregate_id FROM %I.webhook_events v WHERE v.id = $1', schema)
+    INTO event USING coalesce(own.webhook_event_id, dead.webhook_event_id);
+  IF own.id IS NULL THEN -- retention has taken the row, the dead letter has all that was in it
+    EXECUTE format('INSERT INTO %I.webhook_deliveries (id, webhook_event_id, webhook_endpoint_id, delivery_status, request_url, request_method,
+        request_headers, request_body, next_retry_at, relayed, replay) VALUES ($1, $2, $3, ''pending'', $4, $5, $6, $7, $8, true, $9)', schema)
+      USING delivery, dead.webhook_event_id, dead.webhook_endpoint_id, dead.request_url, dead.request_method, dead.request_headers, dead.request_body, due,
+            dead.replay + 1;
+  ELSE
+    EXECUTE format('UPDATE %I.webhook_deliveries d SET delivery_status = ''pending'', attempt_number = 1, replay = d.replay + 1, next_retry_at = $2,
+        request_body = coalesce($3, d.request_body), completed_at = NULL, max_attempts_reached = false, error_message = ''replay'', error_code = ''deferred'',
+        response_status_code = NULL, response_body = NULL, response_time_ms = NULL WHERE d.id = $1', schema)
+      USING delivery, due, dead.request_body;
+  END IF;
+  EXECUTE format('UPDATE %I.webhook_dead_letters l SET replayed_at = now() WHERE l.delivery_id = $1 AND l.replayed_at IS NULL', schema) USING delivery;
+
+  SELECT CASE ends.delivery_order WHEN 'strict' THEN ends.id WHEN 'aggregate' THEN coalesce(event.aggregate_id, dead.order_key) END AS key,
+         coalesce(dead.order_lsn, '0/0') AS lsn, coalesce(dead.order_n, 0) AS n INTO ord;
+  INSERT INTO outbox_relay.retry_queue AS q (delivery_id, tenant, endpoint_id, due_at, order_key, order_lsn, order_n)
+  VALUES (delivery, schema, ends.id,
+          CASE WHEN ord.key IS NOT NULL AND EXISTS (SELECT FROM outbox_relay.retry_queue h WHERE h.endpoint_id = ends.id AND h.order_key = ord.key
+                 AND (h.order_lsn, h.order_n, h.delivery_id) < (ord.lsn, ord.n, delivery)) THEN 'infinity' ELSE due END,
+          ord.key, CASE WHEN ord.key IS NOT NULL THEN ord.lsn END, CASE WHEN ord.key IS NOT NULL THEN ord.n END);
+  RETURN true;
+END
+$$;
+-- +goose StatementEnd
+
+-- Sends a delivery again that has ended, whichever way. False: it is queued already.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.resend(schema text, delivery uuid) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  d record;
+  gone boolean;
+BEGIN
+  PERFORM outbox_relay.check_control(schema);
+  EXECUTE format('SELECT d.webhook_endpoint_id AS endpoint, d.relayed, d.webhook_event_id AS event, d.request_body IS NOT NULL AS kept FROM %1$I.webhook_deliveries d WHERE d.id = $1
+    UNION ALL SELECT l.webhook_endpoint_id, true, l.webhook_event_id, l.request_body IS NOT NULL FROM %1$I.webhook_dead_letters l WHERE l.delivery_id = $1
+    ORDER BY kept DESC LIMIT 1', schema) INTO d USING delivery;
+  IF d.endpoint IS NULL THEN
+    RAISE EXCEPTION 'delivery % does not exist in "%"', delivery, schema USING ERRCODE = 'OR002', HINT = 'See: outbox-relay deliveries list';
+  ELSIF NOT d.relayed THEN
+    RAISE EXCEPTION 'delivery % was made by another dispatcher', delivery
+      USING ERRCODE = 'OR002', HINT = 'Insert its event again, or queue older events with: outbox-relay endpoints recover --since';
+  END IF;
+  EXECUTE format('SELECT NOT EXISTS (SELECT FROM %I.webhook_endpoints e WHERE e.id = $1)', schema) INTO gone USING d.endpoint;
+  IF gone THEN
+    RAISE EXCEPTION 'the endpoint of delivery % does not exist any more', delivery USING ERRCODE = 'OR002', HINT = 'A dead letter of it keeps the body: outbox-relay deadletters show';
+  END IF;
+  EXECUTE format('SELECT NOT EXISTS (SELECT FROM %I.webhook_events v WHERE v.id = $1)', schema) INTO gone USING d.event;
+  IF gone AND NOT d.kept THEN
+    RAISE EXCEPTION 'neither the event nor the body of delivery % is kept', delivery USING ERRCODE = 'OR002', HINT = 'Restore the event from its archive first.';
+  END IF;
+  PERFORM outbox_relay.lock_order(ARRAY[d.endpoint]);
+  RETURN outbox_relay.requeue(schema, delivery, now());
+END
+$$;
+-- +goose StatementEnd
+
+-- Queues dead letters again, the oldest first, and marks them: repeated calls work them off, and none is queued twice. It returns how many.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.replay(schema text, endpoint uuid DEFAULT NULL, event uuid DEFAULT NULL, event_type text DEFAULT NULL,
+  since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL, max int DEFAULT 500, within interval DEFAULT '0') RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  l record;
+  found_any boolean;
+  endpoints uuid[];
+  ids uuid[];
+  n bigint := 0;
+BEGIN
+  PERFORM outbox_relay.check_control(schema);
+  EXECUTE format('SELECT array_agg(s.delivery_id ORDER BY s.order_lsn, s.order_n, s.dead_at, s.delivery_id), array_agg(DISTINCT s.webhook_endpoint_id) FROM (
+      SELECT l.* FROM %1$I.webhook_dead_letters l
+       WHERE l.replayed_at IS NULL AND l.discarded_at IS NULL AND EXISTS (SELECT FROM %1$I.webhook_endpoints e WHERE e.id = l.webhook_endpoint_id)
+         AND ($1 IS NULL OR l.webhook_endpoint_id = $1) AND ($2 IS NULL OR l.webhook_event_id = $2)
+         AND ($3 IS NULL OR EXISTS (SELECT FROM %1$I.webhook_events v WHERE v.id = l.webhook_event_id AND v.event_type = $3))
+         AND ($4 IS NULL OR l.dead_at >= $4) AND ($5 IS NULL OR l.dead_at < $5)
+       ORDER BY l.order_lsn, l.order_n, l.dead_at, l.delivery_id LIMIT $6 FOR UPDATE SKIP LOCKED) s', schema)
+    INTO ids, endpoints USING endpoint, event, event_type, since, until, max;
+  IF ids IS NULL THEN
+    RETURN 0;
+  END IF;
+  PERFORM outbox_relay.lock_order(endpoints);
+  FOR i IN 1 .. cardinality(ids) LOOP
+    IF outbox_relay.requeue(schema, ids[i], now() + within * (i - random()) / cardinality(ids)) THEN
+      n := n + 1;
+    ELSE -- it is queued: not to be found again
+      EXECUTE format('UPDATE %I.webhook_dead_letters l SET replayed_at = now() WHERE l.delivery_id = $1', schema) USING ids[i];
+    END IF;
+  END LOOP;
+  RETURN n;
+END
+$$;
+-- +goose StatementEnd
+
+-- Gives a waiting delivery up: it becomes a dead letter, and what waits behind it goes on. False: it does not wait.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.skip(schema text, delivery uuid, reason text DEFAULT NULL) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  q outbox_relay.retry_queue;
+BEGIN
+  PERFORM outbox_relay.check_control(schema);
+  SELECT * INTO q FROM outbox_relay.retry_queue r WHERE r.delivery_id = delivery AND r.tenant = schema;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  PERFORM outbox_relay.lock_order(ARRAY[q.endpoint_id]);
+  SELECT * INTO q FROM outbox_relay.retry_queue r WHERE r.delivery_id = delivery FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  IF q.leased_by IS NOT NULL AND q.due_at > now() THEN
+    RAISE EXCEPTION 'delivery % is in flight', delivery USING ERRCODE = 'OR002', HINT = 'Wait until its attempt has ended, then try again; or pause its endpoint first.';
+  END IF;
+  EXECUTE format('INSERT INTO %1$I.webhook_dead_letters (delivery_id, webhook_event_id, webhook_endpoint_id, request_url, request_method, request_headers,
+        request_body, attempts, last_error, last_error_code, last_status_code, last_response_body, replay, order_key, order_lsn, order_n)
+      SELECT d.id, d.webhook_event_id, d.webhook_endpoint_id, d.request_url, d.request_method, d.request_headers, d.request_body,
+        CASE d.delivery_status WHEN ''retrying'' THEN d.attempt_number ELSE 0 END, coalesce($2, ''skipped by an operator''), ''skipped'',
+        d.response_status_code, d.response_body, d.replay, $3, $4, $5
+      FROM %1$I.webhook_deliveries d WHERE d.id = $1
+      ON CONFLICT (delivery_id) DO UPDATE SET attempts = excluded.attempts, last_error = excluded.last_error, last_error_code = excluded.last_error_code,
+        replay = excluded.replay, dead_at = now(), replayed_at = NULL, discarded_at = NULL', schema)
+    USING delivery, reason, q.order_key, q.order_lsn, q.order_n;
+  EXECUTE format('UPDATE %I.webhook_deliveries d SET delivery_status = ''failed'', error_code = ''skipped'', error_message = coalesce($2, ''skipped by an operator''),
+        next_retry_at = NULL, completed_at = now() WHERE d.id = $1', schema) USING delivery, reason;
+  DELETE FROM outbox_relay.retry_queue r WHERE r.delivery_id = delivery;
+  IF q.order_key IS NOT NULL THEN
+    PERFORM outbox_relay.wake_next(ARRAY[q.endpoint_id], ARRAY[q.order_key]);
+  END IF;
+  RETURN true;
+END
+$$;
+-- +goose StatementEnd
+
+-- Says that nobody wants a dead letter any more. False: there is no such dead letter, or it is not open.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.discard(schema text, delivery uuid) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  n bigint;
+BEGIN
+  PERFORM outbox_relay.check_control(schema);
+  EXECUTE format('UPDATE %I.webhook_dead_letters l SET discarded_at = now()
+    WHERE l.delivery_id = $1 AND l.discarded_at IS NULL AND l.replayed_at IS NULL', schema) USING delivery;
+  GET DIAGNOSTICS n = ROW_COUNT;
+  RETURN n > 0;
+END
+$$;
+-- +goose StatementEnd
+
+-- Asks the relay to queue what an endpoint missed since a time, or since an event. It returns the number of the request in outbox_relay.recoveries.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.recover_endpoint(schema text, endpoint uuid, since timestamptz DEFAULT NULL, event uuid DEFAULT NULL,
+  rate numeric DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  known boolean;
+  id bigint;
+BEGIN
+  PERFORM outbox_relay.check_control(schema);
+  IF (since IS NULL) = (event IS NULL) THEN
+    RAISE EXCEPTION 'name either a time or an event to recover from' USING ERRCODE = 'OR002';
+  END IF;
+  EXECUTE format('SELECT EXISTS (SELECT FROM %I.webhook_endpoints e WHERE e.id = $1)', schema) INTO known USING endpoint;
+  IF NOT known THEN
+    RAISE EXCEPTION 'endpoint % does not exist in "%"', endpoint, schema USING ERRCODE = 'OR002', HINT = 'See: outbox-relay endpoints list';
+  END IF;
+  IF event IS NOT NULL THEN
+    EXECUTE format('SELECT v.occurred_at FROM %I.webhook_events v WHERE v.id = $1', schema) INTO since USING event;
+    IF since IS NULL THEN
+      RAISE EXCEPTION 'event % does not exist in "%"', event, schema USING ERRCODE = 'OR002', HINT = 'Name a time instead.';
+    END IF;
+  END IF;
+  INSERT INTO outbox_relay.recoveries AS r (tenant, endpoint_id, since, rate)
+  VALUES (schema, endpoint, recover_endpoint.since, recover_endpoint.rate) RETURNING r.id INTO id;
+  RETURN id;
+END
+$$;
+-- +goose StatementEnd
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION outbox_relay.wake_next(uuid[], uuid[]), outbox_relay.wake(text, uuid, interval), outbox_relay.wake_parked_heads(),
+  outbox_relay.pause_endpoint(text, uuid, text), outbox_relay.resume_endpoint(text, uuid), outbox_relay.resend(text, uuid),
+  outbox_relay.replay(text, uuid, uuid, text, timestamptz, timestamptz, int, interval), outbox_relay.skip(text, uuid, text),
+  outbox_relay.discard(text, uuid), outbox_relay.recover_endpoint(text, uuid, timestamptz, uuid, numeric) TO outbox_relay_runner;
