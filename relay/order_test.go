@@ -57,13 +57,13 @@ func TestWhatWaitsBehindAFailureBecomesRows(t *testing.T) {
 	require.Equal(t, []*job{second, third, later}, b.rows)
 	require.Equal(t, []string{deferOrder, deferOrder, deferOrder}, b.deferrals)
 
-	keys, stamps := b.blockedKeys()
+	keys, _ := b.blockedKeys()
 	require.Empty(t, keys, "nothing of the key is recorded yet")
 	b.release([]*job{first, second, third})
 	keys, _ = b.blockedKeys()
 	require.Empty(t, keys)
 	b.release([]*job{later})
-	keys, stamps = b.blockedKeys()
+	keys, stamps := b.blockedKeys()
 	require.Len(t, keys, 1)
 
 	again := b.keyed(1)

@@ -130,6 +130,10 @@ func (a *app) root() *cobra.Command {
 	flags.String("log-level", "", "log this `LEVEL` and above: debug, info, warn, error (log.level)")
 	flags.String("log-format", "", "log as `FORMAT`: json, text, or auto: text on a terminal (log.format)")
 	root.AddCommand(a.runCommand(), a.migrateCommand(), a.checkCommand(), a.demoCommand(), a.tenantsCommand(), a.configCommand(), a.versionCommand())
+	root.AddCommand(a.deliveriesCommand())
+	root.AddCommand(a.deadlettersCommand())
+	root.AddCommand(a.endpointsCommand())
+	root.AddCommand(a.eventsCommand())
 	return root
 }
 

@@ -39,10 +39,12 @@ type Endpoint struct {
 	State      State       `json:"status"`
 	Order      string      `json:"delivery_order"`
 	LastUsedAt Time        `json:"last_used_at,omitzero"`
-	Waiting    int         `json:"waiting"`         // deliveries that are due some time; as the others up to CountLimit
-	Parked     int         `json:"parked"`          // deliveries that wait for the endpoint, or behind others
-	Dead       int         `json:"dead_letters"`    // open ones
-	Fault      string      `json:"fault,omitempty"` // why the relay cannot use the row
+	// LastSuccess is the day of the last delivery, as the statistics have it: empty if there was none.
+	LastSuccess string `json:"last_success_on,omitempty"`
+	Waiting     int    `json:"waiting"`         // deliveries that are due some time; as the others up to CountLimit
+	Parked      int    `json:"parked"`          // deliveries that wait for the endpoint, or behind others
+	Dead        int    `json:"dead_letters"`    // open ones
+	Fault       string `json:"fault,omitempty"` // why the relay cannot use the row
 }
 
 const stateOfEndpoint = `CASE WHEN e.id IS NULL THEN 'gone' WHEN NOT e.is_active AND e.disabled_at IS NOT NULL THEN 'disabled' WHEN NOT e.is_active THEN 'inactive'
@@ -72,6 +74,8 @@ func (d *Desk) endpointState(ctx context.Context, id outbox.UUID) (s State, err 
 // The counts look at no more rows than they may count.
 const selectEndpoints = `
 SELECT e.id, coalesce(e.name, '')::text, coalesce(e.endpoint_url, '')::text, coalesce(e.delivery_order, '')::text, e.last_used_at::timestamptz,
+  coalesce((SELECT s.date_recorded::text FROM {tenant}.webhook_delivery_stats s WHERE s.webhook_endpoint_id = e.id AND s.successful_deliveries > 0
+     ORDER BY s.date_recorded DESC LIMIT 1), ''),
   (SELECT count(*) FROM (SELECT FROM outbox_relay.retry_queue q WHERE q.endpoint_id = e.id AND q.due_at < 'infinity' LIMIT $2::int4) q)::int4,
   (SELECT count(*) FROM (SELECT FROM outbox_relay.retry_queue q WHERE q.endpoint_id = e.id AND q.due_at = 'infinity' LIMIT $2::int4) q)::int4,
   (SELECT count(*) FILTER (WHERE l.open) FROM (SELECT ` + open + ` AS open FROM {tenant}.webhook_dead_letters l
@@ -80,7 +84,7 @@ SELECT e.id, coalesce(e.name, '')::text, coalesce(e.endpoint_url, '')::text, coa
 FROM {tenant}.webhook_endpoints e` + healthJoin + `$1::text WHERE `
 
 func scanEndpoint(row pgx.CollectableRow) (e Endpoint, err error) {
-	err = row.Scan(append([]any{&e.ID, &e.Name, &e.URL, &e.Order, &e.LastUsedAt, &e.Waiting, &e.Parked, &e.Dead}, e.State.fields()...)...)
+	err = row.Scan(append([]any{&e.ID, &e.Name, &e.URL, &e.Order, &e.LastUsedAt, &e.LastSuccess, &e.Waiting, &e.Parked, &e.Dead}, e.State.fields()...)...)
 	e.URL = withoutQuery(e.URL)
 	return e, err
 }

@@ -84,6 +84,7 @@ func TestEndpointShowsItsSettingsAndNoSecret(t *testing.T) {
 	x, err := b.desk.Endpoint(b.ctx, rows, desk.Routing(rows, defaults()), id)
 	require.NoError(t, err)
 	assert.Equal(t, desk.Week{Attempts: 15, Delivered: 13, Failed: 2}, x.Week)
+	assert.Equal(t, time.Now().UTC().Format(time.DateOnly), x.LastSuccess)
 	assert.Equal(t, []string{"A", "X-Key"}, x.Settings.CustomHeaders)
 	assert.True(t, x.Settings.SecondSecret)
 	assert.Equal(t, 3, x.Settings.Concurrency)

@@ -105,7 +105,7 @@ func TestClaimSkipsLocked(t *testing.T) {
 	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }() // or the pool waits for it for ever
 	_, err = tx.Exec(t.Context(), "SELECT FROM outbox_relay.retry_queue ORDER BY due_at, delivery_id LIMIT 100 FOR UPDATE")
 	require.NoError(t, err)
-	require.Equal(t, 300, len(b.claim(b.owner, 300, 0)))
+	require.Len(t, b.claim(b.owner, 300, 0), 300)
 	require.NoError(t, tx.Rollback(t.Context()))
 
 	var (

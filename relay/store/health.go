@@ -1,0 +1,143 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// Endpoint names an endpoint.
+type Endpoint struct {
+	Tenant string
+	ID     outbox.UUID
+}
+
+// Health is what a replica has seen of an endpoint since it was saved last.
+type Health struct {
+	Endpoint
+	// Failing is how long ago the first failure since the last success was; zero: the last attempt did not fail.
+	Failing time.Duration
+	// OpenFor is how long the breaker stays open; zero: it is not.
+	OpenFor time.Duration
+	// Succeeded is how long ago the last success was; zero: there was none.
+	Succeeded time.Duration
+	LastError string
+}
+
+// Trouble is an endpoint that every replica has seen failing.
+type Trouble struct {
+	Endpoint
+	Failing   time.Duration // since the first failure
+	Warned    bool
+	OpenFor   time.Duration // what is left of the breaker's time; zero or less: nothing
+	LastError string
+}
+
+const (
+	saveFailing = `
+INSERT INTO outbox_relay.endpoint_health AS h (tenant, endpoint_id, failing_since, open_until, last_error)
+SELECT n.tenant, n.id, CASE WHEN n.failing > 0 THEN now() - n.failing * interval '1 microsecond' END,
+  CASE WHEN n.open > 0 THEN now() + n.open * interval '1 microsecond' END, nullif(n.error, '')
+FROM unnest($1::text[], $2::uuid[], $3::int8[], $4::int8[], $5::text[]) AS n (tenant, id, failing, open, error) ORDER BY 1, 2
+ON CONFLICT (tenant, endpoint_id) DO UPDATE SET failing_since = coalesce(h.failing_since, excluded.failing_since),
+  open_until = coalesce(excluded.open_until, h.open_until), last_error = coalesce(excluded.last_error, h.last_error), updated_at = now()`
+
+	saveRecovered = `
+DELETE FROM outbox_relay.endpoint_health h USING (
+  SELECT g.tenant, g.endpoint_id FROM outbox_relay.endpoint_health g
+  JOIN unnest($1::text[], $2::uuid[], $3::int8[]) AS n (tenant, id, succeeded) ON g.tenant = n.tenant AND g.endpoint_id = n.id
+  WHERE coalesce(g.failing_since, g.updated_at) < now() - n.succeeded * interval '1 microsecond' ORDER BY 1, 2 FOR UPDATE OF g) gone
+WHERE h.tenant = gone.tenant AND h.endpoint_id = gone.endpoint_id
+RETURNING h.tenant, h.endpoint_id, h.warned_at IS NOT NULL`
+)
+
+// SaveHealth tells all replicas what this one has seen. It returns the endpoints that have recovered after a warning.
+func (s *Store) SaveHealth(ctx context.Context, seen []Health) (recovered []Endpoint, err error) {
+	var tenants, wellTenants, errs []string
+	var ids, wellIDs []outbox.UUID
+	var failing, open, succeeded []int64
+	for i := range seen {
+		h := &seen[i]
+		if h.Succeeded > 0 {
+			wellTenants, wellIDs = append(wellTenants, h.Tenant), append(wellIDs, h.ID)
+			succeeded = append(succeeded, h.Succeeded.Microseconds())
+		}
+		if h.Failing > 0 || h.OpenFor > 0 {
+			tenants, ids, errs = append(tenants, h.Tenant), append(ids, h.ID), append(errs, text(h.LastError))
+			failing, open = append(failing, h.Failing.Microseconds()), append(open, h.OpenFor.Microseconds())
+		}
+	}
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, saveRecovered, wellTenants, wellIDs, succeeded)
+		if err != nil {
+			return err
+		}
+		var e Endpoint
+		var warned bool
+		if _, err := pgx.ForEachRow(rows, []any{&e.Tenant, &e.ID, &warned}, func() error {
+			if warned {
+				recovered = append(recovered, e)
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, saveFailing, tenants, ids, failing, open, errs)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("save health of endpoints: %w", err)
+	}
+	return recovered, nil
+}
+
+// Troubled lists the endpoints in trouble, those that have failed the longest first.
+func (s *Store) Troubled(ctx context.Context) ([]Trouble, error) {
+	rows, err := s.pool.Query(ctx, `
+SELECT h.tenant, h.endpoint_id, coalesce(extract(epoch FROM now() - h.failing_since) * 1e6, 0)::int8, h.warned_at IS NOT NULL,
+  coalesce(extract(epoch FROM h.open_until - now()) * 1e6, 0)::int8, coalesce(h.last_error, '')
+FROM outbox_relay.endpoint_health h ORDER BY h.failing_since NULLS LAST, 1, 2`)
+	if err != nil {
+		return nil, fmt.Errorf("read health of endpoints: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t Trouble, err error) {
+		var failing, open int64
+		err = row.Scan(&t.Tenant, &t.ID, &failing, &t.Warned, &open, &t.LastError)
+		t.Failing, t.OpenFor = time.Duration(failing)*time.Microsecond, time.Duration(open)*time.Microsecond
+		return t, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read health of endpoints: %w", err)
+	}
+	return list, nil
+}
+
+// Warned notes that the warning about an endpoint has been given. False: it was given already, or the endpoint has recovered.
+func (s *Store) Warned(ctx context.Context, e Endpoint) (bool, error) {
+	tag, err := s.pool.Exec(ctx, `UPDATE outbox_relay.endpoint_health SET warned_at = now()
+WHERE tenant = $1::text AND endpoint_id = $2::uuid AND failing_since IS NOT NULL AND warned_at IS NULL`, e.Tenant, e.ID)
+	if err != nil {
+		return false, fmt.Errorf("note a warning: %w", err)
+	}
+	return tag.RowsAffected() > 0, nil
+}
+
+const disableEndpoint = `
+UPDATE {tenant}.webhook_endpoints e SET is_active = false, disabled_reason = $2::text, disabled_at = now() WHERE e.id = $1::uuid AND e.is_active`
+
+// Disable makes an endpoint inactive and keeps the reason. False: it is not active, or is gone.
+func (s *Store) Disable(ctx context.Context, e Endpoint, reason string) (bool, error) {
+	tag, err := s.pool.Exec(ctx, forTenant(disableEndpoint, e.Tenant), e.ID, text(reason))
+	if err != nil && !isTenants(err) {
+		return false, fmt.Errorf("disable endpoint: %w", err)
+	}
+	disabled := err == nil && tag.RowsAffected() > 0
+	if _, err := s.pool.Exec(ctx, `DELETE FROM outbox_relay.endpoint_health WHERE tenant = $1::text AND endpoint_id = $2::uuid`, e.Tenant, e.ID); err != nil {
+		return disabled, fmt.Errorf("forget the health of a disabled endpoint: %w", err)
+	}
+	return disabled, nil
+}

@@ -1,0 +1,68 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// Kept is a kind of rows that only record what has happened.
+type Kept string
+
+// The kinds.
+const (
+	KeptDeliveries  Kept = "deliveries"   // that have succeeded or were cancelled
+	KeptAttempts    Kept = "attempts"     // that failed
+	KeptDeadLetters Kept = "dead letters" // that were replayed or discarded
+	KeptStats       Kept = "statistics"
+)
+
+// The ids of deliveries are version 7: their order is that of time, and so the primary key finds the old ones. $1 is the greatest id of the time
+// before which rows go, $2 the age, $3 how many at most.
+const (
+	purgeDeliveries = `
+DELETE FROM {tenant}.webhook_deliveries d WHERE d.id = ANY(ARRAY(
+  SELECT o.id FROM {tenant}.webhook_deliveries o WHERE o.id < $1::uuid AND o.relayed AND o.delivery_status IN ('success', 'cancelled')
+    AND o.completed_at < now() - $2::int8 * interval '1 microsecond'
+    AND NOT EXISTS (SELECT FROM outbox_relay.retry_queue q WHERE q.delivery_id = o.id)
+  ORDER BY o.id LIMIT $3::int4))`
+	purgeAttempts = `
+DELETE FROM {tenant}.webhook_delivery_attempts a WHERE a.id = ANY(ARRAY(
+  SELECT o.id FROM {tenant}.webhook_delivery_attempts o WHERE o.delivery_id < $1::uuid AND o.attempted_at < now() - $2::int8 * interval '1 microsecond'
+  ORDER BY o.delivery_id LIMIT $3::int4))`
+	purgeDeadLetters = `
+DELETE FROM {tenant}.webhook_dead_letters l WHERE l.id = ANY(ARRAY(
+  SELECT o.id FROM {tenant}.webhook_dead_letters o WHERE o.delivery_id < $1::uuid
+    AND coalesce(o.replayed_at, o.discarded_at) < now() - $2::int8 * interval '1 microsecond'
+    AND NOT EXISTS (SELECT FROM outbox_relay.retry_queue q WHERE q.delivery_id = o.delivery_id)
+  ORDER BY o.delivery_id LIMIT $3::int4))`
+	purgeStats = `
+DELETE FROM {tenant}.webhook_delivery_stats s WHERE s.id = ANY(ARRAY(
+  SELECT o.id FROM {tenant}.webhook_delivery_stats o WHERE $1::uuid IS NOT NULL AND o.date_recorded < (now() - $2::int8 * interval '1 microsecond')::date
+  LIMIT $3::int4))`
+)
+
+// Purge deletes up to limit rows of a kind that are older than age, and returns how many there were. What is wrong with the tenant's own tables is a
+// *TenantError.
+func (s *Store) Purge(ctx context.Context, tenant string, kind Kept, age time.Duration, limit int) (int64, error) {
+	sql := map[Kept]string{
+		KeptDeliveries: purgeDeliveries, KeptAttempts: purgeAttempts, KeptDeadLetters: purgeDeadLetters, KeptStats: purgeStats,
+	}[kind]
+	tag, err := s.pool.Exec(ctx, forTenant(sql, tenant), idBefore(time.Now().Add(-age)), age.Microseconds(), limit)
+	switch {
+	case isTenants(err):
+		return 0, &TenantError{Tenant: tenant, Err: err}
+	case err != nil:
+		return 0, fmt.Errorf("purge %s of tenant %q: %w", kind, tenant, err)
+	}
+	return tag.RowsAffected(), nil
+}
+
+// idBefore is greater than every version 7 id of an earlier millisecond (RFC 9562, section 5.7).
+func idBefore(t time.Time) (id outbox.UUID) {
+	binary.BigEndian.PutUint64(id[:8], uint64(t.UnixMilli())<<16)
+	return id
+}

@@ -1,0 +1,118 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// Usage is what became of the attempts to an endpoint on one day (UTC). Every attempt counts once: as a success, a failure or a timeout.
+type Usage struct {
+	Endpoint
+	Day                           time.Time
+	Successes, Failures, Timeouts int64
+	Total, Min, Max               time.Duration // of the answer times
+	Errors                        map[string]int64
+	Last                          time.Duration // how long ago the last attempt was
+}
+
+// Attempts is how many there were.
+func (u *Usage) Attempts() int64 { return u.Successes + u.Failures + u.Timeouts }
+
+// commonError is the class that failed most.
+func (u *Usage) commonError() string {
+	var best string
+	for class, n := range u.Errors {
+		if m := u.Errors[best]; n > m || n == m && class < best {
+			best = class
+		}
+	}
+	return best
+}
+
+// Trigger is the last time a subscription led to a delivery.
+type Trigger struct {
+	Tenant       string
+	Subscription outbox.UUID
+	Last         time.Duration // how long ago
+}
+
+const (
+	saveStats = `
+INSERT INTO {tenant}.webhook_delivery_stats AS s (webhook_endpoint_id, date_recorded, total_attempts, successful_deliveries, failed_deliveries,
+  timeout_deliveries, avg_response_time_ms, min_response_time_ms, max_response_time_ms, most_common_error_code, error_rate)
+SELECT u.id, u.day::date, u.ok + u.failed + u.late, u.ok, u.failed, u.late, u.total / (u.ok + u.failed + u.late), u.least, u.most, nullif(u.error, ''),
+  round(100.0 * (u.failed + u.late) / (u.ok + u.failed + u.late), 2)
+FROM unnest($1::uuid[], $2::text[], $3::int4[], $4::int4[], $5::int4[], $6::int8[], $7::int4[], $8::int4[], $9::text[])
+  AS u (id, day, ok, failed, late, total, least, most, error)
+JOIN {tenant}.webhook_endpoints e ON e.id = u.id ORDER BY 1, 2
+ON CONFLICT (webhook_endpoint_id, date_recorded) DO UPDATE SET
+  total_attempts = s.total_attempts + excluded.total_attempts,
+  successful_deliveries = s.successful_deliveries + excluded.successful_deliveries,
+  failed_deliveries = s.failed_deliveries + excluded.failed_deliveries,
+  timeout_deliveries = s.timeout_deliveries + excluded.timeout_deliveries,
+  avg_response_time_ms = (coalesce(s.avg_response_time_ms, 0)::int8 * s.total_attempts + excluded.avg_response_time_ms::int8 * excluded.total_attempts)
+    / (s.total_attempts + excluded.total_attempts),
+  min_response_time_ms = least(s.min_response_time_ms, excluded.min_response_time_ms),
+  max_response_time_ms = greatest(s.max_response_time_ms, excluded.max_response_time_ms),
+  most_common_error_code = coalesce(excluded.most_common_error_code, s.most_common_error_code),
+  error_rate = round(100.0 * (s.failed_deliveries + s.timeout_deliveries + excluded.failed_deliveries + excluded.timeout_deliveries)
+    / (s.total_attempts + excluded.total_attempts), 2), updated_at = now()`
+
+	// Once a minute is enough, and spares the row versions. Who has the row locked will see it next time.
+	touchEndpoints = `
+UPDATE {tenant}.webhook_endpoints e SET last_used_at = now() - u.age * interval '1 microsecond'
+FROM (SELECT e.id, u.age FROM {tenant}.webhook_endpoints e JOIN unnest($1::uuid[], $2::int8[]) AS u (id, age) USING (id)
+  WHERE e.last_used_at IS NULL OR e.last_used_at < now() - interval '1 minute' ORDER BY e.id FOR NO KEY UPDATE OF e SKIP LOCKED) u WHERE e.id = u.id`
+
+	touchSubscriptions = `
+UPDATE {tenant}.webhook_subscriptions s SET last_triggered_at = now() - u.age * interval '1 microsecond'
+FROM (SELECT s.id, u.age FROM {tenant}.webhook_subscriptions s JOIN unnest($1::uuid[], $2::int8[]) AS u (id, age) USING (id)
+  WHERE s.last_triggered_at IS NULL OR s.last_triggered_at < now() - interval '1 minute' ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED) u WHERE s.id = u.id`
+)
+
+// SaveUsage adds to the statistics of one tenant and notes when its endpoints and subscriptions were used last, in one transaction. What is wrong
+// with the tenant's own tables is a *TenantError.
+func (s *Store) SaveUsage(ctx context.Context, tenant string, usage []*Usage, triggers []Trigger) error {
+	var (
+		ids              []outbox.UUID
+		days, errs       []string
+		ok, failed, late []int32
+		total, ages      []int64
+		least, most      []int32
+		subscriptions    []outbox.UUID
+		subscriptionAges []int64
+		millis           = func(d time.Duration) int32 { return int32(min(d.Milliseconds(), 1<<31-1)) } //nolint:gosec // bounded
+		count            = func(n int64) int32 { return int32(min(n, 1<<31-1)) }                        //nolint:gosec // bounded
+	)
+	for _, u := range usage {
+		ids, days, errs = append(ids, u.ID), append(days, u.Day.Format(time.DateOnly)), append(errs, short(u.commonError(), maxCode))
+		ok, failed, late = append(ok, count(u.Successes)), append(failed, count(u.Failures)), append(late, count(u.Timeouts))
+		total, ages = append(total, u.Total.Milliseconds()), append(ages, u.Last.Microseconds())
+		least, most = append(least, millis(u.Min)), append(most, millis(u.Max))
+	}
+	for _, t := range triggers {
+		subscriptions, subscriptionAges = append(subscriptions, t.Subscription), append(subscriptionAges, t.Last.Microseconds())
+	}
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, forTenant(saveStats, tenant), ids, days, ok, failed, late, total, least, most, errs); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, forTenant(touchEndpoints, tenant), ids, ages); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, forTenant(touchSubscriptions, tenant), subscriptions, subscriptionAges)
+		return err
+	})
+	switch {
+	case isTenants(err):
+		return &TenantError{Tenant: tenant, Err: err}
+	case err != nil:
+		return fmt.Errorf("save usage of tenant %q: %w", tenant, err)
+	}
+	return nil
+}
