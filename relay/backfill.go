@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/neo-commons/outbox-relay/delivery"
-	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/neo-commons/outbox-relay/relay/wal"
 )
@@ -55,15 +53,7 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 	for i := range page.Events {
 		e := &page.Events[i]
 		for _, target := range t.match(e, nil) {
-			ep := target.Endpoint
-			m := delivery.Encode(nil, ep.Format, e, s.cfg.Delivery.Source)
-			out = append(out, store.Outcome{
-				Delivery: &store.Delivery{
-					ID: outbox.NewUUID(), Tenant: t.schema, EventID: e.ID, EndpointID: ep.ID, URL: ep.URL, Method: ep.Method, Message: &m,
-				},
-				Status: store.Pending, Reason: deferBackfill,
-			})
-			s.metrics.deferred(deferBackfill)
+			out = append(out, s.missed(t, e, target, deferBackfill))
 		}
 	}
 	if err := s.store.RecordBackfill(ctx, s.epoch, page, out); err != nil {
@@ -72,7 +62,7 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 	if page.Done {
 		s.log.Info("backfill done", "tenant", t.schema)
 	}
-	signal(s.claim)
+	s.queued(out)
 	return nil
 }
 

@@ -16,6 +16,7 @@ const runLength = 100
 func (e *engine) claimDue(ctx context.Context) error {
 	complained := false
 	wait := e.cfg.Queue.Poll
+	told := false
 	for {
 		t := time.NewTimer(wait)
 		select {
@@ -26,7 +27,15 @@ func (e *engine) claimDue(ctx context.Context) error {
 			t.Stop()
 		case <-t.C:
 		}
-		full, err := e.claimBatch(ctx)
+		var full bool
+		var err error
+		if !told {
+			err = e.heedBreakers(ctx)
+			told = err == nil
+		}
+		if told {
+			full, err = e.claimBatch(ctx)
+		}
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -42,6 +51,17 @@ func (e *engine) claimDue(ctx context.Context) error {
 			wait = time.Millisecond
 		}
 	}
+}
+
+// heedBreakers learns which breakers an earlier process, or another replica, has open: a restart is no reason to try a dead host again.
+func (e *engine) heedBreakers(ctx context.Context) error {
+	list, err := e.store.Troubled(ctx)
+	for i := range list {
+		if t := &list[i]; t.OpenFor > 0 {
+			e.dispatcher.keepShut(laneKey{t.Tenant, t.ID}, t.OpenFor)
+		}
+	}
+	return err
 }
 
 // claimBatch claims one batch, no more than fits. It returns true if there may be more due.

@@ -27,6 +27,8 @@ type recorder struct {
 	dispatcher *dispatcher
 	metrics    *metrics
 	log        *slog.Logger
+	// durable is told of outcomes that were written. It keeps nothing of them.
+	durable func([]store.Outcome)
 	// dueNow is called after rows that are due at once were written.
 	dueNow func()
 
@@ -41,7 +43,7 @@ type recorder struct {
 }
 
 func newRecorder(cfg *Config, s *store.Store, owner outbox.UUID, d *dispatcher, m *metrics, log *slog.Logger) *recorder {
-	return &recorder{cfg: cfg, store: s, owner: owner, dispatcher: d, metrics: m, log: log, kick: make(chan struct{}, 1), dueNow: func() {}}
+	return &recorder{cfg: cfg, store: s, owner: owner, dispatcher: d, metrics: m, log: log, kick: make(chan struct{}, 1), durable: func([]store.Outcome) {}, dueNow: func() {}}
 }
 
 // add takes the outcome of a job. The recorder owns both from now on.
@@ -172,17 +174,31 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 		if err := r.writeClaimed(ctx, out); err != nil {
 			return false, err
 		}
+	} else {
+		r.durable(out)
 	}
 	due := false
 	for i := range out {
 		r.metrics.outcome(&out[i])
-		due = due || out[i].Status == store.Pending && out[i].Due == 0
+		due = due || nextDue(&out[i])
 	}
 	if due {
 		r.dueNow()
 	}
 	r.done(jobs, out)
 	return r.pending() >= r.cfg.Record.Batch, nil
+}
+
+// nextDue tells whether an outcome has made a row due at once: its own, or the next one of its key.
+func nextDue(o *store.Outcome) bool {
+	switch o.Status {
+	case store.Pending:
+		return o.Due == 0 && !o.Park
+	case store.Success, store.Failed, store.Cancelled:
+		return o.Delivery.Queued && !o.Delivery.Order.Key.IsZero()
+	default:
+		return false
+	}
 }
 
 // write records the batch and, where this replica leads, the position that it covers.

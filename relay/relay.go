@@ -85,6 +85,8 @@ type engine struct {
 	claim      chan struct{} // something is due in the retry queue
 	claimLater atomic.Bool   // claiming waits for room
 	backfill   chan struct{} // a tenant has a backfill to do
+	attention  chan struct{} // an endpoint takes deliveries again
+	keeper     *keeper
 	quit       chan struct{} // closed when nothing more will be recorded
 }
 
@@ -108,7 +110,7 @@ func newEngine(ctx context.Context, o *Options) (*engine, error) {
 	cfg := &o.Config
 	e := &engine{
 		cfg: cfg, log: o.Log, status: o.Status, owner: outbox.NewUUID(),
-		claim: make(chan struct{}, 1), backfill: make(chan struct{}, 1), quit: make(chan struct{}),
+		claim: make(chan struct{}, 1), backfill: make(chan struct{}, 1), attention: make(chan struct{}, 1), quit: make(chan struct{}),
 		defaults: cfg.EndpointDefaults(),
 	}
 	if e.status == nil {
@@ -129,6 +131,8 @@ func newEngine(ctx context.Context, o *Options) (*engine, error) {
 	e.metrics = newMetrics(o.Registry)
 	e.dispatcher = newDispatcher(cfg, e.metrics)
 	e.recorder = newRecorder(cfg, e.store, e.owner, e.dispatcher, e.metrics, o.Log)
+	e.keeper = newKeeper(e.store, o.Log)
+	e.recorder.durable, e.dispatcher.breakerOpened = e.keeper.note, e.keeper.breakerOpened
 	e.dispatcher.deferred, e.dispatcher.lease = e.deferJob, e.leaseJob
 	e.recorder.dueNow = func() { signal(e.claim) }
 	e.dispatcher.claimedDone = e.claimedDone
@@ -146,6 +150,7 @@ func (e *engine) run(ctx context.Context, abort <-chan struct{}) error {
 	group, ctx := errgroup.WithContext(ctx)
 	e.dispatcher.spawn = func() { group.Go(func() error { return e.work(attempts) }) }
 	group.Go(func() error { return e.recorder.run(recording) })
+	group.Go(func() error { return e.keeper.run(recording) })
 	group.Go(func() error { return e.sweep(recording) })
 	group.Go(func() error { return e.renewLeases(recording) })
 	group.Go(func() error { return e.claimDue(ctx) })

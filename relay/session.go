@@ -96,6 +96,9 @@ func (s *session) run(parent context.Context) error {
 		return fmt.Errorf("load what waits in order: %w", err)
 	}
 	s.dispatcher.block(blocked)
+	if err := s.heedBreakers(ctx); err != nil {
+		return err
+	}
 	s.log.Info("leading", "slot", s.cfg.Database.Slot, "epoch", s.epoch, "position", s.start, "tenants", len(s.tenants))
 	s.recorder.lead(s)
 	s.status.set(true, "leading slot %q", s.cfg.Database.Slot)
@@ -117,21 +120,36 @@ func (s *session) run(parent context.Context) error {
 	return errors.Join(err, s.finish(parent))
 }
 
-// attend does the leader's background work until ctx is done: backfills, what waits in order or for its endpoint, and the snapshot that a lost
-// slot is healed from.
+// attend does the leader's background work until ctx is done: what waits in order or for its endpoint, endpoints that only fail, rows that have been
+// kept for long enough, the snapshot that a lost slot is healed from; and, beside that, what may take long: backfills and recoveries.
 func (s *session) attend(ctx context.Context) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
 	var snapshot checkpoint
 	var waker waker
+	var steward steward
+	var purger purger
+	var group sync.WaitGroup
+	group.Go(func() {
+		s.each(ctx, s.attention, func() error {
+			return errors.Join(waker.wake(ctx, s), steward.look(ctx, s), purger.advance(ctx, s), snapshot.advance(ctx, s))
+		})
+	})
+	group.Go(func() { s.each(ctx, s.backfill, func() error { return s.fill(ctx) }) })
+	group.Go(func() { s.each(ctx, nil, func() error { return s.recoverMissed(ctx) }) })
+	group.Wait()
+}
+
+// each does something every second, and when it is asked to, until ctx is done.
+func (s *session) each(ctx context.Context, asked <-chan struct{}, work func() error) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		case <-s.backfill:
+		case <-asked:
 		}
-		if err := errors.Join(s.fill(ctx), waker.wake(ctx, s), snapshot.advance(ctx, s)); err != nil && ctx.Err() == nil {
+		if err := work(); err != nil && ctx.Err() == nil {
 			s.log.Warn("the leader's background work does not succeed, trying again", "error", err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
@@ -41,6 +42,13 @@ func (t *tenant) match(e *outbox.Event, dst []route.Target) []route.Target {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.table.Match(e, dst)
+}
+
+// endpoint finds an endpoint; nil if there is none that can be used.
+func (t *tenant) endpoint(id outbox.UUID) *delivery.Endpoint {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.table.Endpoint(id)
 }
 
 func (t *tenant) is(state string) bool {
@@ -218,6 +226,13 @@ func (s *session) tenant(schema string) *tenant {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.tenants[schema]
+}
+
+// known lists the tenants that are served, from outside the stream's goroutine.
+func (s *session) known() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.schemas()
 }
 
 // schemas lists the tenants that are served.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 const (
@@ -22,6 +24,9 @@ func (w *waker) wake(ctx context.Context, s *session) error {
 			return fmt.Errorf("wake the deliveries of endpoint %s: %w", key.endpoint, err)
 		}
 		signal(s.claim)
+		if err := s.store.ForgetHealth(ctx, store.Endpoint{Tenant: key.tenant, ID: key.endpoint}); err != nil {
+			return err
+		}
 	}
 	if keys, stamps := s.dispatcher.blockedKeys(); len(keys) > 0 {
 		still, err := s.store.StillBlocked(ctx, keys)
@@ -45,7 +50,7 @@ func (s *session) takesAgain(key laneKey) {
 	s.mu.Lock()
 	s.woken = append(s.woken, key)
 	s.mu.Unlock()
-	signal(s.backfill)
+	signal(s.attention)
 }
 
 func (s *session) takeWoken() []laneKey {

@@ -45,11 +45,13 @@ const eventColumns = `e.id, e.event_type::text, coalesce(e.event_name, '')::text
   coalesce(e.event_data, '{}')::text, coalesce(e.event_metadata, '{}')::text, e.correlation_id, e.causation_id, e.triggered_by_user_id, e.context_id,
   CASE WHEN isfinite(e.occurred_at) THEN e.occurred_at ELSE now() END::timestamptz`
 
-// scanEvent reads eventColumns.
-func scanEvent(rows pgx.Rows) (e outbox.Event, err error) {
+// scanEvent reads eventColumns, and more if the query selects more.
+func scanEvent(rows pgx.Rows, more ...any) (e outbox.Event, err error) {
 	var data, metadata string
-	err = rows.Scan(&e.ID, &e.Type, &e.Name, &e.AggregateID, &e.AggregateType, &e.AggregateVersion, &data, &metadata,
-		&e.CorrelationID, &e.CausationID, &e.TriggeredByUserID, &e.ContextID, &e.OccurredAt)
+	err = rows.Scan(append([]any{
+		&e.ID, &e.Type, &e.Name, &e.AggregateID, &e.AggregateType, &e.AggregateVersion, &data, &metadata,
+		&e.CorrelationID, &e.CausationID, &e.TriggeredByUserID, &e.ContextID, &e.OccurredAt,
+	}, more...)...)
 	e.Data, e.Metadata = json.RawMessage(data), json.RawMessage(metadata)
 	return e, err
 }

@@ -19,19 +19,16 @@ type Endpoint struct {
 // Health is what a replica has seen of an endpoint since it was saved last.
 type Health struct {
 	Endpoint
-	// Failing is how long ago the first failure since the last success was; zero: the last attempt did not fail.
-	Failing time.Duration
-	// OpenFor is how long the breaker stays open; zero: it is not.
-	OpenFor time.Duration
-	// Succeeded is how long ago the last success was; zero: there was none.
-	Succeeded time.Duration
-	LastError string
+	// All by this process's clock, and zero if there is nothing to say: the first failure since the last success, or since the last save; how long the
+	// breaker stays open; the last success.
+	Failing, OpenUntil, Succeeded time.Time
+	LastError                     string
 }
 
 // Trouble is an endpoint that every replica has seen failing.
 type Trouble struct {
 	Endpoint
-	Failing   time.Duration // since the first failure
+	Failing   time.Duration // from the first failure to the last one known
 	Warned    bool
 	OpenFor   time.Duration // what is left of the breaker's time; zero or less: nothing
 	LastError string
@@ -39,11 +36,12 @@ type Trouble struct {
 
 const (
 	saveFailing = `
-INSERT INTO outbox_relay.endpoint_health AS h (tenant, endpoint_id, failing_since, open_until, last_error)
-SELECT n.tenant, n.id, CASE WHEN n.failing > 0 THEN now() - n.failing * interval '1 microsecond' END,
+INSERT INTO outbox_relay.endpoint_health AS h (tenant, endpoint_id, failing_since, failed_at, open_until, last_error)
+SELECT n.tenant, n.id, CASE WHEN n.failing > 0 THEN now() - n.failing * interval '1 microsecond' END, CASE WHEN n.failing > 0 THEN now() END,
   CASE WHEN n.open > 0 THEN now() + n.open * interval '1 microsecond' END, nullif(n.error, '')
 FROM unnest($1::text[], $2::uuid[], $3::int8[], $4::int8[], $5::text[]) AS n (tenant, id, failing, open, error) ORDER BY 1, 2
 ON CONFLICT (tenant, endpoint_id) DO UPDATE SET failing_since = coalesce(h.failing_since, excluded.failing_since),
+  failed_at = coalesce(excluded.failed_at, h.failed_at),
   open_until = coalesce(excluded.open_until, h.open_until), last_error = coalesce(excluded.last_error, h.last_error), updated_at = now()`
 
 	saveRecovered = `
@@ -60,15 +58,16 @@ func (s *Store) SaveHealth(ctx context.Context, seen []Health) (recovered []Endp
 	var tenants, wellTenants, errs []string
 	var ids, wellIDs []outbox.UUID
 	var failing, open, succeeded []int64
+	now := time.Now()
 	for i := range seen {
 		h := &seen[i]
-		if h.Succeeded > 0 {
+		if !h.Succeeded.IsZero() {
 			wellTenants, wellIDs = append(wellTenants, h.Tenant), append(wellIDs, h.ID)
-			succeeded = append(succeeded, h.Succeeded.Microseconds())
+			succeeded = append(succeeded, now.Sub(h.Succeeded).Microseconds())
 		}
-		if h.Failing > 0 || h.OpenFor > 0 {
+		if !h.Failing.IsZero() || h.OpenUntil.After(now) {
 			tenants, ids, errs = append(tenants, h.Tenant), append(ids, h.ID), append(errs, text(h.LastError))
-			failing, open = append(failing, h.Failing.Microseconds()), append(open, h.OpenFor.Microseconds())
+			failing, open = append(failing, age(h.Failing, now)), append(open, age(now, h.OpenUntil))
 		}
 	}
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
@@ -95,10 +94,18 @@ func (s *Store) SaveHealth(ctx context.Context, seen []Health) (recovered []Endp
 	return recovered, nil
 }
 
+// age is how long before now t is, in microseconds, and at least one; zero: t is zero or later.
+func age(t, now time.Time) int64 {
+	if t.IsZero() || t.After(now) {
+		return 0
+	}
+	return max(now.Sub(t).Microseconds(), 1)
+}
+
 // Troubled lists the endpoints in trouble, those that have failed the longest first.
 func (s *Store) Troubled(ctx context.Context) ([]Trouble, error) {
 	rows, err := s.pool.Query(ctx, `
-SELECT h.tenant, h.endpoint_id, coalesce(extract(epoch FROM now() - h.failing_since) * 1e6, 0)::int8, h.warned_at IS NOT NULL,
+SELECT h.tenant, h.endpoint_id, coalesce(extract(epoch FROM h.failed_at - h.failing_since) * 1e6, 0)::int8, h.warned_at IS NOT NULL,
   coalesce(extract(epoch FROM h.open_until - now()) * 1e6, 0)::int8, coalesce(h.last_error, '')
 FROM outbox_relay.endpoint_health h ORDER BY h.failing_since NULLS LAST, 1, 2`)
 	if err != nil {
@@ -136,8 +143,13 @@ func (s *Store) Disable(ctx context.Context, e Endpoint, reason string) (bool, e
 		return false, fmt.Errorf("disable endpoint: %w", err)
 	}
 	disabled := err == nil && tag.RowsAffected() > 0
+	return disabled, s.ForgetHealth(ctx, e)
+}
+
+// ForgetHealth is for an endpoint that begins anew.
+func (s *Store) ForgetHealth(ctx context.Context, e Endpoint) error {
 	if _, err := s.pool.Exec(ctx, `DELETE FROM outbox_relay.endpoint_health WHERE tenant = $1::text AND endpoint_id = $2::uuid`, e.Tenant, e.ID); err != nil {
-		return disabled, fmt.Errorf("forget the health of a disabled endpoint: %w", err)
+		return fmt.Errorf("forget the health of endpoint %s: %w", e.ID, err)
 	}
-	return disabled, nil
+	return nil
 }

@@ -17,7 +17,7 @@ type Usage struct {
 	Successes, Failures, Timeouts int64
 	Total, Min, Max               time.Duration // of the answer times
 	Errors                        map[string]int64
-	Last                          time.Duration // how long ago the last attempt was
+	LastUsed                      time.Time // by this process's clock
 }
 
 // Attempts is how many there were.
@@ -36,9 +36,8 @@ func (u *Usage) commonError() string {
 
 // Trigger is the last time a subscription led to a delivery.
 type Trigger struct {
-	Tenant       string
 	Subscription outbox.UUID
-	Last         time.Duration // how long ago
+	Last         time.Time // by this process's clock
 }
 
 const (
@@ -92,11 +91,11 @@ func (s *Store) SaveUsage(ctx context.Context, tenant string, usage []*Usage, tr
 	for _, u := range usage {
 		ids, days, errs = append(ids, u.ID), append(days, u.Day.Format(time.DateOnly)), append(errs, short(u.commonError(), maxCode))
 		ok, failed, late = append(ok, count(u.Successes)), append(failed, count(u.Failures)), append(late, count(u.Timeouts))
-		total, ages = append(total, u.Total.Milliseconds()), append(ages, u.Last.Microseconds())
+		total, ages = append(total, u.Total.Milliseconds()), append(ages, time.Since(u.LastUsed).Microseconds())
 		least, most = append(least, millis(u.Min)), append(most, millis(u.Max))
 	}
 	for _, t := range triggers {
-		subscriptions, subscriptionAges = append(subscriptions, t.Subscription), append(subscriptionAges, t.Last.Microseconds())
+		subscriptions, subscriptionAges = append(subscriptions, t.Subscription), append(subscriptionAges, time.Since(t.Last).Microseconds())
 	}
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, forTenant(saveStats, tenant), ids, days, ok, failed, late, total, least, most, errs); err != nil {

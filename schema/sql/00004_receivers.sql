@@ -19,6 +19,7 @@ CREATE TABLE IF NOT EXISTS outbox_relay.endpoint_health (
   tenant        text NOT NULL,
   endpoint_id   uuid NOT NULL,
   failing_since timestamptz,
+  failed_at     timestamptz,
   warned_at     timestamptz,
   open_until    timestamptz,
   last_error    text,
@@ -26,6 +27,7 @@ CREATE TABLE IF NOT EXISTS outbox_relay.endpoint_health (
   PRIMARY KEY (tenant, endpoint_id)
 );
 COMMENT ON COLUMN outbox_relay.endpoint_health.failing_since IS 'first failure since the last success';
+COMMENT ON COLUMN outbox_relay.endpoint_health.failed_at IS 'last failure known';
 COMMENT ON COLUMN outbox_relay.endpoint_health.open_until IS 'the breaker is open until then';
 
 -- Requests to queue again what an endpoint missed. The leader works them off.
@@ -38,6 +40,7 @@ CREATE TABLE IF NOT EXISTS outbox_relay.recoveries (
   upto         pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
   upto_lsn     pg_lsn,
   cursor       uuid,
+  paced_until  timestamptz,
   scanned      bigint NOT NULL DEFAULT 0,
   queued       bigint NOT NULL DEFAULT 0,
   error        text,
@@ -45,6 +48,7 @@ CREATE TABLE IF NOT EXISTS outbox_relay.recoveries (
   done_at      timestamptz
 );
 COMMENT ON COLUMN outbox_relay.recoveries.rate IS 'deliveries a second that become due; null: all at once';
+COMMENT ON COLUMN outbox_relay.recoveries.paced_until IS 'when the last delivery queued so far is due, if there is a rate';
 COMMENT ON COLUMN outbox_relay.recoveries.upto IS 'events that this snapshot does not show come by the log';
 COMMENT ON COLUMN outbox_relay.recoveries.upto_lsn IS 'set by the leader: once everything up to here is recorded, what has no delivery was missed';
 

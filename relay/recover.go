@@ -1,0 +1,112 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/route"
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+// recoverMissed takes every request to recover an endpoint one page further, until none is left that can be worked on: what matches the endpoint now
+// and has no delivery to it becomes pending rows.
+func (s *session) recoverMissed(ctx context.Context) error {
+	for {
+		list, err := s.store.Recoveries(ctx, s.epoch)
+		if err != nil {
+			return err
+		}
+		worked, faults := false, error(nil)
+		for _, r := range list {
+			if !r.Ready {
+				s.recorder.writePosition() // or a quiet log keeps it waiting
+				continue
+			}
+			err := s.recoverPage(ctx, r)
+			var broken *store.TenantError
+			switch {
+			case errors.As(err, &broken):
+				err = s.store.EndRecovery(ctx, r.Number, broken.Err.Error())
+			case err == nil:
+				worked = true
+			}
+			faults = errors.Join(faults, err)
+		}
+		if !worked || faults != nil {
+			return faults
+		}
+	}
+}
+
+func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
+	t := s.tenant(r.Tenant)
+	if t == nil {
+		return s.store.EndRecovery(ctx, r.Number, "the tenant is not served any more")
+	}
+	ep := t.endpoint(r.ID)
+	switch {
+	case ep == nil:
+		return s.store.EndRecovery(ctx, r.Number, "the endpoint is gone, or its row cannot be used")
+	case !ep.Active:
+		return s.store.EndRecovery(ctx, r.Number, "the endpoint is not active: resume it first")
+	}
+	page, err := s.store.RecoveryPage(ctx, r, backfillPage)
+	if err != nil {
+		return err
+	}
+	var out []store.Outcome
+	for i := range page.Events {
+		e := &page.Events[i]
+		for _, target := range t.match(e, nil) {
+			if target.Endpoint.ID != r.ID {
+				continue
+			}
+			o := s.missed(t, e, target, deferRecovery)
+			if page.Rate > 0 {
+				o.Due = page.Due + time.Duration(float64(len(out))/page.Rate*float64(time.Second))
+			}
+			out = append(out, o)
+		}
+	}
+	if err := s.store.RecordRecovery(ctx, s.epoch, page, out); err != nil {
+		return fmt.Errorf("recover endpoint %s: %w", r.ID, err)
+	}
+	s.queued(out)
+	if page.Done {
+		s.log.Info("recovery done", "tenant", r.Tenant, "endpoint", r.ID, "recovery", r.Number)
+	}
+	return nil
+}
+
+// missed makes a pending row of an event that did not come by the log: its place is before all that does, in the order of the pages.
+func (s *session) missed(t *tenant, e *outbox.Event, target route.Target, reason string) store.Outcome {
+	ep := target.Endpoint
+	m := delivery.Encode(nil, ep.Format, e, s.cfg.Delivery.Source)
+	s.metrics.deferred(reason)
+	o := store.Outcome{
+		Delivery: &store.Delivery{
+			ID: outbox.NewUUID(), Tenant: t.schema, EventID: e.ID, EndpointID: ep.ID, URL: ep.URL, Method: ep.Method, Message: &m,
+			EventType: e.Type, Subscription: target.Subscription, Order: place(ep, e, 0, 0),
+		},
+		Status: store.Pending, Reason: reason, Park: ep.Paused,
+	}
+	return o
+}
+
+// queued wakes the claimer for rows that were written past the recorder, and makes the stream queue behind those that are ordered.
+func (s *session) queued(out []store.Outcome) {
+	var keys []store.OrderedKey
+	for i := range out {
+		if d := out[i].Delivery; !d.Order.Key.IsZero() {
+			keys = append(keys, store.OrderedKey{Tenant: d.Tenant, Endpoint: d.EndpointID, Key: d.Order.Key})
+		}
+	}
+	if len(keys) > 0 {
+		s.dispatcher.block(keys)
+	}
+	signal(s.claim)
+}

@@ -1,0 +1,125 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+const (
+	stewardEvery = 5 * time.Second
+	// purgeEvery is how often old rows are looked for. A round goes through all tenants in steps of purgeTime a second, purgeBatch rows at once: few
+	// enough to be no load and to hold no lock for long.
+	purgeEvery = time.Hour
+	purgeTime  = 250 * time.Millisecond
+	purgeBatch = 1000
+)
+
+// A steward gives up endpoints that have only failed for too long. Only the leader has one.
+type steward struct{ looked time.Time }
+
+func (w *steward) look(ctx context.Context, s *session) error {
+	cfg := &s.cfg.Health
+	if cfg.WarnAfter == 0 && cfg.DisableAfter == 0 || time.Since(w.looked) < stewardEvery {
+		return nil
+	}
+	w.looked = time.Now()
+	list, err := s.store.Troubled(ctx)
+	if err != nil {
+		return fmt.Errorf("look after endpoints: %w", err)
+	}
+	var faults error
+	for i := range list {
+		t := &list[i]
+		if s.tenant(t.Tenant) == nil {
+			continue
+		}
+		switch {
+		case cfg.DisableAfter > 0 && t.Failing >= cfg.DisableAfter:
+			faults = errors.Join(faults, s.disable(ctx, t))
+		case cfg.WarnAfter > 0 && t.Failing >= cfg.WarnAfter && !t.Warned:
+			faults = errors.Join(faults, s.warn(ctx, t))
+		}
+	}
+	return faults
+}
+
+func (s *session) disable(ctx context.Context, t *store.Trouble) error {
+	reason := fmt.Sprintf("every attempt has failed for %s: %s", t.Failing.Round(time.Second), t.LastError)
+	disabled, err := s.store.Disable(ctx, t.Endpoint, reason)
+	if err != nil || !disabled {
+		return err
+	}
+	s.log.Warn("endpoint disabled", "tenant", t.Tenant, "endpoint", t.ID, "failing", t.Failing, "error", t.LastError,
+		"hint", "once it is mended: outbox-relay endpoints resume, then endpoints recover --since")
+	s.keeper.announce(newsOfEndpoint(newsDisabled, laneKey{t.Tenant, t.ID}, map[string]any{"reason": reason}))
+	return nil
+}
+
+func (s *session) warn(ctx context.Context, t *store.Trouble) error {
+	first, err := s.store.Warned(ctx, t.Endpoint)
+	if err != nil || !first {
+		return err
+	}
+	facts := map[string]any{"failing_seconds": int64(t.Failing.Seconds()), "error": t.LastError}
+	if after := s.cfg.Health.DisableAfter; after > 0 {
+		facts["disabled_in_seconds"] = int64((after - t.Failing).Seconds())
+	}
+	s.log.Warn("endpoint fails every attempt", "tenant", t.Tenant, "endpoint", t.ID, "failing", t.Failing, "error", t.LastError)
+	s.keeper.announce(newsOfEndpoint(newsFailing, laneKey{t.Tenant, t.ID}, facts))
+	return nil
+}
+
+// A purger deletes rows that have been kept for as long as they should be.
+type purger struct {
+	began time.Time
+	todo  []purge
+}
+
+type purge struct {
+	tenant string
+	kind   store.Kept
+	age    time.Duration
+}
+
+func (p *purger) advance(ctx context.Context, s *session) error {
+	if len(p.todo) == 0 {
+		if time.Since(p.began) < purgeEvery {
+			return nil
+		}
+		p.began = time.Now()
+		p.todo = purges(&s.cfg.Retention, s.known())
+	}
+	for start := time.Now(); len(p.todo) > 0 && time.Since(start) < purgeTime; {
+		next := p.todo[0]
+		n, err := s.store.Purge(ctx, next.tenant, next.kind, next.age, purgeBatch)
+		if _, broken := errors.AsType[*store.TenantError](err); broken {
+			s.log.Debug("old rows of a tenant stay", "error", err)
+		} else if err != nil {
+			return err
+		}
+		if n < purgeBatch {
+			p.todo = p.todo[1:]
+		}
+	}
+	return nil
+}
+
+func purges(cfg *Retention, tenants []string) (todo []purge) {
+	for _, tenant := range tenants {
+		for _, p := range []purge{
+			{tenant, store.KeptDeliveries, cfg.Deliveries},
+			{tenant, store.KeptAttempts, cfg.Attempts},
+			{tenant, store.KeptDeadLetters, cfg.DeadLetters},
+			{tenant, store.KeptStats, cfg.Stats},
+		} {
+			if p.age > 0 {
+				todo = append(todo, p)
+			}
+		}
+	}
+	return todo
+}
