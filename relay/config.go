@@ -207,9 +207,9 @@ func DefaultConfig() Config {
 	return Config{
 		Database: Database{Slot: "outbox_relay", MaxConnections: 8, ConnectTimeout: 10 * time.Second},
 		Delivery: Delivery{
-			Workers: 256, EndpointConcurrency: 64, HostConcurrency: 256,
+			Workers: 1024, EndpointConcurrency: 64, HostConcurrency: 256,
 			ConnectTimeout: 5 * time.Second, TLSHandshakeTimeout: 5 * time.Second, DefaultTimeout: 30 * time.Second,
-			MaxConnections: 1024, MaxConnectionsPerHost: 256, MaxIdlePerHost: 256, KeepAlive: 55 * time.Second, DNSCache: time.Minute,
+			MaxConnections: 2048, MaxConnectionsPerHost: 256, MaxIdlePerHost: 256, KeepAlive: 55 * time.Second, DNSCache: time.Minute,
 			KeepResponse: KiB, Source: "/outbox-relay", ReceiverDisable: true, ReceiverAbort: true,
 		},
 		Retry:     Retry{Attempts: 5, Backoff: 30 * time.Second, Multiplier: 2, MaxBackoff: time.Hour},

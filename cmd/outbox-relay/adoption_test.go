@@ -22,7 +22,7 @@ import (
 )
 
 // asRunner makes the relay of the site run as the documented role with the least privileges.
-func (s *site) asRunner(t *testing.T) {
+func (s *site) asRunner(t testing.TB) {
 	t.Helper()
 	role := "runner_" + s.slot
 	s.exec(t, `CREATE ROLE `+role+` LOGIN REPLICATION IN ROLE outbox_relay_runner`)
@@ -39,7 +39,7 @@ func (s *site) asRunner(t *testing.T) {
 }
 
 // oldRows is what a neo-commons schema held before it was adopted, each row with the transaction that wrote it.
-func (s *site) oldRows(t *testing.T, table, columns string) (rows string) {
+func (s *site) oldRows(t testing.TB, table, columns string) (rows string) {
 	t.Helper()
 	require.NoError(t, s.pool.QueryRow(t.Context(), fmt.Sprintf(
 		`SELECT string_agg(o.row, E'\n' ORDER BY o.row) FROM (SELECT (xmin, %s)::text AS row FROM acme.%s) o`, columns, table)).Scan(&rows))

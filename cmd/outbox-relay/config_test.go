@@ -89,7 +89,7 @@ func faultCases() []struct{ name, yaml, want string } {
 		{"level", "log: {level: loud}", `log.level: "loud": must be debug, info, warn or error`},
 		{"format", "log: {format: xml}", `log.format: "xml": must be json, text, or auto: text on a terminal, json anywhere else`},
 		{"listen", "server: {listen: 9464}", "server.listen: 9464: must be text: put it in quotes"},
-		{"pair: concurrency over workers", "delivery: {endpoint_concurrency: 300}", "delivery.endpoint_concurrency: 300: must not be more than delivery.workers, which is 256: lower the one or raise the other"},
+		{"pair: concurrency over workers", "delivery: {endpoint_concurrency: 1300}", "delivery.endpoint_concurrency: 1300: must not be more than delivery.workers, which is 1024: lower the one or raise the other"},
 		{"pair: backoff over its cap", "retry: {backoff: 2h}", "retry.backoff: 2h0m0s: must not be more than retry.max_backoff, which is 1h0m0s: lower the one or raise the other"},
 	}
 }

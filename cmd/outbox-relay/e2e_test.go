@@ -52,7 +52,7 @@ type receiver struct {
 	grown    chan struct{}
 }
 
-func newReceiver(t *testing.T, answer func(endpoint outbox.UUID, attempt string) int) *receiver {
+func newReceiver(t testing.TB, answer func(endpoint outbox.UUID, attempt string) int) *receiver {
 	t.Helper()
 	r := &receiver{answer: answer, grown: make(chan struct{}, 1), seen: make(map[pair]bool), accepted: make(map[outbox.UUID]int)}
 	r.Server = httptest.NewServer(r)
@@ -109,7 +109,7 @@ func (r *receiver) pairs() int {
 }
 
 // await waits for the condition to hold, looking whenever a request has arrived.
-func (r *receiver) await(ctx context.Context, t *testing.T, what string, condition func() bool) {
+func (r *receiver) await(ctx context.Context, t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for !condition() {
 		select {
@@ -142,7 +142,7 @@ type relayProcess struct {
 	log  *os.File
 }
 
-func startRelay(t *testing.T, config string) *relayProcess {
+func startRelay(t testing.TB, config string) *relayProcess {
 	t.Helper()
 	log, err := os.CreateTemp(t.TempDir(), "relay-*.log")
 	require.NoError(t, err)
@@ -166,14 +166,14 @@ func startRelay(t *testing.T, config string) *relayProcess {
 
 func tailOf(b []byte, n int) []byte { return b[max(0, len(b)-n):] }
 
-func (p *relayProcess) kill(t *testing.T) {
+func (p *relayProcess) kill(t testing.TB) {
 	t.Helper()
 	require.NoError(t, p.cmd.Process.Kill())
 	<-p.done
 }
 
 // stop sends SIGTERM and returns how the process ended and how long that took.
-func (p *relayProcess) stop(t *testing.T) (took time.Duration, exit error) {
+func (p *relayProcess) stop(t testing.TB) (took time.Duration, exit error) {
 	t.Helper()
 	began := time.Now()
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
@@ -190,12 +190,12 @@ type site struct {
 	receiver *receiver
 }
 
-func newSite(t *testing.T, settings string, answer func(outbox.UUID, string) int, tenants ...string) *site {
+func newSite(t testing.TB, settings string, answer func(outbox.UUID, string) int, tenants ...string) *site {
 	t.Helper()
 	return newSiteOn(t, pgtest.Database(t), settings, answer, tenants...)
 }
 
-func newSiteOn(t *testing.T, dsn, settings string, answer func(outbox.UUID, string) int, tenants ...string) *site {
+func newSiteOn(t testing.TB, dsn, settings string, answer func(outbox.UUID, string) int, tenants ...string) *site {
 	t.Helper()
 	s := &site{dsn: dsn, slot: "e2e_" + strings.ReplaceAll(outbox.NewUUID().String(), "-", ""), receiver: newReceiver(t, answer)}
 	s.config = filepath.Join(t.TempDir(), "relay.yaml")
@@ -214,20 +214,20 @@ func newSiteOn(t *testing.T, dsn, settings string, answer func(outbox.UUID, stri
 }
 
 // command runs a command of the binary that must succeed.
-func (s *site) command(t *testing.T, args ...string) {
+func (s *site) command(t testing.TB, args ...string) {
 	t.Helper()
 	out, err := exec.CommandContext(t.Context(), binary(t), append(args, "--config", s.config)...).CombinedOutput()
 	require.NoError(t, err, "outbox-relay %s:\n%s", strings.Join(args, " "), out)
 }
 
-func (s *site) exec(t *testing.T, sql string, args ...any) {
+func (s *site) exec(t testing.TB, sql string, args ...any) {
 	t.Helper()
 	_, err := s.pool.Exec(t.Context(), sql, args...)
 	require.NoError(t, err, sql)
 }
 
 // endpoint inserts an endpoint that the receiver knows.
-func (s *site) endpoint(t *testing.T, schema string, retries int) outbox.UUID {
+func (s *site) endpoint(t testing.TB, schema string, retries int) outbox.UUID {
 	t.Helper()
 	id := outbox.NewUUID()
 	key := []byte("secret of " + id.String())
@@ -241,7 +241,7 @@ func (s *site) endpoint(t *testing.T, schema string, retries int) outbox.UUID {
 	return id
 }
 
-func (s *site) subscribe(t *testing.T, schema string, endpoint outbox.UUID, eventType, filter string) {
+func (s *site) subscribe(t testing.TB, schema string, endpoint outbox.UUID, eventType, filter string) {
 	t.Helper()
 	types := pgx.Identifier{schema, "webhook_event_types"}.Sanitize()
 	s.exec(t, `INSERT INTO `+types+` (id, event_type, category, display_name) VALUES ($1, $2, 'e2e', $2) ON CONFLICT (event_type) DO NOTHING`,
@@ -455,7 +455,7 @@ func TestNothingLostUnderKills(t *testing.T) {
 }
 
 // unrecorded lists what has been delivered but is not recorded as a success, while no relay runs.
-func (s *site) unrecorded(t *testing.T, tenants []string) (pairs []pair) {
+func (s *site) unrecorded(t testing.TB, tenants []string) (pairs []pair) {
 	t.Helper()
 	known := make(map[pair]bool)
 	for _, schema := range tenants {
@@ -478,7 +478,7 @@ func (s *site) unrecorded(t *testing.T, tenants []string) (pairs []pair) {
 }
 
 // recorded counts the deliveries that the relay has recorded as a success.
-func (s *site) recorded(t *testing.T, tenants []string) (n int) {
+func (s *site) recorded(t testing.TB, tenants []string) (n int) {
 	t.Helper()
 	for _, schema := range tenants {
 		var k int

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 }
 
 // binary returns the path of the real thing, built by the first test that asks.
-func binary(t *testing.T) string {
+func binary(t testing.TB) string {
 	t.Helper()
 	built.Do(func() {
 		if built.dir, built.err = os.MkdirTemp("", "outbox-relay-test-"); built.err != nil {

@@ -24,7 +24,7 @@ func always(status int) func(outbox.UUID, string) int {
 }
 
 // insertMany commits n small events in one transaction.
-func (s *site) insertMany(t *testing.T, schema, eventType string, n int) {
+func (s *site) insertMany(t testing.TB, schema, eventType string, n int) {
 	t.Helper()
 	s.exec(t, `INSERT INTO `+pgx.Identifier{schema, "webhook_events"}.Sanitize()+` (id, event_type, aggregate_id, aggregate_type, event_data)
 		SELECT gen_random_uuid(), $1, gen_random_uuid(), 'order', jsonb_build_object('n', n, 'note', repeat('x', 200)) FROM generate_series(1, $2) n`,
@@ -32,7 +32,7 @@ func (s *site) insertMany(t *testing.T, schema, eventType string, n int) {
 }
 
 // leading waits until the slot is in use.
-func (s *site) leading(ctx context.Context, t *testing.T) {
+func (s *site) leading(ctx context.Context, t testing.TB) {
 	t.Helper()
 	s.receiver.await(ctx, t, "a leader", func() bool {
 		var active bool
@@ -44,7 +44,7 @@ func (s *site) leading(ctx context.Context, t *testing.T) {
 var peak = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
 
 // peakMemory is the greatest resident size that the process has had, in bytes.
-func (p *relayProcess) peakMemory(t *testing.T) int {
+func (p *relayProcess) peakMemory(t testing.TB) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	require.NoError(t, err)

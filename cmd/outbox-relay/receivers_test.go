@@ -88,7 +88,9 @@ func TestEndpointsComeAndGo(t *testing.T) {
 		return told("endpoint.disabled", down) == 1
 	})
 	require.Contains(t, text(`SELECT disabled_reason FROM acme.webhook_endpoints WHERE id = $1`, down), "every attempt has failed for")
-	waiting := func() string { return text(`SELECT count(*)::text FROM outbox_relay.retry_queue WHERE endpoint_id = $1`, down) }
+	waiting := func() string {
+		return text(`SELECT count(*)::text FROM outbox_relay.retry_queue WHERE endpoint_id = $1`, down)
+	}
 	require.NotEqual(t, "0", waiting(), "what had been queued is kept")
 	m.set(down, http.StatusOK)
 	s.exec(t, `UPDATE acme.webhook_endpoints SET is_active = true WHERE id = $1`, down) // one UPDATE is enough

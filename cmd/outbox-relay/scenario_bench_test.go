@@ -1,0 +1,296 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// own gives every endpoint a type of its own.
+func own(n int) string { return fmt.Sprintf("type.n%d", n) }
+
+// BenchmarkScenarioBadNeighbours: 47 of 50 endpoints hang, refuse, reset or answer 500. The three healthy ones get 300 events a second each, the others
+// 30 a second each, of which none arrives. Reported is what the healthy ones receive in relation to what they receive alone.
+func BenchmarkScenarioBadNeighbours(b *testing.B) {
+	const healthy, all, rate, badRate, span = 3, 50, 300.0, 30.0, 20 * time.Second
+	for b.Loop() {
+		ctx, cancel := context.WithTimeout(b.Context(), 5*time.Minute)
+		c := newCrowd(b, all, all)
+		s := newScene(b, "", "acme")
+		refused, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once: its port refuses
+		require.NoError(b, err)
+		require.NoError(b, refused.Close())
+		var urls, good, bad []string
+		for i := range all {
+			switch {
+			case i < healthy:
+				urls, good = append(urls, c.url(all, i, "ok")), append(good, own(i))
+				continue
+			case i%4 == 0:
+				urls = append(urls, c.url(all, i, "hang"))
+			case i%4 == 1:
+				urls = append(urls, fmt.Sprintf("http://%s/refuse/%d", refused.Addr(), i))
+			case i%4 == 2:
+				urls = append(urls, c.url(all, i, "reset"))
+			default:
+				urls = append(urls, c.url(all, i, "error"))
+			}
+			bad = append(bad, own(i))
+		}
+		s.join(b, "acme", urls, own, "")
+		p := startRelay(b, s.config)
+		s.awaitLeader(ctx, b)
+		round := func(withBad bool) (count int64, list []time.Duration, missing int, lag time.Duration) {
+			before := c.total.Load()
+			c.arrivals(true)
+			run, stop := context.WithTimeout(ctx, span)
+			defer stop()
+			var wg sync.WaitGroup
+			var mu sync.Mutex
+			committed := make(map[string]time.Time)
+			for _, kind := range good {
+				wg.Go(func() {
+					own := s.pace(run, b, "acme", rate, []string{kind})
+					mu.Lock()
+					defer mu.Unlock()
+					for id, at := range own {
+						committed[id] = at
+					}
+				})
+			}
+			if withBad {
+				for part := range 3 {
+					wg.Go(func() { s.pace(run, b, "acme", badRate*float64(len(bad))/3, bad[part*len(bad)/3:(part+1)*len(bad)/3]) })
+				}
+				wg.Go(func() { lag = s.worstLag(run, b) })
+			}
+			wg.Wait()
+			c.awaitQuiet(ctx, b, before+int64(len(committed)))
+			list, missing = delays(committed, c.arrivals(false))
+			return c.total.Load() - before, list, missing, lag
+		}
+		alone, quiet, lost, _ := round(false)
+		require.Zero(b, lost)
+		beside, busy, lost, lag := round(true)
+		require.Zero(b, lost)
+		cancel()
+		b.ReportMetric(float64(alone)/span.Seconds(), "alone/s")
+		b.ReportMetric(float64(beside)/span.Seconds(), "beside/s")
+		b.ReportMetric(float64(beside)/float64(alone), "ratio")
+		b.ReportMetric(quantile(quiet, .99), "alone-p99-ms")
+		b.ReportMetric(quantile(busy, .99), "beside-p99-ms")
+		b.ReportMetric(lag.Seconds(), "worst-lag-s")
+		b.ReportMetric(float64(p.peakMemory(b))/(1<<20), "peak-MB")
+		_, exit := p.stop(b)
+		require.NoError(b, exit)
+	}
+}
+
+// BenchmarkScenarioSlowReceivers: every one of 1,000 endpoints answers after 100 ms.
+func BenchmarkScenarioSlowReceivers(b *testing.B) {
+	const endpoints, hosts, events = 1000, 50, 100_000
+	for b.Loop() {
+		ctx, cancel := context.WithTimeout(b.Context(), 5*time.Minute)
+		c := newCrowd(b, hosts, endpoints)
+		s := newScene(b, "", "acme")
+		var urls, types []string
+		for i := range endpoints {
+			urls, types = append(urls, c.url(hosts, i, "slow")), append(types, own(i))
+		}
+		s.join(b, "acme", urls, own, "")
+		require.NoError(b, s.burst(ctx, "acme", events, 1000, types))
+		p := startRelay(b, s.config)
+		c.await(ctx, b, events/10)
+		began, cpu := time.Now(), p.cpu(b)
+		c.await(ctx, b, events*9/10)
+		took := time.Since(began)
+		b.ReportMetric(events*.8/took.Seconds(), "deliveries/s")
+		b.ReportMetric((p.cpu(b)-cpu).Seconds()/took.Seconds(), "cores")
+		c.await(ctx, b, events)
+		cancel()
+		b.ReportMetric(float64(p.peakMemory(b))/(1<<20), "peak-MB")
+		_, exit := p.stop(b)
+		require.NoError(b, exit)
+	}
+}
+
+// BenchmarkScenarioBurst: one tenant commits 200,000 events in transactions of 100 from two writers, while 20 others commit five a second each.
+func BenchmarkScenarioBurst(b *testing.B) {
+	const others, burst = 20, 200_000
+	for b.Loop() {
+		ctx, cancel := context.WithTimeout(b.Context(), 10*time.Minute)
+		tenants := []string{"noisy"}
+		for i := range others {
+			tenants = append(tenants, fmt.Sprintf("quiet%d", i))
+		}
+		c := newCrowd(b, others+1, others+1)
+		s := newScene(b, "", tenants...)
+		for i, schema := range tenants {
+			s.join(b, schema, []string{c.url(others+1, i, "ok")}, own, "")
+		}
+		p := startRelay(b, s.config)
+		s.awaitLeader(ctx, b)
+		run, stop := context.WithCancel(ctx)
+		c.arrivals(true)
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		committed := make(map[string]time.Time)
+		for _, schema := range tenants[1:] {
+			wg.Go(func() {
+				mine := s.pace(run, b, schema, 5, []string{own(0)})
+				mu.Lock()
+				defer mu.Unlock()
+				for id, at := range mine {
+					committed[id] = at
+				}
+			})
+		}
+		began := time.Now()
+		var writers sync.WaitGroup
+		for range 2 {
+			writers.Go(func() { require.NoError(b, s.burst(ctx, "noisy", burst/2, 100, []string{own(0)})) })
+		}
+		writers.Wait()
+		written := time.Since(began)
+		for c.accepted[0].Load() < burst { // the others go on until all of it is delivered
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-ctx.Done():
+				require.FailNow(b, "gave up waiting", "%d arrived", c.accepted[0].Load())
+			}
+		}
+		delivered := time.Since(began)
+		stop()
+		wg.Wait()
+		c.awaitQuiet(ctx, b, burst+int64(len(committed)))
+		list, missing := delays(committed, c.arrivals(false))
+		require.Zero(b, missing)
+		cancel()
+		b.ReportMetric(written.Seconds(), "written-s")
+		b.ReportMetric(delivered.Seconds(), "delivered-s")
+		b.ReportMetric(float64(len(list)), "others")
+		b.ReportMetric(quantile(list, .5), "others-p50-ms")
+		b.ReportMetric(quantile(list, .99), "others-p99-ms")
+		b.ReportMetric(quantile(list, 1), "others-max-ms")
+		b.ReportMetric(float64(p.peakMemory(b))/(1<<20), "peak-MB")
+		_, exit := p.stop(b)
+		require.NoError(b, exit)
+	}
+}
+
+// BenchmarkScenarioManyTenants: 1,000 tenants with 10 endpoints each: the start, the idle load, and the drain against that of one tenant.
+func BenchmarkScenarioManyTenants(b *testing.B) {
+	const many, each, events = 1000, 10, 50_000
+	for b.Loop() {
+		ctx, cancel := context.WithTimeout(b.Context(), 20*time.Minute)
+		drain := func(tenants int) (start time.Duration, idle, rate, peak float64) {
+			c := newCrowd(b, 10, 10)
+			s := newScene(b, "", names(tenants)...)
+			var urls []string
+			for i := range each {
+				urls = append(urls, c.url(10, i, "ok"))
+			}
+			for _, schema := range names(tenants) {
+				s.join(b, schema, urls, own, "")
+			}
+			first := startRelay(b, s.config)
+			began := time.Now()
+			require.NoError(b, s.burst(ctx, "t0", 1, 1, []string{own(0)}))
+			c.await(ctx, b, 1)
+			start = time.Since(began)
+			cpu := first.cpu(b)
+			select { // idle
+			case <-time.After(20 * time.Second):
+			case <-ctx.Done():
+			}
+			idle = (first.cpu(b) - cpu).Seconds() / 20
+			_, exit := first.stop(b)
+			require.NoError(b, exit)
+			for _, schema := range names(tenants) {
+				require.NoError(b, s.burst(ctx, schema, events/tenants, 100, []string{own(0), own(1), own(2), own(3), own(4), own(5), own(6), own(7), own(8), own(9)}))
+			}
+			p := startRelay(b, s.config)
+			c.await(ctx, b, 1+events/10)
+			began = time.Now()
+			c.await(ctx, b, 1+events)
+			rate = events * .9 / time.Since(began).Seconds()
+			peak = float64(p.peakMemory(b)) / (1 << 20)
+			_, exit = p.stop(b)
+			require.NoError(b, exit)
+			return start, idle, rate, peak
+		}
+		_, _, single, _ := drain(1)
+		start, idle, rate, peak := drain(many)
+		cancel()
+		b.ReportMetric(start.Seconds(), "start-s")
+		b.ReportMetric(100*idle, "idle-%")
+		b.ReportMetric(single, "one-tenant/s")
+		b.ReportMetric(rate, "many/s")
+		b.ReportMetric(rate/single, "ratio")
+		b.ReportMetric(peak, "peak-MB")
+	}
+}
+
+func names(n int) (list []string) {
+	for i := range n {
+		list = append(list, fmt.Sprintf("t%d", i))
+	}
+	return list
+}
+
+// awaitQuiet waits until so many have been accepted.
+func (c *crowd) awaitQuiet(ctx context.Context, b testing.TB, n int64) {
+	b.Helper()
+	patience, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	c.await(patience, b, n)
+}
+
+// awaitLeader waits until the slot is in use.
+func (s *site) awaitLeader(ctx context.Context, b testing.TB) {
+	b.Helper()
+	for active := false; !active; {
+		require.NoError(b, s.pool.QueryRow(ctx, `SELECT active FROM pg_replication_slots WHERE slot_name = $1`, s.slot).Scan(&active))
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// worstLag samples how old the oldest position is that is not confirmed, until ctx is done, and returns the worst.
+func (s *site) worstLag(ctx context.Context, b testing.TB) (worst time.Duration) {
+	type mark struct {
+		at  time.Time
+		lsn string
+	}
+	var marks []mark
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return worst
+		case <-tick.C:
+		}
+		var lsn string
+		var passed int
+		var list []string
+		for _, m := range marks {
+			list = append(list, m.lsn)
+		}
+		err := s.pool.QueryRow(context.WithoutCancel(ctx), `SELECT pg_current_wal_lsn()::text, (SELECT count(*) FROM unnest($2::text[]) m
+			WHERE m::pg_lsn <= s.confirmed_flush_lsn) FROM pg_replication_slots s WHERE slot_name = $1`, s.slot, list).Scan(&lsn, &passed)
+		if err != nil {
+			b.Error(err)
+			return worst
+		}
+		marks = append(marks[passed:], mark{time.Now(), lsn})
+		worst = max(worst, time.Since(marks[0].at))
+	}
+}
