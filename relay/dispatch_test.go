@@ -102,10 +102,16 @@ func TestLaneBeyondItsShareIsDeferredWhileAnotherStarves(t *testing.T) {
 	b.admit(t.Context(), small)
 	b.finish(b.take(), verdict{})
 	b.release([]*job{small}) // the small lane has nothing to do, but had lately
-	for range 51 {
+	for range 75 {
 		b.admit(t.Context(), b.job("big", 1))
 	}
-	require.Equal(t, []string{deferShare}, b.deferrals, "50 of 100 are its share")
+	require.Empty(t, b.deferrals, "there is room for everybody")
+	b.admit(t.Context(), b.job("big", 1))
+	require.Equal(t, []string{deferShare}, b.deferrals, "50 of 100 are its share once three quarters are in use")
+	for range 20 {
+		b.admit(t.Context(), b.job("small", 1))
+	}
+	require.Len(t, b.deferrals, 1, "what is left is for those below their share")
 }
 
 func TestLaneAloneWaitsForRoom(t *testing.T) {

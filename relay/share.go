@@ -89,10 +89,14 @@ func (d *dispatcher) forget(key laneKey, l *lane) {
 	delete(d.lanes, key)
 }
 
-// overShare tells whether a lane or its tenant has all it may have of the window while others want theirs.
+// overShare tells whether a lane or its tenant has all it may have of the window. Shares count once three quarters are in use: what is left is for
+// those below theirs, and until then a burst is better off in memory than as rows.
 func (d *dispatcher) overShare(l *lane) bool {
 	p := l.party
 	window := d.cfg.Window.Deliveries
+	if d.used < window-window/4 && d.bytes < int64(d.cfg.Window.Bytes)*3/4 {
+		return false
+	}
 	parties := max(d.activeParties, 1)
 	mine := max(window/parties, 16)
 	if p.used >= mine || parties > 1 && p.bytes >= int64(d.cfg.Window.Bytes)/int64(parties) {
