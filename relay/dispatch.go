@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // jobOverhead is what a delivery costs in memory besides its share of the body, in bytes.
@@ -55,6 +56,8 @@ type dispatcher struct {
 	now     func() time.Time
 	// deferred takes a job that is not attempted now. It is called under the lock.
 	deferred func(j *job, reason string, due time.Duration)
+	// ended takes the outcome of an attempt. For a delivery with an order it is called under the lock.
+	ended func(j *job, o store.Outcome)
 	// lease takes a running job over into the retry queue. It is called under the lock.
 	lease func(j *job)
 	// claimedDone is called after deliveries of the retry queue have left memory.

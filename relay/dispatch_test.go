@@ -34,11 +34,26 @@ func newBench(window int) *bench {
 		b.rows = append(b.rows, j)
 		b.dues = append(b.dues, due)
 	}
+	b.ended = func(j *job, o store.Outcome) {
+		if o.Status != store.Success {
+			b.rows = append(b.rows, j)
+		}
+	}
 	b.lease = func(j *job) {
 		b.leases = append(b.leases, j)
 		b.rows = append(b.rows, j)
 	}
 	return b
+}
+
+// finish ends the attempt of a job. It tells whether the retry queue had taken it over.
+func (b *bench) finish(j *job, v verdict) (leased bool) {
+	o := store.Outcome{Status: store.Success}
+	if v.again {
+		o.Status = store.Retrying
+	}
+	b.dispatcher.finish(j, v, o)
+	return j.leased
 }
 
 // job makes a delivery of the stream for a named endpoint.

@@ -103,11 +103,9 @@ func (d *dispatcher) deferWaiting(l *lane, ch *chain, reason string) {
 	}
 }
 
-// settled goes on with the key of a job after its outcome has been handed to the recorder: the next one may start, or, if there will be another
-// attempt, all that wait behind it become rows, too.
-func (d *dispatcher) settled(j *job, again bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+// settle goes on with the key of a job whose outcome has been handed to the recorder: the next one may start, or, if there will be another attempt,
+// all that wait behind it become rows, too.
+func (d *dispatcher) settle(j *job, again bool) {
 	l := j.lane
 	ch := l.chains[j.Order.Key]
 	if ch == nil || ch.head != j {

@@ -36,8 +36,6 @@ func TestOneOfAKeyAtATime(t *testing.T) {
 	require.Same(t, other, b.nextJob(), "another key need not wait")
 	require.Nil(t, b.nextJob(), "the second waits for the first")
 	b.finish(first, verdict{})
-	require.Nil(t, b.nextJob(), "not before its outcome is with the recorder")
-	b.settled(first, false)
 	require.Same(t, second, b.nextJob())
 	require.Empty(t, b.rows)
 }
@@ -51,10 +49,8 @@ func TestWhatWaitsBehindAFailureBecomesRows(t *testing.T) {
 	}
 	require.Same(t, first, b.nextJob())
 	b.finish(first, verdict{failure: errAttempt, again: true})
-	require.Empty(t, b.rows, "the failed one is to be recorded before them")
-	b.settled(first, true)
 	b.admit(t.Context(), later)
-	require.Equal(t, []*job{second, third, later}, b.rows)
+	require.Equal(t, []*job{first, second, third, later}, b.rows, "the failed one is recorded before them")
 	require.Equal(t, []string{deferOrder, deferOrder, deferOrder}, b.deferrals)
 
 	keys, _ := b.blockedKeys()
@@ -70,13 +66,13 @@ func TestWhatWaitsBehindAFailureBecomesRows(t *testing.T) {
 	b.admit(t.Context(), again)
 	b.unblock(keys, stamps, []bool{false})
 	b.admit(t.Context(), b.keyed(1))
-	require.Len(t, b.rows, 5, "the key was blocked anew while the database was asked")
-	b.release(b.rows[3:])
+	require.Len(t, b.rows, 6, "the key was blocked anew while the database was asked")
+	b.release(b.rows[4:])
 	keys, stamps = b.blockedKeys()
 	b.unblock(keys, stamps, []bool{true})
 	b.admit(t.Context(), b.keyed(1))
-	require.Len(t, b.rows, 6, "the database has rows of it")
-	b.release(b.rows[5:])
+	require.Len(t, b.rows, 7, "the database has rows of it")
+	b.release(b.rows[6:])
 	keys, stamps = b.blockedKeys()
 	b.unblock(keys, stamps, []bool{false})
 	free := b.keyed(1)
@@ -100,7 +96,6 @@ func TestADeferralTakesItsKeyAlong(t *testing.T) {
 	require.Equal(t, jobs, b.rows, "what runs is leased, what waits is deferred, in order")
 	require.Equal(t, jobs[:1], b.leases)
 	require.True(t, b.finish(jobs[0], verdict{}))
-	b.settled(jobs[0], false)
 	require.Nil(t, b.nextJob())
 }
 
@@ -114,11 +109,9 @@ func TestARunOfClaimsGoesBackAtTheFirstFailure(t *testing.T) {
 	require.Len(t, b.dispatcher.leases(), 3)
 	require.Same(t, run[0], b.nextJob())
 	b.finish(run[0], verdict{})
-	b.settled(run[0], false)
 	require.Same(t, run[1], b.nextJob())
 	b.finish(run[1], verdict{failure: errAttempt, again: true})
-	b.settled(run[1], true)
-	require.Equal(t, run[2:], b.rows)
+	require.Equal(t, run[1:], b.rows)
 	require.Empty(t, b.lanes[run[0].lane.key].blocked, "who only works the queue blocks nothing")
 	b.admit(t.Context(), b.keyed(1))
 	require.NotNil(t, b.nextJob())
@@ -132,7 +125,6 @@ func TestADeadLetterLetsTheNextGo(t *testing.T) {
 	b.admit(t.Context(), second)
 	require.Same(t, first, b.nextJob())
 	b.finish(first, verdict{failure: errAttempt})
-	b.settled(first, false)
 	require.Same(t, second, b.nextJob())
 }
 
@@ -159,7 +151,6 @@ func TestSweepKeepsTheOrderOfRows(t *testing.T) {
 		require.Equal(t, []*job{running, second, third}, ofFirst)
 		require.Equal(t, []*job{running}, b.leases)
 		require.True(t, b.finish(running, verdict{}))
-		b.settled(running, false)
 		b.admit(t.Context(), b.keyed(1))
 		require.Len(t, b.rows, 5, "the rows are still there")
 	})
@@ -175,7 +166,6 @@ func TestDrainKeepsTheOrderOfRows(t *testing.T) {
 	drained := b.drain()
 	require.Equal(t, []*job{running, second}, b.rows, "leased, then deferred")
 	b.finish(running, verdict{})
-	b.settled(running, false)
 	b.release([]*job{running, second})
 	<-drained
 }
@@ -191,7 +181,6 @@ func TestAbandonLeavesNothingOfAKey(t *testing.T) {
 	b.admit(t.Context(), other)
 	require.Equal(t, 2, b.abandon(b.ledger))
 	b.finish(running, verdict{})
-	b.settled(running, false)
 	b.release([]*job{running})
 	stream, _, _, inFlight := b.load()
 	require.Zero(t, stream+inFlight)

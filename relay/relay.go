@@ -133,7 +133,7 @@ func newEngine(ctx context.Context, o *Options) (*engine, error) {
 	e.recorder = newRecorder(cfg, e.store, e.owner, e.dispatcher, e.metrics, o.Log)
 	e.keeper = newKeeper(e.store, o.Log)
 	e.recorder.durable, e.dispatcher.breakerOpened = e.keeper.note, e.keeper.breakerOpened
-	e.dispatcher.deferred, e.dispatcher.lease = e.deferJob, e.leaseJob
+	e.dispatcher.deferred, e.dispatcher.lease, e.dispatcher.ended = e.deferJob, e.leaseJob, e.recorder.add
 	e.recorder.dueNow = func() { signal(e.claim) }
 	e.dispatcher.claimedDone = e.claimedDone
 	e.metrics.watch(e.dispatcher, e.recorder)

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/sony/gobreaker/v2"
+
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // rouse puts the lane into the ring if it has work that may start.
@@ -182,10 +184,22 @@ type verdict struct {
 	again      bool          // there will be another attempt
 }
 
-// finish takes a delivery whose attempt has ended off its lane. It tells whether the retry queue has taken the delivery over meanwhile.
-func (d *dispatcher) finish(j *job, v verdict) (leased bool) {
+// finish takes a delivery whose attempt has ended off its lane and hands its outcome to the recorder.
+func (d *dispatcher) finish(j *job, v verdict, o store.Outcome) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.leave(j, v)
+	if !j.ordered() {
+		d.mu.Unlock()
+		d.ended(j, o) // the job is the recorder's
+		return
+	}
+	// Nothing of the key may come between its end, its outcome, and what waits behind it: rows are recorded in this order.
+	d.ended(j, o)
+	d.settle(j, v.again)
+	d.mu.Unlock()
+}
+
+func (d *dispatcher) leave(j *job, v verdict) {
 	l := j.lane
 	d.running.remove(j)
 	j.running = false
@@ -209,10 +223,10 @@ func (d *dispatcher) finish(j *job, v verdict) (leased bool) {
 	if v.again {
 		d.blocks(j) // before its row is written
 	}
+	j.Queued = j.Queued || j.leased // the retry queue has taken it over meanwhile
 	d.busy(l)
 	d.rouse(l)
 	d.freed(j.host)
-	return j.leased
 }
 
 // release gives back the room of deliveries whose outcome is durable.

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"math"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -70,14 +71,19 @@ func (d *dispatcher) caps() map[outbox.UUID]int {
 	caps := make(map[outbox.UUID]int)
 	for key, l := range d.lanes {
 		n := l.queue.n + l.behind
-		if t, _ := l.blockedFor(d); t > 0 {
-			caps[key.endpoint] = 0
-		} else if n > 0 || l.rate > 0 || l.breaker.State() == gobreaker.StateHalfOpen {
-			takes := 2 * l.allowance()
+		takes := l.fits(time.Second)
+		if n > 0 || l.breaker.State() == gobreaker.StateHalfOpen { // a lane that has run dry may be a fast one
+			few := 2 * l.allowance()
 			if len(l.chains) > 0 {
-				takes = max(takes, runLength)
+				few = max(few, runLength)
 			}
-			caps[key.endpoint] = max(min(takes, l.fits(time.Second))-n, 0)
+			takes = min(takes, few)
+		}
+		if t, _ := l.blockedFor(d); t > 0 {
+			takes = 0
+		}
+		if takes < math.MaxInt {
+			caps[key.endpoint] = max(takes-n, 0)
 		}
 	}
 	return caps

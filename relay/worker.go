@@ -37,13 +37,7 @@ func (e *engine) attempt(ctx context.Context, j *job) {
 	v := judge(j, &res)
 	o := decide(j, res)
 	v.again = o.Status == store.Retrying || o.Status == store.Pending
-	ordered := j.ordered()
-	leased := e.dispatcher.finish(j, v)
-	j.Queued = j.Queued || leased
-	e.recorder.add(j, o)
-	if ordered {
-		e.dispatcher.settled(j, v.again)
-	}
+	e.dispatcher.finish(j, v, o)
 }
 
 // judge tells what the result says about the receiver.

@@ -84,7 +84,7 @@ func TestEndpointsComeAndGo(t *testing.T) {
 	// Too long: a warning, then the end.
 	hear("endpoint.failing", down)
 	s.receiver.await(ctx, t, "the endpoint's end", func() bool {
-		s.insertMany(t, "acme", "a.down", 1) //nolint:contextcheck // it has the test's own
+		s.insertMany(t, "acme", "a.down", 1)
 		return told("endpoint.disabled", down) == 1
 	})
 	require.Contains(t, text(`SELECT disabled_reason FROM acme.webhook_endpoints WHERE id = $1`, down), "every attempt has failed for")

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"sync"
 	"testing"
@@ -58,9 +59,7 @@ func BenchmarkScenarioBadNeighbours(b *testing.B) {
 					own := s.pace(run, b, "acme", rate, []string{kind})
 					mu.Lock()
 					defer mu.Unlock()
-					for id, at := range own {
-						committed[id] = at
-					}
+					maps.Copy(committed, own)
 				})
 			}
 			if withBad {
@@ -145,9 +144,7 @@ func BenchmarkScenarioBurst(b *testing.B) {
 				mine := s.pace(run, b, schema, 5, []string{own(0)})
 				mu.Lock()
 				defer mu.Unlock()
-				for id, at := range mine {
-					committed[id] = at
-				}
+				maps.Copy(committed, mine)
 			})
 		}
 		began := time.Now()
@@ -292,5 +289,103 @@ func (s *site) worstLag(ctx context.Context, b testing.TB) (worst time.Duration)
 		}
 		marks = append(marks[passed:], mark{time.Now(), lsn})
 		worst = max(worst, time.Since(marks[0].at))
+	}
+}
+
+// BenchmarkScenarioOutage: an endpoint with a limit of 1,000 a second and 8 at a time comes back from an outage with 50,000 events waiting, while another
+// gets 50 a second.
+func BenchmarkScenarioOutage(b *testing.B) {
+	const events, rate, concurrency = 50_000, 1000, 8
+	for b.Loop() {
+		ctx, cancel := context.WithTimeout(b.Context(), 10*time.Minute)
+		c := newCrowd(b, 2, 2)
+		c.setMood("error")
+		s := newScene(b, "breaker:\n  open_for: 5s\nretry:\n  backoff: 5s\n  max_backoff: 10s\n", "acme")
+		s.join(b, "acme", []string{c.url(2, 0, "moody"), c.url(2, 1, "ok")}, own, "")
+		s.exec(b, `UPDATE acme.webhook_endpoints SET rate_limit_per_second = $1, max_concurrency = $2, retry_backoff_seconds = 5 WHERE endpoint_url LIKE '%moody%'`, rate, concurrency)
+		p := startRelay(b, s.config)
+		s.awaitLeader(ctx, b)
+		require.NoError(b, s.burst(ctx, "acme", events, 500, []string{own(0)}))
+		for waiting := 0; waiting < events; {
+			require.NoError(b, s.pool.QueryRow(ctx, `SELECT count(*) FROM outbox_relay.retry_queue`).Scan(&waiting))
+		}
+		run, stop := context.WithCancel(ctx)
+		c.arrivals(true)
+		var committed map[string]time.Time
+		var wg sync.WaitGroup
+		wg.Go(func() { committed = s.pace(run, b, "acme", 50, []string{own(1)}) })
+		c.peak[0].Store(0)
+		c.setMood("ok")
+		back := time.Now()
+		tick := time.NewTicker(time.Second)
+		var most, before int64
+		for c.accepted[0].Load() < events {
+			<-tick.C
+			now := c.accepted[0].Load()
+			most, before = max(most, now-before), now
+			require.NoError(b, ctx.Err())
+		}
+		tick.Stop()
+		took := time.Since(back)
+		stop()
+		wg.Wait()
+		c.awaitQuiet(ctx, b, events+int64(len(committed)))
+		list, missing := delays(committed, c.arrivals(false))
+		require.Zero(b, missing)
+		cancel()
+		b.ReportMetric(took.Seconds(), "drained-s")
+		b.ReportMetric(float64(most), "most-in-a-second")
+		b.ReportMetric(float64(c.peak[0].Load()), "most-at-once")
+		b.ReportMetric(quantile(list, .99), "others-p99-ms")
+		b.ReportMetric(float64(p.peakMemory(b))/(1<<20), "peak-MB")
+		_, exit := p.stop(b)
+		require.NoError(b, exit)
+	}
+}
+
+// BenchmarkScenarioReplicas: 40,000 deliveries that wait in the queue for 20 endpoints, worked off by one replica and by two.
+func BenchmarkScenarioReplicas(b *testing.B) {
+	const events, endpoints = 40_000, 20
+	for b.Loop() {
+		ctx, cancel := context.WithTimeout(b.Context(), 10*time.Minute)
+		work := func(replicas int) (rate float64, twice int64) {
+			c := newCrowd(b, endpoints, endpoints)
+			s := newScene(b, "", "acme")
+			var urls, types []string
+			for i := range endpoints {
+				urls, types = append(urls, c.url(endpoints, i, "ok")), append(types, own(i))
+			}
+			s.join(b, "acme", urls, own, "paused_at = now()")
+			var list []*relayProcess
+			for range replicas {
+				list = append(list, startRelay(b, s.config))
+			}
+			require.NoError(b, s.burst(ctx, "acme", events, 500, types))
+			for waiting := 0; waiting < events; {
+				require.NoError(b, s.pool.QueryRow(ctx, `SELECT count(*) FROM outbox_relay.retry_queue`).Scan(&waiting))
+			}
+			c.arrivals(true)
+			began := time.Now()
+			s.exec(b, `SELECT outbox_relay.resume_endpoint('acme', id) FROM acme.webhook_endpoints`)
+			c.await(ctx, b, events)
+			rate = events / time.Since(began).Seconds()
+			for waiting := 1; waiting > 0; {
+				require.NoError(b, s.pool.QueryRow(ctx, `SELECT count(*) FROM outbox_relay.retry_queue`).Scan(&waiting))
+			}
+			for _, p := range list {
+				_, exit := p.stop(b)
+				require.NoError(b, exit)
+			}
+			require.Len(b, c.arrivals(false), events)
+			return rate, c.total.Load() - events
+		}
+		one, twice := work(1)
+		require.Zero(b, twice)
+		two, twice := work(2)
+		cancel()
+		b.ReportMetric(one, "one/s")
+		b.ReportMetric(two, "two/s")
+		b.ReportMetric(two/one, "ratio")
+		b.ReportMetric(float64(twice), "sent-twice")
 	}
 }

@@ -31,7 +31,7 @@ func TestTroubleStaysInItsTenant(t *testing.T) {
 	arrived := 0
 	goesOn := func(after string) {
 		t.Helper()
-		s.insertMany(t, "sound", "order.created", 1) //nolint:contextcheck // it has the test's own
+		s.insertMany(t, "sound", "order.created", 1)
 		arrived++
 		s.receiver.await(ctx, t, "the other tenant's event after "+after, func() bool { return s.arrivedAt(sound) >= arrived })
 	}
