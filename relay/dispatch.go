@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
@@ -268,31 +269,53 @@ func (d *dispatcher) postpone(ctx context.Context, j *job, reason string, due ti
 	d.shed(ctx, j, reason, due)
 }
 
-// offer puts a claimed delivery into its lane, or back into the retry queue if the lane is blocked. Nothing more is claimed for a lane that has
-// work for all its capacity, see caps.
-func (d *dispatcher) offer(j *job) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	l := d.lane(j)
-	d.claimed++
-	if d.drained != nil {
-		d.defers(j, deferDrain, 0)
-		return
-	}
-	if t, reason := l.blockedFor(d); t > 0 {
-		d.defers(j, reason, t)
-		return
-	}
-	d.enqueue(j)
+// offered is a claimed delivery. One with a reason goes back into the retry queue without being offered to its lane.
+type offered struct {
+	*job
+	reason string
+	due    time.Duration
 }
 
-// putOff gives a claimed delivery back without offering it to its lane.
-func (d *dispatcher) putOff(j *job, reason string, due time.Duration) {
+// offer puts claimed deliveries into their lanes, or back into the retry queue where the lane is blocked. Nothing more is claimed for a lane that
+// has work for all its capacity, see caps. All of a claim is offered at once: were the first of a key to fail before the last is here, that one
+// would find nothing in front of it.
+func (d *dispatcher) offer(list []offered) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.lane(j)
-	d.claimed++
-	d.defers(j, reason, due)
+	type laneOrder struct {
+		lane *lane
+		key  outbox.UUID
+	}
+	back := make(map[laneOrder]bool) // the keys of which one has gone back, as must all that follow it
+	for _, o := range list {
+		l := d.lane(o.job)
+		d.claimed++
+		key := laneOrder{l, o.Order.Key}
+		if o.reason == "" {
+			o.reason, o.due = d.refusalOfClaimed(l)
+		}
+		if o.reason == "" && back[key] {
+			o.reason, o.due = deferOrder, 0
+		}
+		if o.reason == "" {
+			d.enqueue(o.job)
+			continue
+		}
+		if o.ordered() {
+			back[key] = true
+		}
+		d.defers(o.job, o.reason, o.due)
+	}
+}
+
+func (d *dispatcher) refusalOfClaimed(l *lane) (reason string, due time.Duration) {
+	if d.drained != nil {
+		return deferDrain, 0
+	}
+	if t, reason := l.blockedFor(d); t > 0 {
+		return reason, t
+	}
+	return "", 0
 }
 
 // spread adds up to a quarter, so that what waits for the same moment does not come back at the same moment.

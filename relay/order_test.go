@@ -103,9 +103,7 @@ func TestARunOfClaimsGoesBackAtTheFirstFailure(t *testing.T) {
 	t.Parallel()
 	b := newBench(100)
 	run := []*job{b.claimed(1), b.claimed(1), b.claimed(1)}
-	for _, j := range run {
-		b.offer(j)
-	}
+	b.offer([]offered{{job: run[0]}, {job: run[1]}, {job: run[2]}})
 	require.Len(t, b.dispatcher.leases(), 3)
 	require.Same(t, run[0], b.nextJob())
 	b.finish(run[0], verdict{})
@@ -115,6 +113,16 @@ func TestARunOfClaimsGoesBackAtTheFirstFailure(t *testing.T) {
 	require.Empty(t, b.lanes[run[0].lane.key].blocked, "who only works the queue blocks nothing")
 	b.admit(t.Context(), b.keyed(1))
 	require.NotNil(t, b.nextJob())
+}
+
+func TestARunOfClaimsGoesBackWithItsFirst(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	run := []*job{b.claimed(1), b.claimed(1), b.claimed(2)}
+	b.offer([]offered{{run[0], deferPaused, parked}, {job: run[1]}, {job: run[2]}})
+	require.Equal(t, run[:2], b.rows, "else the second would overtake the first")
+	require.Same(t, run[2], b.nextJob())
+	require.Nil(t, b.nextJob())
 }
 
 func TestADeadLetterLetsTheNextGo(t *testing.T) {

@@ -79,34 +79,33 @@ func (e *engine) claimBatch(ctx context.Context) (full bool, err error) {
 	if len(caps) == 0 {
 		e.claimLater.Store(false) // what is due was not kept out: there is nothing to wait for
 	}
+	list := make([]offered, len(rows))
 	for i := range rows {
-		e.offer(&rows[i])
+		list[i] = e.claimed(&rows[i])
 	}
+	e.dispatcher.offer(list)
 	e.metrics.claimed(len(rows))
 	return more && len(rows) > 0, nil
 }
 
-// offer gives a claimed delivery to its lane, or back if its endpoint cannot take it.
-func (e *engine) offer(c *store.Claimed) {
+// claimed makes a job of a claimed delivery, or says why its endpoint cannot take it.
+func (e *engine) claimed(c *store.Claimed) offered {
 	j := &job{Delivery: c.Delivery, commit: noCommit}
 	ep, err := delivery.NewEndpoint(c.Endpoint, e.defaults)
 	switch {
 	case err != nil:
-		e.dispatcher.putOff(j, deferInvalid, spread(pausedFor))
-		return
+		return offered{j, deferInvalid, spread(pausedFor)}
 	case !ep.Active:
-		e.dispatcher.putOff(j, deferInactive, parked)
-		return
+		return offered{j, deferInactive, parked}
 	case ep.Paused:
-		e.dispatcher.putOff(j, deferPaused, parked)
-		return
+		return offered{j, deferPaused, parked}
 	}
 	if c.Event != nil { // the row does not keep what was sent, for it had been delivered
 		m := delivery.Encode(nil, ep.Format, c.Event, e.cfg.Delivery.Source)
 		j.Message = &m
 	}
 	j.endpoint, j.URL, j.Method = ep, ep.URL, ep.Method
-	e.dispatcher.offer(j)
+	return offered{job: j}
 }
 
 // claimedDone is called when claimed deliveries have left memory: if claiming had to stop for want of room, it goes on.
