@@ -1,0 +1,193 @@
+package schema_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/schema"
+)
+
+// The one endpoint of these tests promises a strict order; its deliveries are numbered like their events.
+const (
+	endpointID = "e0000000-0000-4000-8000-000000000000"
+	deliveries = `INSERT INTO acme.webhook_deliveries (id, webhook_event_id, webhook_endpoint_id, delivery_status, request_url, request_method, request_body, relayed)
+SELECT ('d0000000-0000-4000-8000-00000000000' || n)::uuid, ('a0000000-0000-4000-8000-00000000000' || n)::uuid, '` + endpointID + `', 'pending', 'http://127.0.0.1:1/', 'POST', '{}', true
+FROM generate_series(1, 5) n`
+	// waiting lists what waits in the queue, in order: the head, then what is parked, with a star.
+	waiting = `SELECT coalesce(string_agg(right(q.delivery_id::text, 1) || CASE WHEN q.due_at = 'infinity' THEN '*' ELSE '' END, ' '
+  ORDER BY q.order_lsn, q.order_n, q.delivery_id), '') FROM outbox_relay.retry_queue q`
+)
+
+func delivery(n string) string { return "d0000000-0000-4000-8000-00000000000" + n }
+
+// controlled is a tenant whose endpoint has five deliveries waiting in order.
+func controlled(t *testing.T) *bundle {
+	t.Helper()
+	b := setup(t)
+	b.exec("CREATE SCHEMA acme; SELECT outbox_relay.add_tenant('acme')")
+	b.exec(`INSERT INTO acme.webhook_endpoints (id, name, endpoint_url, secret_token, created_by_user_id, delivery_order)
+VALUES ('` + endpointID + `', 'one', 'http://127.0.0.1:1/', 's', gen_random_uuid(), 'strict')`)
+	b.exec(`INSERT INTO acme.webhook_events (id, event_type, aggregate_id, aggregate_type, occurred_at)
+SELECT ('a0000000-0000-4000-8000-00000000000' || n)::uuid, 'a.b', gen_random_uuid(), 'a', '2026-01-01'::timestamptz + n * interval '1 hour' FROM generate_series(1, 5) n`)
+	b.exec(deliveries)
+	b.exec(`INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at, order_key, order_lsn, order_n)
+SELECT d.id, 'acme', d.webhook_endpoint_id, CASE WHEN right(d.id::text, 1) = '1' THEN now() ELSE 'infinity' END, d.webhook_endpoint_id, '0/10', right(d.id::text, 1)::int
+FROM acme.webhook_deliveries d`)
+	require.Equal(t, "1 2* 3* 4* 5*", get[string](b, waiting))
+	return b
+}
+
+func TestSkipGivesUpWhatWaits(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	skip := func(n string) bool { return get[bool](b, "SELECT outbox_relay.skip('acme', $1, 'it never ends')", delivery(n)) }
+	require.True(t, skip("1"))
+	require.Equal(t, "2 3* 4* 5*", get[string](b, waiting), "the next one goes on")
+	require.True(t, skip("4"))
+	require.Equal(t, "2 3* 5*", get[string](b, waiting))
+	require.False(t, skip("4"), "it does not wait any more")
+	require.Equal(t, []string{"1 skipped it never ends", "4 skipped it never ends"},
+		list(b, "SELECT concat_ws(' ', right(delivery_id::text, 1), last_error_code, last_error) FROM acme.webhook_dead_letters ORDER BY 1"))
+	require.Equal(t, "failed", get[string](b, "SELECT delivery_status::text FROM acme.webhook_deliveries WHERE id = $1", delivery("1")))
+
+	b.exec("UPDATE outbox_relay.retry_queue SET leased_by = gen_random_uuid(), due_at = now() + interval '1 h' WHERE delivery_id = $1", delivery("2"))
+	_, err := b.conn.Exec(b.ctx, "SELECT outbox_relay.skip('acme', $1)", delivery("2"))
+	require.ErrorContains(t, err, "in flight")
+}
+
+func TestReplayKeepsTheOrder(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	for _, n := range []string{"1", "2", "4"} {
+		require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery(n)))
+	}
+	require.Equal(t, "3 5*", get[string](b, waiting))
+	require.Equal(t, int64(2), get[int64](b, "SELECT outbox_relay.replay('acme', max => 2)"), "the oldest first")
+	require.Equal(t, "1 2* 3 5*", get[string](b, waiting), "before what waits, but what was due stays due until it is looked at")
+	require.Equal(t, int64(1), get[int64](b, "SELECT outbox_relay.replay('acme', endpoint => $1, event_type => 'a.b', until => now() + interval '1 h')", endpointID))
+	require.Equal(t, "1 2* 3 4* 5*", get[string](b, waiting))
+	require.Zero(t, get[int64](b, "SELECT outbox_relay.replay('acme')"), "none is queued twice")
+	require.Equal(t, int64(3), get[int64](b, "SELECT count(*) FROM acme.webhook_deliveries WHERE replay = 1 AND delivery_status = 'pending'"))
+	require.Equal(t, int64(3), get[int64](b, "SELECT count(*) FROM acme.webhook_dead_letters WHERE replayed_at IS NOT NULL"))
+
+	require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery("5")))
+	require.True(t, get[bool](b, "SELECT outbox_relay.discard('acme', $1)", delivery("5")))
+	require.False(t, get[bool](b, "SELECT outbox_relay.discard('acme', $1)", delivery("5")))
+	require.Zero(t, get[int64](b, "SELECT outbox_relay.replay('acme')"), "nobody wants it")
+	require.True(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery("5")), "unless it is named")
+	require.False(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery("5")))
+}
+
+func TestResend(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	require.False(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery("1")), "it waits")
+	b.exec("DELETE FROM outbox_relay.retry_queue; UPDATE acme.webhook_deliveries SET delivery_status = 'success', request_body = NULL, completed_at = now()")
+	require.True(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery("1")), "its body is made of the event again")
+	require.Equal(t, "1", get[string](b, waiting))
+
+	refused := func(why string, n string) {
+		t.Helper()
+		_, err := b.conn.Exec(b.ctx, "SELECT outbox_relay.resend('acme', $1)", delivery(n))
+		var pg *pgconn.PgError
+		require.ErrorAs(t, err, &pg)
+		assert.Equal(t, "OR002", pg.Code)
+		assert.Contains(t, pg.Message, why)
+		assert.NotEmpty(t, pg.Hint)
+	}
+	refused("does not exist in", "9")
+	b.exec("DELETE FROM acme.webhook_events WHERE id::text LIKE '%2'")
+	refused("neither the event nor the body", "2")
+	b.exec("UPDATE acme.webhook_deliveries SET relayed = false WHERE id = $1", delivery("3"))
+	refused("another dispatcher", "3")
+	b.exec("UPDATE acme.webhook_deliveries SET delivery_status = 'pending' WHERE id = $1", delivery("4"))
+	b.exec("INSERT INTO acme.webhook_dead_letters (delivery_id, webhook_event_id, webhook_endpoint_id, request_url, request_method, request_headers, request_body, attempts) "+
+		"SELECT id, webhook_event_id, webhook_endpoint_id, request_url, request_method, '{}', '{\"kept\": 1}', 3 FROM acme.webhook_deliveries WHERE id = $1", delivery("4"))
+	b.exec("DELETE FROM acme.webhook_deliveries WHERE id = $1", delivery("4"))
+	require.True(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery("4")), "the dead letter has all that was in the row")
+	require.Equal(t, `{"kept": 1}`, get[string](b, "SELECT request_body FROM acme.webhook_deliveries WHERE id = $1", delivery("4")))
+}
+
+func TestPauseHoldsAndResumeWakes(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	pause := func() bool { return get[bool](b, "SELECT outbox_relay.pause_endpoint('acme', $1, 'they move house')", endpointID) }
+	resume := func() bool { return get[bool](b, "SELECT outbox_relay.resume_endpoint('acme', $1)", endpointID) }
+	state := func() string {
+		return get[string](b, "SELECT concat_ws(' ', is_active, paused_at IS NOT NULL, disabled_reason) FROM acme.webhook_endpoints")
+	}
+	require.True(t, pause())
+	require.False(t, pause())
+	require.Equal(t, "t t they move house", state())
+	b.exec("UPDATE outbox_relay.retry_queue SET due_at = 'infinity'")
+	require.True(t, resume())
+	require.False(t, resume())
+	require.Equal(t, "t f", state())
+	require.Equal(t, "1 2* 3* 4* 5*", get[string](b, waiting), "the head alone")
+
+	b.exec("UPDATE acme.webhook_endpoints SET is_active = false, disabled_reason = '410', disabled_at = now()")
+	require.True(t, resume())
+	require.Equal(t, "t f", state())
+}
+
+func TestRecoverIsARequest(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	get[int64](b, "SELECT outbox_relay.recover_endpoint('acme', $1, event => 'a0000000-0000-4000-8000-000000000003', rate => 5)", endpointID)
+	get[int64](b, "SELECT outbox_relay.recover_endpoint('acme', $1, since => '2026-02-03')", endpointID)
+	require.Equal(t, []string{"3 5", "0"}, list(b, "SELECT concat_ws(' ', extract(hour FROM since AT TIME ZONE current_setting('TimeZone')), rate) FROM outbox_relay.recoveries ORDER BY id"))
+	for _, args := range []string{"since => NULL", "since => now(), event => gen_random_uuid()", "event => gen_random_uuid()"} {
+		_, err := b.conn.Exec(b.ctx, "SELECT outbox_relay.recover_endpoint('acme', '"+endpointID+"', "+args+")")
+		var pg *pgconn.PgError
+		require.ErrorAs(t, err, &pg, args)
+		assert.Equal(t, "OR002", pg.Code, args)
+	}
+}
+
+func TestControlAsksForLeave(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	b.exec("CREATE SCHEMA other; SELECT outbox_relay.add_tenant('other')")
+	role, dsn := b.login("")
+	app := connect(t, dsn)
+	calls := []string{
+		"pause_endpoint('%s', '" + endpointID + "')", "resume_endpoint('%s', '" + endpointID + "')", "resend('%s', '" + delivery("1") + "')", "replay('%s')",
+		"skip('%s', '" + delivery("1") + "')", "discard('%s', '" + delivery("1") + "')", "recover_endpoint('%s', '" + endpointID + "', since => now())",
+	}
+	call := func(sql, tenant, code string) {
+		t.Helper()
+		_, err := app.Exec(b.ctx, "SELECT outbox_relay."+replaceTenant(sql, tenant))
+		if code == "" {
+			require.NoError(t, err, sql)
+			return
+		}
+		var pg *pgconn.PgError
+		require.ErrorAs(t, err, &pg, sql)
+		require.Equal(t, code, pg.Code, sql)
+	}
+	for _, sql := range calls {
+		call(sql, "acme", "42501")
+	}
+	b.exec("GRANT USAGE ON SCHEMA outbox_relay TO " + role)
+	b.exec("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA outbox_relay TO " + role)
+	for _, sql := range calls {
+		call(sql, "acme", "42501")
+	}
+	b.exec("GRANT USAGE ON SCHEMA acme TO " + role)
+	b.exec("GRANT UPDATE ON acme.webhook_endpoints TO " + role)
+	for _, sql := range calls {
+		call(sql, "acme", "")
+		call(sql, "other", "42501")
+		call(sql, "nosuch", "OR002")
+	}
+	b.exec("REVOKE ALL ON acme.webhook_endpoints FROM " + role)
+	call(calls[0], "acme", "42501")
+	b.exec("GRANT " + schema.RunnerRole + " TO " + role)
+	call(calls[0], "acme", "")
+}
+
+func replaceTenant(call, tenant string) string { return strings.Replace(call, "%s", tenant, 1) }
