@@ -10,6 +10,7 @@ import (
 
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
@@ -78,7 +79,7 @@ func (k *keeper) note(out []store.Outcome) {
 		key := laneKey{o.Delivery.Tenant, o.Delivery.EndpointID}
 		k.noteHealth(key, o)
 		k.noteUsage(key, o)
-		if o.Status == store.Failed && !strings.HasPrefix(o.Delivery.EventType, store.NewsPrefix) {
+		if o.Status == store.Failed && !strings.HasPrefix(o.Delivery.EventType, route.NewsPrefix) {
 			k.tell(newsOfDead(o))
 		}
 	}

@@ -6,16 +6,17 @@ import (
 
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // The types of the relay's own news.
 const (
-	newsFailing   = store.NewsPrefix + "endpoint.failing"   // every attempt has failed for health.warn_after
-	newsDisabled  = store.NewsPrefix + "endpoint.disabled"  // by the relay
-	newsRecovered = store.NewsPrefix + "endpoint.recovered" // a success after failing was told
-	newsExhausted = store.NewsPrefix + "delivery.exhausted" // a dead letter: the last attempt has failed
-	newsDead      = store.NewsPrefix + "delivery.dead"      // a dead letter before that: the answer was final
+	newsFailing   = route.NewsPrefix + "endpoint.failing"   // every attempt has failed for health.warn_after
+	newsDisabled  = route.NewsPrefix + "endpoint.disabled"  // by the relay
+	newsRecovered = route.NewsPrefix + "endpoint.recovered" // a success after failing was told
+	newsExhausted = route.NewsPrefix + "delivery.exhausted" // a dead letter: the last attempt has failed
+	newsDead      = route.NewsPrefix + "delivery.dead"      // a dead letter before that: the answer was final
 )
 
 // newsOfEndpoint makes news whose subject is an endpoint. Facts go with the id.

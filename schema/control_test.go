@@ -44,7 +44,9 @@ FROM acme.webhook_deliveries d`)
 func TestSkipGivesUpWhatWaits(t *testing.T) {
 	t.Parallel()
 	b := controlled(t)
-	skip := func(n string) bool { return get[bool](b, "SELECT outbox_relay.skip('acme', $1, 'it never ends')", delivery(n)) }
+	skip := func(n string) bool {
+		return get[bool](b, "SELECT outbox_relay.skip('acme', $1, 'it never ends')", delivery(n))
+	}
 	require.True(t, skip("1"))
 	require.Equal(t, "2 3* 4* 5*", get[string](b, waiting), "the next one goes on")
 	require.True(t, skip("4"))
@@ -115,7 +117,9 @@ func TestResend(t *testing.T) {
 func TestPauseHoldsAndResumeWakes(t *testing.T) {
 	t.Parallel()
 	b := controlled(t)
-	pause := func() bool { return get[bool](b, "SELECT outbox_relay.pause_endpoint('acme', $1, 'they move house')", endpointID) }
+	pause := func() bool {
+		return get[bool](b, "SELECT outbox_relay.pause_endpoint('acme', $1, 'they move house')", endpointID)
+	}
 	resume := func() bool { return get[bool](b, "SELECT outbox_relay.resume_endpoint('acme', $1)", endpointID) }
 	state := func() string {
 		return get[string](b, "SELECT concat_ws(' ', is_active, paused_at IS NOT NULL, disabled_reason) FROM acme.webhook_endpoints")

@@ -111,7 +111,7 @@ func TestEachFaultNamesKeyValueAndRemedy(t *testing.T) {
 func TestAllFaultsAtOnce(t *testing.T) {
 	t.Parallel()
 	_, err := loadText(t, `
-delivery: {default_timeout: 30, worker: 3, endpoint_concurrency: 400, connect_timeout: -1s}
+delivery: {default_timeout: 30, worker: 3, endpoint_concurrency: 4000, connect_timeout: -1s}
 window: {bytes: -1B}
 network: {allow: [10.0.0.0/8, nonsense], deny: [10.0.0.0/33]}
 retry: {backoff: 2h, attempts: -1, multiplier: 0.5}
@@ -120,7 +120,7 @@ server: {listen: nowhere}
 `)
 	require.Error(t, err)
 	for _, key := range []string{
-		"database.url: is required", "delivery.default_timeout: 30", "delivery.worker: ", "delivery.endpoint_concurrency: 400", "delivery.connect_timeout: -1s",
+		"database.url: is required", "delivery.default_timeout: 30", "delivery.worker: ", "delivery.endpoint_concurrency: 4000", "delivery.connect_timeout: -1s",
 		"window.bytes: -1B", `network.allow: "nonsense"`, `network.deny: "10.0.0.0/33"`, "retry.backoff: 2h", "retry.attempts: -1", "retry.multiplier: 0.5",
 		`log.level: "loud"`, `server.listen: "nowhere"`,
 	} {

@@ -10,6 +10,10 @@ const (
 	manySegments = "**"
 )
 
+// NewsPrefix begins the types of the relay's own news. Who asks for everything means the application's events, so no pattern that begins with a
+// wildcard stands for news: it has to be asked for by name, as in outbox_relay.**.
+const NewsPrefix = "outbox_relay."
+
 // pattern is an event type with wildcards, split at its dots. A segment * stands for one segment of a type, ** for any number of
 // them, none included. There are never two ** in a row.
 type pattern []string
@@ -36,6 +40,9 @@ func compilePattern(text string) (pattern, error) {
 // match reports whether the pattern stands for the event type. It takes at most len(p) × len(eventType) steps: a ** that has to take
 // in more is always the last one met, since what stands between two of them is best found as early as possible.
 func (p pattern) match(eventType string) bool {
+	if strings.HasPrefix(eventType, NewsPrefix) && isPattern(p[0]) {
+		return false
+	}
 	rest, more := eventType, true // what is left of the type, and whether that is a segment at all
 	at := 0
 	star, starRest := -1, "" // the last **, and what follows the segments it has taken in

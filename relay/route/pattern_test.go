@@ -30,6 +30,10 @@ func TestPattern(t *testing.T) {
 		{"*.**", []string{"order", "order.a.b"}, nil},
 		{"**.*", []string{"order", "order.a.b"}, nil},
 		{"*.*.**", []string{"a.b", "a.b.c"}, []string{"a"}},
+		{"outbox_relay.**", []string{"outbox_relay.endpoint.disabled"}, nil},
+		{"outbox_relay.*.dead", []string{"outbox_relay.delivery.dead"}, []string{"outbox_relay.delivery.exhausted"}},
+		{"**.dead", []string{"parrot.dead", "outbox_relayed.dead"}, []string{"outbox_relay.delivery.dead"}},
+		{"*.*.*", []string{"a.b.c"}, []string{"outbox_relay.delivery.dead"}},
 	} {
 		p, err := compilePattern(c.pattern)
 		require.NoError(t, err)

@@ -151,6 +151,8 @@ func TestAnnounceOnlyWhatSomebodyWants(t *testing.T) {
 	b.exec(`INSERT INTO a.webhook_subscriptions (endpoint_id, event_type_id, event_type) VALUES ($1, $2, 'outbox_relay.endpoint.disabled')`, e, eventType)
 	assert.True(t, announce("outbox_relay.endpoint.disabled", outbox.UUID{}))
 	assert.False(t, announce("outbox_relay.delivery.dead", outbox.UUID{}))
+	b.exec(`INSERT INTO a.webhook_subscriptions (endpoint_id, event_type_id, event_type) VALUES ($1, $2, '**')`, e, eventType)
+	assert.False(t, announce("outbox_relay.delivery.dead", outbox.UUID{}), "everything means the application's events")
 	b.exec(`INSERT INTO a.webhook_subscriptions (endpoint_id, event_type_id, event_type) VALUES ($1, $2, 'outbox_relay.**')`, e, eventType)
 	assert.True(t, announce("outbox_relay.delivery.dead", outbox.UUID{}))
 	news := get[outbox.UUID](b, "SELECT id FROM a.webhook_events WHERE event_type = 'outbox_relay.delivery.dead'")
