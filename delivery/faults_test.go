@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -57,6 +58,23 @@ func readRequest(r *bufio.Reader) error {
 func hold(r *bufio.Reader) { _, _ = io.Copy(io.Discard, r) }
 
 func reset(c *net.TCPConn) { _ = c.SetLinger(0) }
+
+// flood writes the same over and over until the other side has enough.
+func flood(c *net.TCPConn, text string) {
+	chunk := []byte(strings.Repeat(text, 1+4096/len(text)))
+	for err := error(nil); err == nil; {
+		_, err = c.Write(chunk)
+	}
+}
+
+// bomb is a small gzip file that is large when it is unpacked, and may be repeated.
+var bomb = sync.OnceValue(func() string { //nolint:gochecknoglobals // made once, and out of what is counted
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	_, _ = z.Write(make([]byte, 1<<20))
+	_ = z.Close()
+	return b.String()
+})
 
 const limit = 300 * time.Millisecond
 
@@ -139,6 +157,25 @@ func faultList() map[string]fault { //nolint:funlen // a table
 			_, _ = io.WriteString(c, "HTTP/1.1 500 Oops\r\nContent-Length: 100\r\n\r\nabc")
 			reset(c)
 		}, Class5xx, 500},
+		"a success that tells of an error": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n{\"error\": \"oops\"}")
+		}, ClassSuccess, 200},
+		"a gigabyte": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 500 Oops\r\nContent-Length: 1073741824\r\n\r\n")
+			flood(c, "x")
+		}, Class5xx, 500},
+		"a body without end": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 502 Oops\r\nTransfer-Encoding: chunked\r\n\r\n")
+			flood(c, "5\r\nhello\r\n")
+		}, Class5xx, 502},
+		"a gzip bomb": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 500 Oops\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n")
+			flood(c, bomb())
+		}, Class5xx, 500},
 		"a body of one byte at a time": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 503 Busy\r\nContent-Length: 1000\r\n\r\n")
@@ -157,21 +194,34 @@ func faultList() map[string]fault { //nolint:funlen // a table
 	}
 }
 
-// TestFaults has every fault end in its class, and none later than the endpoint's timeout.
-func TestFaults(t *testing.T) {
-	t.Parallel()
-	for name, c := range faultList() {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			b := setup(t)
-			res := b.attempt(b.endpointWithin(limit, rawServer(t, c.handle)))
-			assert.Equal(t, c.class, res.Class, res.Err)
-			assert.Equal(t, c.status, res.Status)
-			assert.Less(t, res.Duration, limit+3*time.Second)
-			assert.NotContains(t, res.Err, testSecret)
-			assert.Zero(t, b.count(b.m.resends), "a new connection is no stale one")
-			assert.Equal(t, 1, b.count(b.m.attempts[c.class]))
-		})
+// transports are the two that requests go through: http1, and net/http for all that http1 is not made for.
+func transports() map[string]func(*Config) {
+	return map[string]func(*Config){"http1": func(*Config) {}, "net/http": func(c *Config) { c.netHTTP = true }}
+}
+
+// TestFaults has every fault end in its class, within the endpoint's timeout and with little memory, whatever the receiver sends: all that was
+// allocated meanwhile, by either side, is less than the bound. So one runs at a time.
+func TestFaults(t *testing.T) { //nolint:paralleltest // it counts what is allocated
+	bomb()
+	const memory, slack = 2 << 20, 10 * time.Second
+	for transport, change := range transports() { //nolint:paralleltest // see above
+		for name, c := range faultList() {
+			t.Run(transport+"/"+name, func(t *testing.T) {
+				b := setup(t, change)
+				ep := b.endpointWithin(limit, rawServer(t, c.handle))
+				var before, after runtime.MemStats
+				runtime.ReadMemStats(&before)
+				res := b.attempt(ep)
+				runtime.ReadMemStats(&after)
+				assert.Equal(t, c.class, res.Class, res.Err)
+				assert.Equal(t, c.status, res.Status)
+				assert.Less(t, res.Duration, limit+slack)
+				assert.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(memory))
+				assert.NotContains(t, res.Err, testSecret)
+				assert.Zero(t, b.count(b.m.resends), "a new connection is no stale one")
+				assert.Equal(t, 1, b.count(b.m.attempts[c.class]))
+			})
+		}
 	}
 }
 
@@ -290,17 +340,13 @@ func TestFailureKeepsOtherConnections(t *testing.T) {
 func TestBodiesAreBounded(t *testing.T) {
 	t.Parallel()
 	const buffers = 32 << 20
-	var bomb bytes.Buffer // a gzip file is any number of such members
-	z := gzip.NewWriter(&bomb)
-	_, _ = z.Write(make([]byte, 1<<20))
-	require.NoError(t, z.Close())
 	for name, c := range map[string]struct {
 		length, encoding string
 		chunk            []byte // sent over and over
 	}{
 		"endless":    {"", "", make([]byte, 4<<10)},
 		"a terabyte": {strconv.Itoa(1 << 40), "", make([]byte, 4<<10)},
-		"gzip bomb":  {"", "gzip", bomb.Bytes()},
+		"gzip bomb":  {"", "gzip", []byte(bomb())},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
