@@ -222,7 +222,7 @@ func (s *session) lookUp(ctx context.Context) error {
 			}
 			_, recorded := done[store.Pair{Event: j.EventID, Endpoint: j.EndpointID}]
 			if recorded || broken != nil || t == nil {
-				s.ledger.settle(j.commit, false)
+				s.ledger.settle(j.commit)
 				s.metrics.repeated.Inc()
 				continue
 			}

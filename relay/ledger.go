@@ -21,7 +21,7 @@ type ledger struct {
 	covered pglogrepl.LSN // all up to here is settled
 	high    pglogrepl.LSN // greatest commit LSN with a settled delivery
 
-	outstanding int           // deliveries added and not settled, over all commits
+	outstanding int           // deliveries added and not settled, written or abandoned, over all commits
 	sealed      chan struct{} // closed once nothing is outstanding after seal
 }
 
@@ -94,18 +94,28 @@ func (l *ledger) extend(lsn pglogrepl.LSN) {
 	l.covered = max(l.covered, lsn)
 }
 
-// settle takes one delivery of commit n off. recorded is false where nothing was written for it by this session.
-func (l *ledger) settle(n int, recorded bool) {
+// settle takes off one delivery of commit n that needs no record of this session.
+func (l *ledger) settle(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.commits[n-l.base].open--
+	l.advance()
+	l.less(1)
+}
+
+// record takes off one delivery of commit n whose outcome the next record transaction writes, together with the position that it completes. It is
+// outstanding until written tells of the end of that transaction.
+func (l *ledger) record(n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c := &l.commits[n-l.base]
 	c.open--
-	if recorded {
-		l.high = max(l.high, c.lsn)
-	}
+	l.high = max(l.high, c.lsn)
 	l.advance()
-	l.less(1)
 }
+
+// written tells that the record transaction of n deliveries has committed, or that another leader made it void.
+func (l *ledger) written(n int) { l.abandon(n) }
 
 // abandon gives up on n deliveries: their commits are never covered by this ledger, so the log keeps them.
 func (l *ledger) abandon(n int) {
@@ -121,7 +131,7 @@ func (l *ledger) less(n int) {
 	}
 }
 
-// seal returns a channel that is closed once every delivery is settled or abandoned. Nothing may be added after it; it is called once.
+// seal returns a channel that is closed once every delivery is settled, written or abandoned. Nothing may be added after it; it is called once.
 func (l *ledger) seal() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -21,14 +21,14 @@ func TestLedger(t *testing.T) {
 		b = l.begin(130)
 		l.add(b)
 		l.end(b, 140)
-		l.settle(b, true)
+		l.record(b)
 		covered, high := l.position()
 		require.Equal(t, pglogrepl.LSN(100), covered)
 		require.Equal(t, pglogrepl.LSN(130), high)
-		l.settle(a, true)
+		l.record(a)
 		covered, _ = l.position()
 		require.Equal(t, pglogrepl.LSN(100), covered)
-		l.settle(a, true)
+		l.record(a)
 		covered, _ = l.position()
 		require.Equal(t, pglogrepl.LSN(140), covered)
 	})
@@ -38,7 +38,7 @@ func TestLedger(t *testing.T) {
 		l := newLedger(100, 0)
 		a := l.begin(200)
 		l.add(a)
-		l.settle(a, true)
+		l.record(a)
 		covered, _ := l.position()
 		require.Equal(t, pglogrepl.LSN(100), covered)
 		l.end(a, 210)
@@ -59,7 +59,7 @@ func TestLedger(t *testing.T) {
 		l.idle(400)
 		covered, _ = l.position()
 		require.Equal(t, pglogrepl.LSN(150), covered)
-		l.settle(a, true)
+		l.record(a)
 		covered, _ = l.position()
 		require.Equal(t, pglogrepl.LSN(400), covered)
 	})
@@ -73,7 +73,13 @@ func TestLedger(t *testing.T) {
 		l.end(a, 210)
 		sealed := l.seal()
 		l.abandon(1)
-		l.settle(a, true)
+		l.record(a)
+		select {
+		case <-sealed:
+			t.Fatal("sealed before the record was written")
+		default:
+		}
+		l.written(1)
 		<-sealed
 		covered, _ := l.position()
 		require.Equal(t, pglogrepl.LSN(100), covered)
@@ -101,7 +107,7 @@ func TestLedgerAgainstModel(t *testing.T) {
 				open[i] = open[len(open)-1]
 				open = open[:len(open)-1]
 				commits[c].open--
-				l.settle(entries[c], true)
+				l.record(entries[c])
 			} else {
 				lsn += 10
 				n := rnd.IntN(4)

@@ -159,9 +159,11 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 	if len(out) == 0 && (!force || s == nil) {
 		return false, nil
 	}
+	settled := make(map[*ledger]int, 1)
 	for _, j := range jobs {
 		if j.ledger != nil && j.commit != noCommit {
-			j.ledger.settle(j.commit, true)
+			j.ledger.record(j.commit)
+			settled[j.ledger]++
 			j.commit = noCommit
 		}
 	}
@@ -184,6 +186,9 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 	}
 	if due {
 		r.dueNow()
+	}
+	for l, n := range settled {
+		l.written(n)
 	}
 	r.done(jobs, out)
 	return r.pending() >= r.cfg.Record.Batch, nil
@@ -224,7 +229,11 @@ func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) e
 			}
 			return nil
 		}
-		if errors.Is(err, store.ErrFenced) || ctx.Err() != nil {
+		if errors.Is(err, store.ErrFenced) {
+			r.failure.Store(nil) // the database has answered
+			return err
+		}
+		if ctx.Err() != nil {
 			return err
 		}
 		if r.failure.Swap(&err) == nil {

@@ -117,6 +117,9 @@ func (s *session) run(parent context.Context) error {
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause
 	}
+	if parent.Err() == nil {
+		s.status.set(false, "no stream: %v", err)
+	}
 	return errors.Join(err, s.finish(parent))
 }
 

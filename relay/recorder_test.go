@@ -1,0 +1,77 @@
+package relay
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
+	"github.com/neo-commons/outbox-relay/schema"
+	"github.com/neo-commons/outbox-relay/schema/pgtest"
+)
+
+// TestFencedAfterAFailure has a flush fail until another replica leads. Until then its deliveries are outstanding; afterwards neither they nor the
+// failure are left: a later session of this replica would take it for its own and end at once, for ever.
+func TestFencedAfterAFailure(t *testing.T) {
+	t.Parallel()
+	ctx, dsn, slot := t.Context(), pgtest.Database(t), "recorder_"+strings.ReplaceAll(outbox.NewUUID().String(), "-", "")
+	require.NoError(t, schema.Migrate(ctx, dsn, schema.Options{Slot: slot}))
+	conn, err := pgx.Connect(ctx, dsn)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	exec := func(sql string) {
+		t.Helper()
+		_, err := conn.Exec(ctx, sql)
+		require.NoError(t, err, sql)
+	}
+	t.Cleanup(func() { _, _ = conn.Exec(context.Background(), `SELECT pg_drop_replication_slot($1)`, slot) })
+	exec(`CREATE SCHEMA acme`)
+	require.NoError(t, schema.AddTenant(ctx, dsn, "acme", schema.AddOptions{}))
+
+	db, err := store.New(ctx, store.Config{URL: dsn, Slot: slot, Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	t.Cleanup(db.Close)
+	b := newBench(10)
+	r := newRecorder(b.cfg, db, outbox.NewUUID(), b.dispatcher, newMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
+	progress, err := db.Lead(ctx, "", "1")
+	require.NoError(t, err)
+	lost := make(chan error, 1)
+	s := &session{epoch: progress.Epoch, ledger: b.ledger, end: func(err error) { lost <- err }}
+	r.lead(s)
+	running, stop := context.WithCancel(ctx)
+	done := make(chan error)
+	go func() { done <- r.run(running) }()
+
+	exec(`ALTER FUNCTION outbox_relay.advance(text, bigint, pg_lsn, pg_lsn) RENAME TO away`)
+	j := b.job("a", 1)
+	j.Tenant = "acme"
+	j.commit = b.ledger.begin(100)
+	b.ledger.add(j.commit)
+	b.ledger.end(j.commit, 110)
+	b.admit(ctx, j)
+	require.Same(t, j, b.take())
+	sealed := b.ledger.seal()
+	r.add(j, store.Outcome{Delivery: &j.Delivery, Status: store.Success})
+	require.Eventually(t, func() bool { return r.err() != nil }, 10*time.Second, time.Millisecond)
+	select {
+	case <-sealed:
+		t.Fatal("sealed with an outcome that is not durable")
+	default:
+	}
+
+	_, err = db.Lead(ctx, "", "1")
+	require.NoError(t, err)
+	exec(`ALTER FUNCTION outbox_relay.away(text, bigint, pg_lsn, pg_lsn) RENAME TO advance`)
+	<-sealed
+	require.ErrorIs(t, <-lost, store.ErrFenced)
+	require.NoError(t, r.err())
+	stop()
+	require.NoError(t, <-done)
+}
