@@ -1,0 +1,228 @@
+package store_test
+
+import (
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+// backlog records n deliveries of one key as the stream defers them: the first is due, the others wait behind it.
+func (b *bundle) backlog(endpoint, key outbox.UUID, n int) []*store.Delivery {
+	b.t.Helper()
+	list := make([]*store.Delivery, n)
+	outcomes := make([]store.Outcome, n)
+	for i := range list {
+		list[i] = deliver("a", endpoint)
+		list[i].Order = store.Place{Key: key, LSN: pglogrepl.LSN(1000 + i/2), N: int32(i % 2)}
+		outcomes[i] = deferred(list[i], 0)
+		outcomes[i].Park = i > 0
+	}
+	rand.Shuffle(n, func(i, j int) { outcomes[i], outcomes[j] = outcomes[j], outcomes[i] })
+	b.record(outcomes...)
+	return list
+}
+
+func (b *bundle) claimRun(owner outbox.UUID, run int) (ids []outbox.UUID) {
+	b.t.Helper()
+	claimed, _, err := b.store.Claim(b.t.Context(), owner, store.ClaimOptions{N: 10, Run: run, Lease: time.Hour})
+	require.NoError(b.t, err)
+	for i := range claimed {
+		ids = append(ids, claimed[i].ID)
+	}
+	return ids
+}
+
+// TestClaimRun has the head of a key bring those behind it along, up to what somebody else holds, and nobody else get any of the key.
+func TestClaimRun(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	other, e := outbox.NewUUID(), b.endpoint("a")
+	list := b.backlog(e, outbox.NewUUID(), 6)
+	ids := make([]outbox.UUID, len(list))
+	for i, d := range list {
+		ids[i], d.Queued = d.ID, true
+	}
+	require.Equal(t, ids[:3], b.claimRun(b.owner, 3))
+	require.Empty(t, b.claimRun(other, 3), "their head is somebody's")
+	b.exec(`UPDATE outbox_relay.retry_queue SET due_at = now() WHERE delivery_id = $1`, ids[4])
+	require.Empty(t, b.claimRun(other, 3), "due by mistake, but no head")
+
+	b.record(succeeded(list[0]), failed(list[1], store.Retrying), func() store.Outcome {
+		o := deferred(list[2], 0)
+		o.Park = true
+		return o
+	}())
+	require.Empty(t, b.claimRun(other, 3), "the head is not due for an hour")
+	b.exec(`UPDATE outbox_relay.retry_queue SET due_at = now() WHERE delivery_id = $1`, ids[1])
+	b.exec(`UPDATE outbox_relay.retry_queue SET due_at = now() + interval '1 hour', leased_by = $2 WHERE delivery_id = $1`, ids[3], other)
+	require.Equal(t, ids[1:3], b.claimRun(b.owner, 6), "what another holds ends the run")
+	b.exec(`UPDATE outbox_relay.retry_queue SET due_at = now() - interval '1 second' WHERE delivery_id = $1`, ids[3])
+	b.record(succeeded(list[1]), failed(list[2], store.Failed))
+	require.Equal(t, ids[3:], b.claimRun(b.owner, 6), "a dead letter lets those behind it go on")
+}
+
+// TestOrderAmongReplicas has several replicas work one queue with failures, deferrals and skipped heads. Whoever claims a run of a key has the
+// key to itself until the run has ended, and deliveries of a key end in their order.
+func TestOrderAmongReplicas(t *testing.T) {
+	t.Parallel()
+	const keys, each, replicas = 6, 40, 4
+	b := setup(t, "a")
+	place := make(map[outbox.UUID]store.Place)
+	for range keys {
+		for _, d := range b.backlog(b.endpoint("a"), outbox.NewUUID(), each) {
+			place[d.ID] = d.Order
+		}
+	}
+	var (
+		group  sync.WaitGroup
+		mu     sync.Mutex
+		holder = make(map[outbox.UUID]outbox.UUID) // of a key
+		ended  = make(map[outbox.UUID]store.Place) // the last one of a key
+		n      int
+	)
+	end := func(d outbox.UUID) { // mu is held
+		at := place[d]
+		last := ended[at.Key]
+		assert.True(t, at.LSN > last.LSN || at.LSN == last.LSN && at.N > last.N, "%v after %v", at, last)
+		ended[at.Key] = at
+		n++
+	}
+	for range replicas {
+		owner, db := outbox.NewUUID(), b.open()
+		group.Go(func() {
+			for !t.Failed() {
+				claimed, _, err := db.Claim(t.Context(), owner, store.ClaimOptions{N: 3, Run: 5, Lease: time.Hour})
+				if !assert.NoError(t, err) {
+					return
+				}
+				mu.Lock()
+				over := n == keys*each
+				for i := range claimed {
+					by, held := holder[claimed[i].Order.Key]
+					assert.True(t, !held || by == owner, "two replicas have the same key")
+					holder[claimed[i].Order.Key] = owner
+				}
+				mu.Unlock()
+				if over {
+					return
+				}
+				for key, run := range runs(claimed) {
+					outcomes := attemptRun(run)
+					mu.Lock() // what ends, ends before anybody else can see that it has
+					for i := range outcomes {
+						if outcomes[i].Status == store.Success || outcomes[i].Status == store.Failed {
+							end(outcomes[i].Delivery.ID)
+						}
+					}
+					delete(holder, key)
+					mu.Unlock()
+					broken, err := db.Record(t.Context(), owner, nil, outcomes)
+					if !assert.NoError(t, err) || !assert.Empty(t, broken) {
+						return
+					}
+				}
+			}
+		})
+	}
+	group.Go(func() { // an operator skips heads that wait
+		for !t.Failed() {
+			mu.Lock()
+			over := n == keys*each
+			if !over {
+				var id *outbox.UUID
+				assert.NoError(t, b.admin.QueryRow(t.Context(), `SELECT (SELECT q.delivery_id FROM outbox_relay.retry_queue q WHERE leased_by IS NULL AND NOT EXISTS
+					(SELECT FROM outbox_relay.retry_queue h WHERE (h.endpoint_id, h.order_key) = (q.endpoint_id, q.order_key)
+						AND (h.order_lsn, h.order_n) < (q.order_lsn, q.order_n)) ORDER BY random() LIMIT 1)`).Scan(&id))
+				skipped := false
+				if id != nil {
+					err := b.admin.QueryRow(t.Context(), `SELECT outbox_relay.skip('a', $1)`, *id).Scan(&skipped)
+					if inFlight := (*pgconn.PgError)(nil); !errors.As(err, &inFlight) || inFlight.Code != "OR002" { // claimed meanwhile
+						assert.NoError(t, err)
+					}
+				}
+				if skipped {
+					end(*id)
+				}
+			}
+			mu.Unlock()
+			if over {
+				return
+			}
+			<-time.After(10 * time.Millisecond)
+		}
+	})
+	group.Wait()
+	require.Equal(t, keys*each, n)
+	require.Zero(t, b.count("outbox_relay.retry_queue"))
+}
+
+// runs sorts what was claimed by keys.
+func runs(claimed []store.Claimed) map[outbox.UUID][]store.Claimed {
+	by := make(map[outbox.UUID][]store.Claimed)
+	for _, c := range claimed {
+		by[c.Order.Key] = append(by[c.Order.Key], c)
+	}
+	return by
+}
+
+// attemptRun makes up outcomes of a run: some succeed, one may fail or be given up, and what is behind a failure is parked.
+func attemptRun(run []store.Claimed) []store.Outcome {
+	var outcomes []store.Outcome
+	for i := range run {
+		d := &run[i].Delivery
+		switch n := rand.IntN(10); {
+		case len(outcomes) < i || n == 0:
+		case n == 1:
+			outcomes = append(outcomes, failed(d, store.Failed))
+			continue
+		case n == 2:
+			o := failed(d, store.Retrying)
+			o.Due = 0
+			outcomes = append(outcomes, o)
+		default:
+			outcomes = append(outcomes, succeeded(d))
+			continue
+		}
+		first := len(outcomes)
+		for k := first; k < len(run); k++ {
+			o := deferred(&run[k].Delivery, 0)
+			o.Park = k > i
+			outcomes = append(outcomes, o)
+		}
+		break
+	}
+	return outcomes
+}
+
+// TestClaimReadsLittle looks at the plan of a claim from a queue of 200,000 rows, of which nearly all wait: it must not read them all.
+func TestClaimReadsLittle(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	b.exec(`INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at, order_key, order_lsn, order_n)
+		SELECT gen_random_uuid(), 'a', $1, CASE WHEN i % 1000 = 0 THEN now() WHEN i % 2 = 0 THEN now() + interval '1 hour' ELSE 'infinity' END,
+			CASE WHEN i % 2 = 1 THEN $1::uuid END, CASE WHEN i % 2 = 1 THEN '0/1'::pg_lsn END, CASE WHEN i % 2 = 1 THEN i END
+		FROM generate_series(1, 200000) i`, e)
+	b.exec("ANALYZE outbox_relay.retry_queue")
+	db, err := store.New(t.Context(), store.Config{URL: b.url, Slot: b.slot, Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	_, _, err = db.Claim(t.Context(), b.owner, store.ClaimOptions{N: 100, Run: 10, Lease: time.Hour})
+	require.NoError(t, err)
+	db.Close() // its statistics are complete when its connection has ended
+	read := func() int {
+		return get[int](b, `SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::int FROM pg_stat_all_tables WHERE schemaname = 'outbox_relay' AND relname = 'retry_queue'`)
+	}
+	require.Eventually(t, func() bool { return read() > 0 }, 10*time.Second, 10*time.Millisecond)
+	assert.Less(t, read(), 5000)
+}
