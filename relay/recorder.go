@@ -36,6 +36,7 @@ type recorder struct {
 	jobs    []*job
 	out     []store.Outcome
 	force   bool // write the position even without an outcome
+	tenants int  // with outcomes in the last batch
 	session *session
 
 	kick    chan struct{}
@@ -139,18 +140,27 @@ func (r *recorder) linger(ctx context.Context, last time.Time) error {
 	}
 }
 
-// take returns the oldest outcomes, a batch at most: a larger transaction is not faster, but costs memory on both sides.
+// take returns the oldest outcomes, a batch at most: a larger transaction is not faster, but costs memory on both sides. Not so with many tenants:
+// every one of them costs the server a statement, whose parsing and planning a few outcomes have to pay for. Then a batch has some for each.
 func (r *recorder) take() (jobs []*job, out []store.Outcome, s *session, force bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n := min(len(r.out), r.cfg.Record.Batch)
+	n := min(len(r.out), max(r.cfg.Record.Batch, outcomesPerTenant*r.tenants))
 	jobs, out, s, force = r.jobs[:n:n], r.out[:n:n], r.session, r.force
 	r.jobs, r.out, r.force = r.jobs[n:], r.out[n:], false
 	if len(r.out) == 0 {
 		r.jobs, r.out = nil, nil
 	}
+	of := make(map[string]struct{}, r.tenants)
+	for i := range out {
+		of[out[i].Delivery.Tenant] = struct{}{}
+	}
+	r.tenants = len(of)
 	return jobs, out, s, force
 }
+
+// outcomesPerTenant is how many outcomes of a tenant make its statement worth while.
+const outcomesPerTenant = 16
 
 // flush writes what is pending and repeats until that is durable, superseded by another leader, or ctx ends. It returns true if more came in
 // meanwhile that fills a batch.

@@ -11,9 +11,10 @@ import (
 
 const (
 	stewardEvery = 5 * time.Second
-	// purgeEvery is how often old rows are looked for. A round goes through all tenants in steps of purgeTime a second, purgeBatch rows at once: few
-	// enough to be no load and to hold no lock for long.
+	// purgeEvery is how often old rows are looked for. A round goes through all tenants in steps of purgeLook a second, or purgeTime where there is
+	// much to delete, purgeBatch rows at once: few enough to be no load and to hold no lock for long.
 	purgeEvery = time.Hour
+	purgeLook  = 20 * time.Millisecond
 	purgeTime  = 250 * time.Millisecond
 	purgeBatch = 1000
 )
@@ -93,7 +94,8 @@ func (p *purger) advance(ctx context.Context, s *session) error {
 		p.began = time.Now()
 		p.todo = purges(&s.cfg.Retention, s.known())
 	}
-	for start := time.Now(); len(p.todo) > 0 && time.Since(start) < purgeTime; {
+	budget := purgeLook
+	for start := time.Now(); len(p.todo) > 0 && time.Since(start) < budget; {
 		next := p.todo[0]
 		n, err := s.store.Purge(ctx, next.tenant, next.kind, next.age, purgeBatch)
 		if _, broken := errors.AsType[*store.TenantError](err); broken {
@@ -103,6 +105,8 @@ func (p *purger) advance(ctx context.Context, s *session) error {
 		}
 		if n < purgeBatch {
 			p.todo = p.todo[1:]
+		} else {
+			budget = purgeTime
 		}
 	}
 	return nil
