@@ -21,27 +21,48 @@ const (
 // become pending rows. The rows and the place reached are written together, so a restart goes on where it stopped.
 func (s *session) fill(ctx context.Context) error {
 	for {
-		names, err := s.store.Backfills(ctx)
+		list, err := s.store.Backfills(ctx)
 		if err != nil {
 			return fmt.Errorf("list backfills: %w", err)
 		}
 		var worked bool
 		var faults error
-		for _, name := range names {
-			t := s.tenant(name)
+		for _, b := range list {
+			t := s.tenant(b.Tenant)
 			if t == nil || !t.is(stateActive) {
 				continue
 			}
-			if err := s.fillPage(ctx, t); err != nil {
-				faults = errors.Join(faults, fmt.Errorf("backfill tenant %q: %w", name, err))
+			ready, err := s.mayFill(ctx, b)
+			if err == nil && ready {
+				err = s.fillPage(ctx, t)
+			}
+			if err != nil {
+				faults = errors.Join(faults, fmt.Errorf("backfill tenant %q: %w", b.Tenant, err))
 				continue
 			}
-			worked = true
+			worked = worked || ready
 		}
-		if !worked || faults != nil {
+		if !worked || faults != nil && errors.Is(faults, store.ErrFenced) {
 			return faults
 		}
 	}
+}
+
+// mayFill tells whether the routing table is as new as the request: who asks for older events may have subscribed a moment before.
+func (s *session) mayFill(ctx context.Context, b store.Backfill) (bool, error) {
+	gate, known := s.gates[b]
+	if !known {
+		var err error
+		if _, gate, err = s.store.Snapshot(ctx); err != nil {
+			return false, err
+		}
+		s.gates[b] = gate
+	}
+	if wal.LSN(s.confirmed.Load()) >= gate {
+		return true, nil
+	}
+	s.recorder.writePosition() // or a quiet log keeps it waiting
+	return false, nil
 }
 
 func (s *session) fillPage(ctx context.Context, t *tenant) error {
@@ -52,17 +73,21 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 	var out []store.Outcome
 	for i := range page.Events {
 		e := &page.Events[i]
+		var m messages
 		for _, target := range t.match(e, nil) {
-			out = append(out, s.missed(t, e, target, deferBackfill))
+			out = append(out, s.missed(t, e, target, &m, deferBackfill))
 		}
 	}
 	if err := s.store.RecordBackfill(ctx, s.epoch, page, out); err != nil {
 		return err
 	}
+	s.queued(out)
 	if page.Done {
 		s.log.Info("backfill done", "tenant", t.schema)
+		t.setFilling(false)
+		s.resumed.Store(true) // what was parked behind it
+		signal(s.attention)
 	}
-	s.queued(out)
 	return nil
 }
 
@@ -71,6 +96,26 @@ type checkpoint struct {
 	taken    time.Time
 	snapshot store.Snapshot
 	lsn      wal.LSN // whatever the snapshot shows lies below; zero: nothing waits to be saved
+}
+
+// checkPublished suspends the tenants whose events, or changes of whose routing, the log does not carry. It comes after a snapshot is taken and
+// before it is saved, which would count what they have committed as handled: they are resumed from the one before.
+func (s *session) checkPublished(ctx context.Context) error {
+	tables, err := s.store.Unpublished(ctx)
+	if err != nil {
+		return err
+	}
+	for name, list := range tables {
+		t := s.tenant(name)
+		if t == nil {
+			continue
+		}
+		reason := fmt.Errorf("tables are not published: %s; run: outbox-relay tenants add %s", list, name)
+		if err := s.suspend(ctx, t, reason); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // advance takes a snapshot now and then, and saves it when the recorded position has reached it.
@@ -84,6 +129,9 @@ func (c *checkpoint) advance(ctx context.Context, s *session) error {
 	}
 	if c.lsn == 0 || wal.LSN(s.confirmed.Load()) < c.lsn {
 		return nil
+	}
+	if err := s.checkPublished(ctx); err != nil {
+		return err
 	}
 	if err := s.store.SaveSnapshot(ctx, s.epoch, c.snapshot); err != nil {
 		return fmt.Errorf("save snapshot: %w", err)

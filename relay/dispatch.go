@@ -22,6 +22,9 @@ const activeFor = 10 * time.Second
 // forgetAfter is how long a lane without anything is kept.
 const forgetAfter = 10 * time.Minute
 
+// beatEvery is how often a stream that waits for room gives a sign of life.
+const beatEvery = 500 * time.Millisecond
+
 // Why a delivery was deferred; kept with the pending row and as a label of the metric.
 const (
 	deferWindow    = "window"    // no room in memory
@@ -65,6 +68,8 @@ type dispatcher struct {
 	claimedDone func()
 	// breakerOpened is told when a lane's breaker opens, and for how long. It is called under the lock.
 	breakerOpened func(key laneKey, openFor time.Duration)
+	// beat keeps the stream alive while admit and postpone make it wait. It is called in their goroutine, without the lock.
+	beat func(context.Context)
 	// spawn starts one more worker. It is called under the lock, Config.Delivery.Workers times at most.
 	spawn func()
 
@@ -88,6 +93,7 @@ type dispatcher struct {
 	used          int   // deliveries of the stream in memory
 	bytes         int64 // and what they occupy
 	claimed       int   // deliveries of the retry queue in memory
+	claimedBytes  int64 // and what they occupy
 	active        int   // lanes that had an arrival lately
 	activeParties int   // tenants with such lanes
 	busyParties   int   // tenants with something queued or running
@@ -100,7 +106,7 @@ func newDispatcher(cfg *Config, m *metrics) *dispatcher {
 	return &dispatcher{
 		cfg: cfg, metrics: m, now: time.Now, room: make(chan struct{}, 1),
 		deferred: func(*job, string, time.Duration) {}, lease: func(*job) {}, claimedDone: func() {},
-		breakerOpened: func(laneKey, time.Duration) {}, spawn: func() {},
+		breakerOpened: func(laneKey, time.Duration) {}, spawn: func() {}, beat: func(context.Context) {},
 		lanes: make(map[laneKey]*lane), parties: make(map[string]*party), hosts: make(map[string]*host),
 	}
 }
@@ -189,18 +195,22 @@ func (d *dispatcher) refusal(j *job) (reason string, due time.Duration) {
 	return "", 0
 }
 
-// waitRoom gives the lock away until there may be room. It returns false when the wait is over without.
+// waitRoom gives the lock away until there may be room, or it is time to look again. It returns false when the wait is over without.
 func (d *dispatcher) waitRoom(ctx context.Context, deadline <-chan time.Time) bool {
 	d.mu.Unlock()
 	defer d.mu.Lock()
+	t := time.NewTimer(beatEvery)
+	defer t.Stop()
 	select {
 	case <-d.room:
-		return true
+	case <-t.C:
+		d.beat(ctx)
 	case <-deadline:
 		return false
 	case <-ctx.Done():
 		return false
 	}
+	return true
 }
 
 func (d *dispatcher) arrive(l *lane, committed time.Time) {
@@ -290,6 +300,7 @@ func (d *dispatcher) offer(list []offered) {
 	for _, o := range list {
 		l := d.lane(o.job)
 		d.claimed++
+		d.claimedBytes += o.bytes
 		key := laneOrder{l, o.Order.Key}
 		if o.reason == "" {
 			o.reason, o.due = d.refusalOfClaimed(l)

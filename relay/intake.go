@@ -13,8 +13,12 @@ import (
 	"github.com/neo-commons/outbox-relay/relay/wal"
 )
 
-// lookupBatch is how many deliveries are looked up at once while the stream repeats what an earlier session may have recorded.
-const lookupBatch = 512
+// lookupBatch is how many deliveries, and lookupBytes how much memory of theirs, are looked up at once while the stream repeats what an earlier
+// session may have recorded.
+const (
+	lookupBatch = 512
+	lookupBytes = 8 << 20
+)
 
 // Begin starts a transaction of the stream. One whose commit is covered by the recorded position is skipped whole.
 func (s *session) Begin(ctx context.Context, b wal.Begin) error {
@@ -47,7 +51,9 @@ func (s *session) Change(ctx context.Context, c *wal.Change) error {
 		if rel.tenant == nil || !rel.tenant.wants(s.tx.begin) {
 			return nil
 		}
-		return s.registryChanged(rel, c)
+		if err := s.registryChanged(rel, c); err != nil {
+			return s.suspend(ctx, rel.tenant, err)
+		}
 	case tableOther:
 	}
 	return nil
@@ -100,10 +106,10 @@ func (s *session) position(now bool) {
 // event matches one event and dispatches its deliveries.
 func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error {
 	t := rel.tenant
+	s.tx.n++ // whatever becomes of it: the place of an event is the same each time the log is read
 	if t.is(stateSuspended) {
 		return nil // its events stay in the table until it is resumed
 	}
-	s.tx.n++
 	plan, err := rel.eventPlan()
 	if err != nil {
 		return s.suspend(ctx, t, err)
@@ -126,7 +132,10 @@ func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error
 	}
 	if s.tx.repeat {
 		s.repeated = append(s.repeated, jobs...)
-		if len(s.repeated) < lookupBatch {
+		for _, j := range jobs {
+			s.repeatedBytes += j.bytes
+		}
+		if len(s.repeated) < lookupBatch && s.repeatedBytes < lookupBytes {
 			return nil
 		}
 		return s.lookUp(ctx)
@@ -140,18 +149,22 @@ func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error
 // jobs makes the deliveries of an event. The body is encoded once per format and shared.
 func (s *session) jobs(t *tenant, e *outbox.Event) []*job {
 	s.batch = s.batch[:0]
-	var messages [delivery.Formats]*delivery.Message
+	var m messages
 	for _, target := range s.targets {
-		ep := target.Endpoint
-		m := messages[ep.Format]
-		if m == nil {
-			encoded := delivery.Encode(nil, ep.Format, e, s.cfg.Delivery.Source)
-			m = &encoded
-			messages[ep.Format] = m
-		}
-		s.batch = append(s.batch, newJob(t.schema, target, m, e, s))
+		s.batch = append(s.batch, newJob(t.schema, target, m.of(target.Endpoint.Format, e, s.cfg.Delivery.Source), e, s))
 	}
 	return s.batch
+}
+
+// messages are the bodies of one event, by format.
+type messages [delivery.Formats]*delivery.Message
+
+func (m *messages) of(f delivery.Format, e *outbox.Event, source string) *delivery.Message {
+	if m[f] == nil {
+		encoded := delivery.Encode(nil, f, e, source)
+		m[f] = &encoded
+	}
+	return m[f]
 }
 
 func newJob(tenant string, target route.Target, m *delivery.Message, e *outbox.Event, s *session) *job {
@@ -183,10 +196,10 @@ func place(ep *delivery.Endpoint, e *outbox.Event, commit wal.LSN, n int32) stor
 
 func (s *session) dispatch(ctx context.Context, t *tenant, j *job) {
 	switch {
-	case t.is(statePaused):
-		s.dispatcher.postpone(ctx, j, deferPaused, pausedFor)
-	case j.endpoint.Paused:
+	case t.is(statePaused), j.endpoint.Paused:
 		s.dispatcher.postpone(ctx, j, deferPaused, parked)
+	case j.ordered() && t.isFilling(): // it stands behind events that are not in the queue yet
+		s.dispatcher.postpone(ctx, j, deferOrder, parked)
 	default:
 		s.dispatcher.admit(ctx, j)
 	}
@@ -202,34 +215,32 @@ func (s *session) lookUp(ctx context.Context) error {
 	for _, j := range s.repeated {
 		events[j.Tenant] = append(events[j.Tenant], j.EventID)
 	}
+	recorded := make(map[string]map[store.Pair]struct{}, len(events))
 	for name, ids := range events {
-		t := s.tenants[name] // nil: removed meanwhile
-		var done map[store.Pair]struct{}
-		var err error
-		if t != nil {
-			done, err = s.store.Recorded(ctx, name, ids)
+		t := s.tenants[name]
+		if t == nil { // removed meanwhile
+			continue
 		}
-		var broken *store.TenantError
-		if errors.As(err, &broken) {
-			err = s.suspend(ctx, t, broken.Err)
+		done, err := s.store.Recorded(ctx, name, ids)
+		if broken, ok := errors.AsType[*store.TenantError](err); ok {
+			done, err = nil, s.suspend(ctx, t, broken.Err)
 		}
-		if err != nil {
+		if err != nil { // nothing has been taken from repeated yet: finish counts all of it
 			return fmt.Errorf("look up recorded deliveries: %w", err)
 		}
-		for _, j := range s.repeated {
-			if j.Tenant != name {
-				continue
-			}
-			_, recorded := done[store.Pair{Event: j.EventID, Endpoint: j.EndpointID}]
-			if recorded || broken != nil || t == nil {
-				s.ledger.settle(j.commit)
-				s.metrics.repeated.Inc()
-				continue
-			}
-			s.dispatch(ctx, t, j)
+		recorded[name] = done
+	}
+	for _, j := range s.repeated {
+		t := s.tenants[j.Tenant]
+		_, done := recorded[j.Tenant][store.Pair{Event: j.EventID, Endpoint: j.EndpointID}]
+		if done || t == nil || t.is(stateSuspended) {
+			s.ledger.settle(j.commit)
+			s.metrics.repeated.Inc()
+			continue
 		}
+		s.dispatch(ctx, t, j)
 	}
 	clear(s.repeated)
-	s.repeated = s.repeated[:0]
+	s.repeated, s.repeatedBytes = s.repeated[:0], 0
 	return nil
 }

@@ -27,6 +27,7 @@ type job struct {
 	bytes      int64
 	admitted   time.Time
 	running    bool
+	mine       time.Time   // until when a claimed delivery is leased to us, at least
 	leased     bool        // the retry queue has taken it over from the ledger; the attempt goes on
 	blocking   bool        // counted among what keeps its key blocked until it is recorded
 	settle     func(error) // tells the breaker
@@ -250,5 +251,5 @@ func (l *lane) blockedFor(d *dispatcher) (time.Duration, string) {
 // idle tells whether the lane can be forgotten.
 func (l *lane) idle() bool {
 	return !l.active && l.used == 0 && l.queue.n == 0 && l.behind == 0 && l.running == 0 && !l.ready && !l.stalled &&
-		len(l.chains) == 0 && len(l.blocked) == 0 && l.breaker.State() == gobreaker.StateClosed
+		len(l.chains) == 0 && len(l.blocked) == 0 && l.breaker.State() != gobreaker.StateOpen
 }

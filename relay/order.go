@@ -10,12 +10,14 @@ import (
 // How order is kept. Deliveries of an endpoint that promises one carry a key: the endpoint itself, or the aggregate. Of one key only the first
 // may be attempted, and the rest waits:
 //
-//	in memory    chain:  head (queued or running) ◄─ waiting ◄─ waiting        of the stream, or of one claim
+//	in memory    chain:  head (queued or running) ◄─ waiting ◄─ waiting
 //	in the queue rows of the key by place: first (due or leased) ◄─ parked ◄─ parked
 //
-// Never both: once a delivery of a key has become a row, the key is blocked, and what the stream brings goes behind that row until no row of the
-// key is left. So a delivery that is deferred takes those of its key that are in memory along, in order: what runs is leased, what waits is
-// deferred. Only the leader brings new deliveries, so only its keys need blocking; it learns them from the database when it begins to lead.
+// Once a delivery of a key has become a row, the key is blocked, and what the stream brings goes behind that row until no row of the key is left.
+// So a delivery of the stream that is deferred takes those of its key that came with it along, in order: what runs is leased, what waits is
+// deferred. Rows come back into a chain by a claim, always the first ones of their key; an operator's replay may put them behind what the stream
+// has brought meanwhile. Only the leader brings new deliveries, so only its keys need blocking; it learns them from the database when it begins to
+// lead.
 
 // chain is the deliveries of one key in memory.
 type chain struct {
@@ -51,23 +53,46 @@ func (d *dispatcher) enqueue(j *job) {
 // isBlocked tells whether a delivery of the stream has to go behind a row.
 func (l *lane) isBlocked(j *job) bool { return j.ordered() && l.blocked[j.Order.Key] != nil }
 
-// blockKey makes rows of what the stream has brought of a key, in order, before one more of it is deferred.
+// blockKey makes rows of what the stream has brought of a key, in order, before one more of it is deferred. What was claimed stays: it has rows,
+// with places before those of all that the stream brings.
 func (d *dispatcher) blockKey(l *lane, key outbox.UUID) {
 	d.blocking(l, key)
 	ch := l.chains[key]
 	if ch == nil {
 		return
 	}
-	if head := ch.head; head.running {
-		if head.ledger != nil && !head.leased {
-			d.leaseRunning(head)
-		}
-	} else {
+	head := ch.head
+	switch {
+	case head.ledger == nil || head.leased:
+	case head.running:
+		d.leaseRunning(head)
+	default:
 		l.queue.remove(head)
 		d.defers(head, deferOrder, 0)
-		delete(l.chains, key)
 	}
-	d.deferWaiting(l, ch, deferOrder)
+	for j, next := ch.waiting.head, (*job)(nil); j != nil; j = next {
+		if next = j.next; j.ledger != nil {
+			ch.waiting.remove(j)
+			l.behind--
+			d.defers(j, deferOrder, 0)
+		}
+	}
+	if head.ledger != nil && !head.running && l.promote(key, ch) {
+		d.rouse(l)
+	}
+}
+
+// firstOfStream returns the first delivery of the chain that still holds back the log; nil: none does.
+func (ch *chain) firstOfStream() *job {
+	if j := ch.head; j.ledger != nil && !j.leased {
+		return j
+	}
+	for j := ch.waiting.head; j != nil; j = j.next {
+		if j.ledger != nil {
+			return j
+		}
+	}
+	return nil
 }
 
 // blocking returns the block of a key.
@@ -114,24 +139,37 @@ func (d *dispatcher) settle(j *job, again bool) {
 	if again || d.drained != nil {
 		d.deferWaiting(l, ch, deferOrder)
 	}
+	if l.promote(j.Order.Key, ch) {
+		d.rouse(l)
+	}
+}
+
+// promote makes the next delivery of a key its head and puts it into the lane's queue. It returns false if there is none: the chain has ended.
+func (l *lane) promote(key outbox.UUID, ch *chain) bool {
 	next := ch.waiting.pop()
 	if next == nil {
-		delete(l.chains, j.Order.Key)
-		return
+		delete(l.chains, key)
+		return false
 	}
 	l.behind--
 	ch.head = next
 	l.queue.push(next)
-	d.rouse(l)
+	return true
 }
 
-// blockedKeys lists the keys that may be free again: everything that was in memory of them is recorded. Stamps tell whether they have changed
-// when the database has been asked.
+// maxBlockedKeys is how many keys are asked about at once. A map is walked in random order: each gets its turn.
+const maxBlockedKeys = 2000
+
+// blockedKeys lists keys that may be free again: everything that was in memory of them is recorded. Stamps tell whether they have changed when the
+// database has been asked.
 func (d *dispatcher) blockedKeys() (keys []store.OrderedKey, stamps []uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, l := range d.lanes {
 		for key, b := range l.blocked {
+			if len(keys) == maxBlockedKeys {
+				return keys, stamps
+			}
 			if b.unrecorded == 0 {
 				keys = append(keys, store.OrderedKey{Tenant: l.key.tenant, Endpoint: l.key.endpoint, Key: key})
 				stamps = append(stamps, b.stamp)
@@ -168,13 +206,7 @@ func (d *dispatcher) block(keys []store.OrderedKey) {
 // sweepChains hands over the keys whose first delivery of the stream has been in memory since before old.
 func (d *dispatcher) sweepChains(l *lane, old time.Time) {
 	for key, ch := range l.chains {
-		first := ch.head
-		if first.ledger == nil || first.leased {
-			if first = ch.waiting.head; first == nil || first.ledger == nil {
-				continue
-			}
-		}
-		if first.admitted.Before(old) {
+		if first := ch.firstOfStream(); first != nil && first.admitted.Before(old) {
 			d.blockKey(l, key)
 		}
 	}

@@ -21,7 +21,7 @@ func (b *bench) keyed(key byte) *job {
 // claimed makes the same as it comes from the retry queue.
 func (b *bench) claimed(key byte) *job {
 	j := b.keyed(key)
-	j.ledger = nil
+	j.ledger, j.mine = nil, b.now().Add(time.Hour)
 	return j
 }
 
@@ -113,6 +113,39 @@ func TestARunOfClaimsGoesBackAtTheFirstFailure(t *testing.T) {
 	require.Empty(t, b.lanes[run[0].lane.key].blocked, "who only works the queue blocks nothing")
 	b.admit(t.Context(), b.keyed(1))
 	require.NotNil(t, b.nextJob())
+}
+
+// What the stream brings of a blocked key becomes a row. What was claimed of it has its rows already, with places before that one.
+func TestAnArrivalDoesNotSendClaimsBack(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	run := []*job{b.claimed(1), b.claimed(1), b.claimed(1)}
+	b.offer([]offered{{job: run[0]}, {job: run[1]}, {job: run[2]}})
+	b.block([]store.OrderedKey{{Tenant: "t", Endpoint: b.ids["one"], Key: outbox.UUID{1}}})
+	later := b.keyed(1)
+	b.admit(t.Context(), later)
+	require.Equal(t, []*job{later}, b.rows)
+	for _, j := range run {
+		require.Same(t, j, b.nextJob())
+		b.finish(j, verdict{})
+	}
+}
+
+// The same where the stream had come first and an operator's replay second.
+func TestABlockedKeyKeepsItsClaims(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	streamed, claimed, later := b.keyed(1), b.claimed(1), b.keyed(1)
+	b.admit(t.Context(), streamed)
+	b.offer([]offered{{job: claimed}})
+	b.admit(t.Context(), later)
+	b.mu.Lock()
+	b.blockKey(streamed.lane, outbox.UUID{1})
+	b.mu.Unlock()
+	require.Equal(t, []*job{streamed, later}, b.rows)
+	require.Same(t, claimed, b.nextJob())
+	require.Nil(t, b.nextJob())
+	require.Zero(t, streamed.lane.behind)
 }
 
 func TestARunOfClaimsGoesBackWithItsFirst(t *testing.T) {

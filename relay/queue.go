@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/neo-commons/outbox-relay/delivery"
@@ -68,11 +69,21 @@ func (e *engine) heedBreakers(ctx context.Context) error {
 func (e *engine) claimBatch(ctx context.Context) (full bool, err error) {
 	n := e.cfg.Queue.Batch
 	e.claimLater.Store(true) // before the look, so that no room made after it goes unnoticed
-	if _, _, claimed, _ := e.dispatcher.load(); claimed > n {
+	claimed, room := e.dispatcher.claimRoom()
+	if claimed > n || room <= 0 {
 		return false, nil // one batch is attempted while the next one is claimed, no more
 	}
 	caps := e.dispatcher.caps()
-	rows, more, err := e.store.Claim(ctx, e.owner, store.ClaimOptions{N: n, Lease: e.cfg.Queue.Lease, Caps: caps, Run: runLength})
+	served, err := e.servedTenants(ctx)
+	if err != nil {
+		return false, err
+	}
+	until := time.Now().Add(e.cfg.Queue.Lease)
+	try, cancel := context.WithTimeout(ctx, e.cfg.Queue.Lease) // one that takes longer has claimed for nobody
+	defer cancel()
+	rows, more, err := e.store.Claim(try, e.owner, store.ClaimOptions{
+		N: n, Lease: e.cfg.Queue.Lease, Caps: caps, Run: runLength, Tenants: served, Bytes: room,
+	})
 	if err != nil {
 		return false, fmt.Errorf("claim due deliveries: %w", err)
 	}
@@ -82,28 +93,47 @@ func (e *engine) claimBatch(ctx context.Context) (full bool, err error) {
 	list := make([]offered, len(rows))
 	for i := range rows {
 		list[i] = e.claimed(&rows[i])
+		list[i].mine = until
 	}
 	e.dispatcher.offer(list)
 	e.metrics.claimed(len(rows))
-	return more && len(rows) > 0, nil
+	return more, nil
+}
+
+// servedTenants lists the tenants whose deliveries this replica may attempt; nil: all. It is asked anew each time, for every replica claims, and only
+// the leader hears of new tenants.
+func (e *engine) servedTenants(ctx context.Context) ([]string, error) {
+	if len(e.cfg.Tenants.Include) == 0 {
+		return nil, nil
+	}
+	names, err := e.store.Tenants(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(names, func(name string) bool { return !e.cfg.Tenants.Includes(name) }), nil
 }
 
 // claimed makes a job of a claimed delivery, or says why its endpoint cannot take it.
 func (e *engine) claimed(c *store.Claimed) offered {
 	j := &job{Delivery: c.Delivery, commit: noCommit}
 	ep, err := delivery.NewEndpoint(c.Endpoint, e.defaults)
+	if c.Event != nil { // the row does not keep what was sent, for it had been delivered
+		format := delivery.FormatStandard
+		if err == nil {
+			format = ep.Format
+		}
+		m := delivery.Encode(nil, format, c.Event, e.cfg.Delivery.Source)
+		j.Message = &m
+	}
 	switch {
 	case err != nil:
-		return offered{j, deferInvalid, spread(pausedFor)}
+		return offered{j, deferInvalid, spread(lookAgain)}
 	case !ep.Active:
 		return offered{j, deferInactive, parked}
 	case ep.Paused:
 		return offered{j, deferPaused, parked}
 	}
-	if c.Event != nil { // the row does not keep what was sent, for it had been delivered
-		m := delivery.Encode(nil, ep.Format, c.Event, e.cfg.Delivery.Source)
-		j.Message = &m
-	}
+	j.bytes = jobOverhead + int64(len(j.Message.Body))
 	j.endpoint, j.URL, j.Method = ep, ep.URL, ep.Method
 	return offered{job: j}
 }
@@ -129,8 +159,14 @@ func (e *engine) renewLeases(ctx context.Context) error {
 		if len(ids) == 0 {
 			continue
 		}
-		if err := e.store.Renew(ctx, e.owner, ids, e.cfg.Queue.Lease); err != nil && ctx.Err() == nil {
-			e.log.Warn("leases could not be renewed; another replica may attempt these deliveries too", "deliveries", len(ids), "error", err)
+		until := time.Now().Add(e.cfg.Queue.Lease)
+		try, cancel := context.WithTimeout(ctx, e.cfg.Queue.Lease/3)
+		renewed, err := e.store.Renew(try, e.owner, ids, e.cfg.Queue.Lease)
+		cancel()
+		if err == nil {
+			e.dispatcher.renewed(renewed, until)
+		} else if ctx.Err() == nil {
+			e.log.Warn("leases could not be renewed; another replica may take these deliveries over", "deliveries", len(ids), "error", err)
 		}
 	}
 }

@@ -146,18 +146,33 @@ func (r *recorder) take() (jobs []*job, out []store.Outcome, s *session, force b
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := min(len(r.out), max(r.cfg.Record.Batch, outcomesPerTenant*r.tenants))
+	of := make(map[string]struct{}, r.tenants)
+	bytes := 0
+	for i := range r.out[:n] {
+		of[r.out[i].Delivery.Tenant] = struct{}{}
+		if r.out[i].Status != store.Success { // then the row keeps the body
+			bytes += len(r.out[i].Delivery.Message.Body)
+		}
+		if len(of) == maxBatchTenants || bytes > maxBatchBytes {
+			n = i + 1
+			break
+		}
+	}
+	r.tenants = len(of)
 	jobs, out, s, force = r.jobs[:n:n], r.out[:n:n], r.session, r.force
 	r.jobs, r.out, r.force = r.jobs[n:], r.out[n:], false
 	if len(r.out) == 0 {
 		r.jobs, r.out = nil, nil
 	}
-	of := make(map[string]struct{}, r.tenants)
-	for i := range out {
-		of[out[i].Delivery.Tenant] = struct{}{}
-	}
-	r.tenants = len(of)
 	return jobs, out, s, force
 }
+
+// maxBatchTenants is how many tenants are written in one transaction: each costs it some six locks, of which a server with its defaults has 6,400 for
+// all. maxBatchBytes is about how much of bodies.
+const (
+	maxBatchTenants = 500
+	maxBatchBytes   = 32 << 20
+)
 
 // outcomesPerTenant is how many outcomes of a tenant make its statement worth while.
 const outcomesPerTenant = 16
@@ -216,6 +231,9 @@ func nextDue(o *store.Outcome) bool {
 	}
 }
 
+// recordPatience bounds one try to record a batch. A connection that died without a word, behind a proxy say, is found out by nothing else.
+const recordPatience = 30 * time.Second
+
 // write records the batch and, where this replica leads, the position that it covers.
 func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) error {
 	var p *store.Progress
@@ -226,7 +244,9 @@ func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) e
 	wait := 50 * time.Millisecond
 	for {
 		start := time.Now()
-		broken, err := r.store.Record(ctx, r.owner, p, out)
+		try, cancel := context.WithTimeout(ctx, recordPatience)
+		broken, err := r.store.Record(try, r.owner, p, out)
+		cancel()
 		if err == nil {
 			r.metrics.flushed(len(out), time.Since(start))
 			r.failure.Store(nil)

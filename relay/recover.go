@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
@@ -22,6 +21,9 @@ func (s *session) recoverMissed(ctx context.Context) error {
 		}
 		worked, faults := false, error(nil)
 		for _, r := range list {
+			if !s.cfg.Tenants.Includes(r.Tenant) {
+				continue
+			}
 			if !r.Ready {
 				s.recorder.writePosition() // or a quiet log keeps it waiting
 				continue
@@ -30,7 +32,7 @@ func (s *session) recoverMissed(ctx context.Context) error {
 			var broken *store.TenantError
 			switch {
 			case errors.As(err, &broken):
-				err = s.store.EndRecovery(ctx, r.Number, broken.Err.Error())
+				err = s.store.EndRecovery(ctx, s.epoch, r.Number, broken.Err.Error())
 			case err == nil:
 				worked = true
 			}
@@ -45,14 +47,14 @@ func (s *session) recoverMissed(ctx context.Context) error {
 func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 	t := s.tenant(r.Tenant)
 	if t == nil {
-		return s.store.EndRecovery(ctx, r.Number, "the tenant is not served any more")
+		return s.store.EndRecovery(ctx, s.epoch, r.Number, "the tenant is not served any more")
 	}
 	ep := t.endpoint(r.ID)
 	switch {
 	case ep == nil:
-		return s.store.EndRecovery(ctx, r.Number, "the endpoint is gone, or its row cannot be used")
+		return s.store.EndRecovery(ctx, s.epoch, r.Number, "the endpoint is gone, or its row cannot be used")
 	case !ep.Active:
-		return s.store.EndRecovery(ctx, r.Number, "the endpoint is not active: resume it first")
+		return s.store.EndRecovery(ctx, s.epoch, r.Number, "the endpoint is not active: resume it first")
 	}
 	page, err := s.store.RecoveryPage(ctx, r, backfillPage)
 	if err != nil {
@@ -61,11 +63,12 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 	var out []store.Outcome
 	for i := range page.Events {
 		e := &page.Events[i]
+		var m messages
 		for _, target := range t.match(e, nil) {
 			if target.Endpoint.ID != r.ID {
 				continue
 			}
-			o := s.missed(t, e, target, deferRecovery)
+			o := s.missed(t, e, target, &m, deferRecovery)
 			if page.Rate > 0 {
 				o.Due = page.Due + time.Duration(float64(len(out))/page.Rate*float64(time.Second))
 			}
@@ -83,13 +86,13 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 }
 
 // missed makes a pending row of an event that did not come by the log: its place is before all that does, in the order of the pages.
-func (s *session) missed(t *tenant, e *outbox.Event, target route.Target, reason string) store.Outcome {
+func (s *session) missed(t *tenant, e *outbox.Event, target route.Target, messages *messages, reason string) store.Outcome {
 	ep := target.Endpoint
-	m := delivery.Encode(nil, ep.Format, e, s.cfg.Delivery.Source)
 	s.metrics.deferred(reason)
 	o := store.Outcome{
 		Delivery: &store.Delivery{
-			ID: outbox.NewUUID(), Tenant: t.schema, EventID: e.ID, EndpointID: ep.ID, URL: ep.URL, Method: ep.Method, Message: &m,
+			ID: outbox.NewUUID(), Tenant: t.schema, EventID: e.ID, EndpointID: ep.ID, URL: ep.URL, Method: ep.Method,
+			Message:   messages.of(ep.Format, e, s.cfg.Delivery.Source),
 			EventType: e.Type, Subscription: target.Subscription, Order: place(ep, e, 0, 0),
 		},
 		Status: store.Pending, Reason: reason, Park: ep.Paused,

@@ -236,7 +236,7 @@ func (e *engine) lead(ctx context.Context) error {
 func isFinal(err error) bool {
 	for _, kind := range []error{
 		wal.ErrUnsupported, wal.ErrWALLevel, wal.ErrNoReplication, wal.ErrPooler, wal.ErrSlotForeign, wal.ErrSlotMissing, wal.ErrSlotLost,
-		wal.ErrPublicationMissing, store.ErrInstance,
+		wal.ErrPublicationMissing, store.ErrInstance, store.ErrOutdated,
 	} {
 		if errors.Is(err, kind) {
 			return true

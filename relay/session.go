@@ -18,8 +18,8 @@ const (
 	// record of the position the only traffic there is.
 	idlePosition = 5 * time.Second
 	idleBytes    = 16 << 10
-	// pausedFor is how long a delivery of a paused tenant or an inactive endpoint sleeps before it is looked at again.
-	pausedFor = time.Minute
+	// lookAgain is how long a delivery sleeps whose endpoint cannot be used, before it is looked at again.
+	lookAgain = time.Minute
 )
 
 // A session is one period of leadership: from the slot's acquisition to the end of the stream. It is the handler of the stream, and all but the
@@ -36,14 +36,19 @@ type session struct {
 	startHigh wal.LSN    // commits up to here may be recorded
 	mu        sync.Mutex // of the map of tenants, for all but the stream's goroutine, which alone changes it
 	tenants   map[string]*tenant
-	woken     []laneKey // endpoints that take deliveries again
+	woken     []laneKey   // endpoints that take deliveries again
+	resumed   atomic.Bool // a tenant does
 	relations map[uint32]*relation
 
 	tx         transaction
 	positioned time.Time
 	repeated   []*job // held back for a look into the deliveries
-	targets    []route.Target
-	batch      []*job
+	// repeatedBytes is what these occupy.
+	repeatedBytes int64
+	targets       []route.Target
+	batch         []*job
+
+	gates map[store.Backfill]wal.LSN // of backfills: the position up to which the routing table has to know the log; fill's alone
 }
 
 // transaction is what the session knows of the one being read.
@@ -64,7 +69,7 @@ func (e *engine) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s := &session{engine: e, stream: stream, relations: make(map[uint32]*relation)}
+	s := &session{engine: e, stream: stream, relations: make(map[uint32]*relation), gates: make(map[store.Backfill]wal.LSN)}
 	err = s.run(ctx)
 	return errors.Join(err, s.close(ctx))
 }
@@ -87,6 +92,7 @@ func (s *session) run(parent context.Context) error {
 	}
 	s.epoch, s.start, s.startHigh = progress.Epoch, progress.LSN, progress.High
 	s.confirmed.Store(uint64(progress.LSN))
+	s.dispatcher.beat = func(ctx context.Context) { _ = s.stream.Beat(ctx) } // the stream will meet the error itself
 	s.ledger = newLedger(progress.LSN, progress.High)
 	if err := s.loadTenants(ctx); err != nil {
 		return err
@@ -128,7 +134,7 @@ func (s *session) run(parent context.Context) error {
 func (s *session) attend(ctx context.Context) {
 	var snapshot checkpoint
 	var waker waker
-	var steward steward
+	steward := steward{waiting: make(map[string]*patience)}
 	var purger purger
 	var group sync.WaitGroup
 	group.Go(func() {
@@ -152,7 +158,12 @@ func (s *session) each(ctx context.Context, asked <-chan struct{}, work func() e
 		case <-tick.C:
 		case <-asked:
 		}
-		if err := work(); err != nil && ctx.Err() == nil {
+		err := work()
+		switch {
+		case err == nil || ctx.Err() != nil:
+		case errors.Is(err, store.ErrFenced):
+			s.lost(err)
+		default:
 			s.log.Warn("the leader's background work does not succeed, trying again", "error", err)
 		}
 	}
@@ -166,13 +177,11 @@ func (s *session) each(ctx context.Context, asked <-chan struct{}, work func() e
 func (s *session) finish(ctx context.Context) error {
 	defer s.recorder.lead(nil)
 	var err error
-	if ctx.Err() == nil {
-		err = s.close(ctx)
-	}
 	s.ledger.abandon(len(s.repeated))
 	s.repeated = nil
 	if ctx.Err() == nil {
-		s.ledger.abandon(s.dispatcher.abandon(s.ledger))
+		s.ledger.abandon(s.dispatcher.abandon(s.ledger)) // first: another leader may be sending the same already
+		err = s.close(ctx)
 	}
 	sealed := s.ledger.seal()
 	tick := time.NewTicker(100 * time.Millisecond)
@@ -197,7 +206,7 @@ func (s *session) lost(err error) { s.end(err) }
 // suspend stops a tenant whose tables are not as they should be: nothing of it is lost, and nobody else is held up. Its events stay where they
 // are, and resuming it queues what it has missed.
 func (s *session) suspend(ctx context.Context, t *tenant, reason error) error {
-	s.log.Error("tenant suspended", "tenant", t.schema, "error", reason, "hint", "mend it, then run: outbox-relay tenants resume "+t.schema)
+	s.log.Error("tenant suspended", "tenant", t.schema, "error", reason, "hint", "it is tried again by itself; once mended, this does it at once: outbox-relay tenants resume "+t.schema)
 	t.setState(stateSuspended)
 	if err := s.store.Suspend(ctx, store.Progress{Epoch: s.epoch}, t.schema, reason.Error()); err != nil {
 		return fmt.Errorf("suspend tenant %q: %w", t.schema, err)

@@ -98,7 +98,7 @@ func (d *dispatcher) overShare(l *lane) bool {
 		return false
 	}
 	parties := max(d.activeParties, 1)
-	mine := max(window/parties, 16)
+	mine := max(window/parties, window/100, 16) // a hundredth costs nobody anything, and a row costs much more than room
 	if p.used >= mine || parties > 1 && p.bytes >= int64(d.cfg.Window.Bytes)/int64(parties) {
 		return true
 	}
@@ -137,12 +137,16 @@ func (d *dispatcher) workerFor(l *lane) bool {
 	return l.party.running < part && l.running < max(part/max(l.party.busy, 1), 1)
 }
 
-// freed lets those try that waited for a worker, or for a place at the host. Two, since the first may have to wait on.
+// freed lets those try that waited for a worker, or for a place at the host. Two that have work, since the first may have to wait on: a lane whose
+// queue was deferred meanwhile must not use up the turn of one behind it.
 func (d *dispatcher) freed(h *host) {
 	for _, q := range []*fifo[*lane]{&h.waiting, &d.stalled} {
-		for range min(q.len(), 2) {
+		for tries, left := 2, q.len(); tries > 0 && left > 0; left-- {
 			l := q.pop()
 			l.stalled = false
+			if l.queue.n > 0 {
+				tries--
+			}
 			d.rouse(l)
 		}
 	}

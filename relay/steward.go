@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/neo-commons/outbox-relay/relay/store"
@@ -19,15 +20,70 @@ const (
 	purgeBatch = 1000
 )
 
-// A steward gives up endpoints that have only failed for too long. Only the leader has one.
-type steward struct{ looked time.Time }
+// A steward gives up endpoints that have only failed for too long, and tries tenants again that are suspended. Only the leader has one.
+type steward struct {
+	looked  time.Time
+	waiting map[string]*patience // by suspended tenant
+}
+
+// patience is how long until a suspended tenant is tried again. What suspended it may have been a lock, a table that was away for a moment or
+// something that a person has mended meanwhile; or it has not been, and then it is tried ever more seldom.
+type patience struct {
+	wait time.Duration
+	next time.Time
+	last time.Time // that it was seen suspended
+}
+
+const (
+	firstPatience = 5 * time.Second
+	lastPatience  = 10 * time.Minute
+)
 
 func (w *steward) look(ctx context.Context, s *session) error {
-	cfg := &s.cfg.Health
-	if cfg.WarnAfter == 0 && cfg.DisableAfter == 0 || time.Since(w.looked) < stewardEvery {
+	if time.Since(w.looked) < stewardEvery {
 		return nil
 	}
 	w.looked = time.Now()
+	return errors.Join(w.tryAgain(ctx, s), w.giveUp(ctx, s))
+}
+
+// tryAgain resumes suspended tenants. What they missed is queued; if what suspended them has not passed, the next event suspends them again.
+func (w *steward) tryAgain(ctx context.Context, s *session) error {
+	suspended, err := s.store.Suspended(ctx)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	for _, name := range suspended {
+		if !s.cfg.Tenants.Includes(name) {
+			continue
+		}
+		p := w.waiting[name]
+		if p == nil {
+			p = &patience{wait: firstPatience, next: now.Add(firstPatience)}
+			w.waiting[name] = p
+		}
+		p.last = now
+		if now.Before(p.next) {
+			continue
+		}
+		p.wait = min(2*p.wait, lastPatience)
+		p.next = now.Add(p.wait)
+		if err := s.store.Resume(ctx, name); err != nil {
+			s.log.Debug("a suspended tenant cannot be resumed yet", "tenant", name, "again_in", p.wait, "error", err)
+			continue
+		}
+		s.log.Info("suspended tenant resumed: what it missed is being queued", "tenant", name)
+	}
+	maps.DeleteFunc(w.waiting, func(_ string, p *patience) bool { return now.Sub(p.last) > 2*lastPatience })
+	return nil
+}
+
+func (w *steward) giveUp(ctx context.Context, s *session) error {
+	cfg := &s.cfg.Health
+	if cfg.WarnAfter == 0 && cfg.DisableAfter == 0 {
+		return nil
+	}
 	list, err := s.store.Troubled(ctx)
 	if err != nil {
 		return fmt.Errorf("look after endpoints: %w", err)

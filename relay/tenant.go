@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -28,6 +29,7 @@ type tenant struct {
 
 	mu       sync.Mutex
 	state    string
+	filling  bool // earlier events are still being queued: what has an order goes behind them
 	table    *route.Tenant
 	snapshot store.Snapshot // what the table was loaded from
 	loaded   wal.LSN        // commits from here on are not in the snapshot
@@ -60,6 +62,18 @@ func (t *tenant) is(state string) bool {
 func (t *tenant) setState(state string) {
 	t.mu.Lock()
 	t.state = state
+	t.mu.Unlock()
+}
+
+func (t *tenant) isFilling() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.filling
+}
+
+func (t *tenant) setFilling(filling bool) {
+	t.mu.Lock()
+	t.filling = filling
 	t.mu.Unlock()
 }
 
@@ -131,7 +145,7 @@ func (s *session) loadTenants(ctx context.Context) error {
 // load reads the routing tables of the named tenants, nil for all. Changes of them that the stream repeats are known by the snapshot.
 func (s *session) load(ctx context.Context, schemas []string) error {
 	began := time.Now()
-	reg, err := s.store.LoadRegistry(ctx, schemas)
+	reg, err := s.store.LoadRegistry(ctx, schemas, s.stream.Beat)
 	if err != nil {
 		return fmt.Errorf("load routing tables: %w", err)
 	}
@@ -140,7 +154,10 @@ func (s *session) load(ctx context.Context, schemas []string) error {
 		if !s.cfg.Tenants.Includes(rows.Schema) {
 			continue
 		}
-		t := &tenant{schema: rows.Schema, state: rows.State, snapshot: reg.Snapshot, loaded: reg.LSN, table: route.NewTenant(rows.Schema, s.defaults)}
+		t := &tenant{
+			schema: rows.Schema, state: rows.State, filling: rows.Backfilling, snapshot: reg.Snapshot, loaded: reg.LSN,
+			table: route.NewTenant(rows.Schema, s.defaults),
+		}
 		for _, r := range rows.EventTypes {
 			t.table.SetEventType(r)
 		}
@@ -175,20 +192,33 @@ func (s *session) complain(t *tenant, kind string, id outbox.UUID, err error) {
 
 // tenantChanged follows outbox_relay.tenants: a new tenant is loaded before its first event is looked at.
 func (s *session) tenantChanged(ctx context.Context, c *wal.Change) error {
+	if c.Op == wal.Truncate {
+		s.leave("")
+		return nil
+	}
 	r := row{rel: c.Relation, t: &c.New}
 	if c.Op == wal.Delete {
 		r.t = &c.Old
 	}
-	var schema string
+	var schema, before string
 	state := stateActive
 	r.text("schema", &schema)
 	r.text("state", &state)
+	var backfill string
+	var filled time.Time
+	r.text("backfill", &backfill)
+	r.time("backfill_done_at", &filled)
+	if c.Op == wal.Update && c.Old.Len() > 0 { // the key itself was updated
+		old := row{rel: c.Relation, t: &c.Old}
+		old.text("schema", &before)
+	}
 	if r.err != nil {
 		return fmt.Errorf("read a row of %s.tenants: %w", ownSchema, r.err)
 	}
+	if before != "" && before != schema {
+		s.leave(before)
+	}
 	switch {
-	case c.Op == wal.Truncate:
-		s.leave("")
 	case c.Op == wal.Delete:
 		s.leave(schema)
 	case s.tenants[schema] != nil && !s.tenants[schema].wants(s.tx.begin):
@@ -205,6 +235,11 @@ func (s *session) tenantChanged(ctx context.Context, c *wal.Change) error {
 		s.log.Info("tenant joins", "tenant", schema, "state", state)
 	default:
 		s.tenants[schema].setState(state)
+		s.tenants[schema].setFilling(backfill != "" && filled.IsZero())
+		if state == stateActive {
+			s.resumed.Store(true)
+			signal(s.attention)
+		}
 		signal(s.backfill)
 	}
 	return nil
@@ -259,7 +294,8 @@ func (s *session) awaitVisible(ctx context.Context) error {
 	}
 }
 
-// registryChanged applies a change of a routing table, in commit order like everything else in the stream.
+// registryChanged applies a change of a routing table, in commit order like everything else in the stream. The error is the tenant's own: its table
+// cannot be read any more.
 func (s *session) registryChanged(rel *relation, c *wal.Change) error {
 	t := rel.tenant
 	t.mu.Lock()
@@ -272,23 +308,28 @@ func (s *session) registryChanged(rel *relation, c *wal.Change) error {
 	if c.Op == wal.Delete {
 		r.t = &c.Old
 	}
-	var id, old outbox.UUID
+	var id outbox.UUID
 	r.id("id", &id)
-	if r.err != nil {
-		return fmt.Errorf("read the key of a row of %q.%q: %w", c.Relation.Schema, c.Relation.Table, r.err)
+	was := id
+	if c.Op == wal.Update && c.Old.Len() > 0 { // the key itself was updated, or all of the old row is there
+		old := row{rel: c.Relation, t: &c.Old}
+		old.id("id", &was)
+		r.err = errors.Join(r.err, old.err)
 	}
-	if c.Op == wal.Update && c.Old.Len() > 0 { // the key itself was updated
-		before := row{rel: c.Relation, t: &c.Old}
-		before.id("id", &old)
-		if old != id {
-			t.forget(rel.kind, old)
-		}
+	if r.err == nil && id.IsZero() {
+		r.err = errors.New("the replica identity does not contain it")
+	}
+	if r.err != nil {
+		return fmt.Errorf("read the id of a row of %s: %w", c.Relation.Table, r.err)
 	}
 	if c.Op == wal.Delete {
 		t.forget(rel.kind, id)
 		return nil
 	}
-	s.set(t, rel.kind, id, &r)
+	s.set(t, rel.kind, was, id, &r)
+	if was != id {
+		t.forget(rel.kind, was)
+	}
 	return nil
 }
 
@@ -306,12 +347,12 @@ func (t *tenant) forget(kind tableKind, id outbox.UUID) {
 	}
 }
 
-// set applies the new state of a row. What the log does not carry of it is taken from the row before.
-func (s *session) set(t *tenant, kind tableKind, id outbox.UUID, r *row) {
+// set applies the new state of a row. What the log does not carry of it is taken from the row before, whose id was another if the key was updated.
+func (s *session) set(t *tenant, kind tableKind, was, id outbox.UUID, r *row) {
 	var fault error
 	switch kind {
 	case tableEndpoints:
-		e, known := t.table.EndpointRow(id)
+		e, known := t.table.EndpointRow(was)
 		took := e.Active && !e.Paused
 		if r.endpoint(&e); r.err == nil {
 			fault = t.table.SetEndpoint(e)
@@ -320,7 +361,7 @@ func (s *session) set(t *tenant, kind tableKind, id outbox.UUID, r *row) {
 			s.takesAgain(laneKey{t.schema, id})
 		}
 	case tableEventTypes:
-		e, _ := t.table.EventTypeRow(id)
+		e, _ := t.table.EventTypeRow(was)
 		if r.eventType(&e); r.err == nil {
 			t.table.SetEventType(e)
 		}
@@ -329,7 +370,7 @@ func (s *session) set(t *tenant, kind tableKind, id outbox.UUID, r *row) {
 		if kind == tableOldSubscriptions {
 			source = route.Older
 		}
-		e, _ := t.table.SubscriptionRow(id, source)
+		e, _ := t.table.SubscriptionRow(was, source)
 		e.Source = source
 		if r.subscription(&e); r.err == nil {
 			fault = t.table.SetSubscription(e)

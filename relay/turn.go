@@ -88,6 +88,7 @@ func (d *dispatcher) take() *job {
 func (d *dispatcher) nextJob() *job {
 	for d.ring.len() > 0 {
 		l := d.turn()
+		d.dropLost(l)
 		if l.queue.n == 0 || !d.mayStart(l) {
 			d.busy(l)
 			continue
@@ -160,7 +161,7 @@ func (d *dispatcher) refuse(l *lane, err error) {
 // deferQueue defers all that waits in a lane, in order.
 func (d *dispatcher) deferQueue(l *lane, reason string, due time.Duration) {
 	for key, ch := range l.chains {
-		if ch.head.running && ch.waiting.n > 0 && ch.waiting.head.ledger != nil {
+		if ch.head.running && ch.waiting.n > 0 && ch.firstOfStream() != nil {
 			d.blockKey(l, key)
 		}
 		if !ch.head.running {
@@ -178,6 +179,7 @@ func (d *dispatcher) deferQueue(l *lane, reason string, due time.Duration) {
 
 // A verdict is what an attempt says about its receiver.
 type verdict struct {
+	attempted  bool          // it counts
 	failure    error         // nil: success; errNoVerdict: nothing
 	overloaded bool          // it asks for less, by its answer or by its silence
 	pause      time.Duration // it asks to be left alone for so long
@@ -203,6 +205,9 @@ func (d *dispatcher) leave(j *job, v verdict) {
 	l := j.lane
 	d.running.remove(j)
 	j.running = false
+	if v.attempted {
+		j.Attempts++
+	}
 	switch {
 	case v.failure == nil:
 		l.failures = 0
@@ -236,6 +241,7 @@ func (d *dispatcher) release(jobs []*job) {
 	for _, j := range jobs {
 		if j.ledger == nil {
 			d.claimed--
+			d.claimedBytes -= j.bytes
 			continue
 		}
 		l := j.lane

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"iter"
 	"math"
 	"time"
 
@@ -109,12 +110,13 @@ func (d *dispatcher) abandon(of *ledger) int {
 			take(&ch.waiting)
 			l.behind -= n - ch.waiting.n
 			if ch.head.ledger == of && !ch.head.running {
-				delete(l.chains, key)
+				l.promote(key, ch) // what was claimed behind it stays
 			}
 		}
 		take(&l.queue)
 		l.blocked = nil
 		d.busy(l)
+		d.rouse(l)
 	}
 	d.mu.Unlock()
 	d.release(left)
@@ -147,26 +149,80 @@ func (d *dispatcher) load() (stream int, bytes int64, claimed, running int) {
 	return d.used, d.bytes, d.claimed, d.running.n
 }
 
+// dropLost takes claimed deliveries from the front of a lane whose lease has run out: this process was stopped for a while, or cut off from the
+// database, and another replica has them by now.
+func (d *dispatcher) dropLost(l *lane) {
+	for j := l.queue.head; j != nil && j.ledger == nil && d.now().After(j.mine); j = l.queue.head {
+		l.queue.remove(j)
+		if ch := l.chains[j.Order.Key]; j.ordered() && ch != nil && ch.head == j {
+			l.promote(j.Order.Key, ch)
+		}
+		d.claimed--
+		d.claimedBytes -= j.bytes
+		d.checkDrained()
+		d.claimedDone()
+	}
+}
+
+// renewed notes until when leases run.
+func (d *dispatcher) renewed(ids []outbox.UUID, until time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	set := make(map[outbox.UUID]struct{}, len(ids))
+	for _, id := range ids {
+		set[id] = struct{}{}
+	}
+	for j := range d.leasedJobs() {
+		if _, ok := set[j.ID]; ok {
+			j.mine = until
+		}
+	}
+}
+
+// claimRoom tells how many deliveries of the retry queue are in memory, and how many bytes of them still fit: they may have half of what the window
+// gives those of the stream.
+func (d *dispatcher) claimRoom() (deliveries int, left int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.claimed, int64(d.cfg.Window.Bytes)/2 - d.claimedBytes
+}
+
 // leases lists the deliveries in memory that are leased in the retry queue.
 func (d *dispatcher) leases() []outbox.UUID {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var ids []outbox.UUID
-	claimed := func(q *jobList) {
-		for j := q.head; j != nil; j = j.next {
-			if j.ledger == nil || j.leased {
-				ids = append(ids, j.ID)
+	for j := range d.leasedJobs() {
+		ids = append(ids, j.ID)
+	}
+	return ids
+}
+
+// leasedJobs yields what leases lists. It runs under the lock.
+func (d *dispatcher) leasedJobs() iter.Seq[*job] {
+	return func(yield func(*job) bool) {
+		all := func(q *jobList) bool {
+			for j := q.head; j != nil; j = j.next {
+				if (j.ledger == nil || j.leased) && !yield(j) {
+					return false
+				}
+			}
+			return true
+		}
+		if !all(&d.running) {
+			return
+		}
+		for _, l := range d.lanes {
+			if !all(&l.queue) {
+				return
+			}
+			for _, ch := range l.chains {
+				if !all(&ch.waiting) {
+					return
+				}
 			}
 		}
 	}
-	claimed(&d.running)
-	for _, l := range d.lanes {
-		claimed(&l.queue)
-		for _, ch := range l.chains {
-			claimed(&ch.waiting)
-		}
-	}
-	return ids
 }
 
 // keepShut is told at the start which breakers an earlier process, or another replica, has opened, and for how long they stay open.

@@ -35,13 +35,14 @@ func (w *waker) wake(ctx context.Context, s *session) error {
 		}
 		s.dispatcher.unblock(keys, stamps, still)
 	}
-	if time.Since(w.looked) < wakeEvery {
+	if resumed := s.resumed.Swap(false); !resumed && time.Since(w.looked) < wakeEvery {
 		return nil
 	}
 	w.looked = time.Now()
 	if err := s.store.WakeParkedHeads(ctx); err != nil {
 		return fmt.Errorf("look for deliveries parked for no reason: %w", err)
 	}
+	signal(s.claim)
 	return nil
 }
 

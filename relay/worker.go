@@ -36,7 +36,7 @@ func (e *engine) attempt(ctx context.Context, j *job) {
 	}
 	v := judge(j, &res)
 	o := decide(j, res)
-	v.again = o.Status == store.Retrying || o.Status == store.Pending
+	v.attempted, v.again = o.Attempted, o.Status == store.Retrying || o.Status == store.Pending
 	e.dispatcher.finish(j, v, o)
 }
 
@@ -67,7 +67,7 @@ func decide(j *job, res delivery.Result) store.Outcome {
 		o.Attempted, o.Status, o.Reason = false, store.Pending, deferDrain
 		return o
 	}
-	j.Attempts++
+	attempts := j.Attempts + 1 // counted in the job by leave, under the lock: a lease may be copying it
 	if res.Directive == delivery.DirectiveDisable {
 		o.Disable, o.Reason = true, "the receiver asked for it"
 	}
@@ -76,11 +76,11 @@ func decide(j *job, res delivery.Result) store.Outcome {
 		o.Status = store.Success
 	case res.Class == delivery.ClassGone:
 		o.Status, o.Disable = store.Failed, true
-	case res.Directive == delivery.DirectiveAbort, !res.Class.Retryable(), j.Attempts > j.endpoint.MaxRetries:
+	case res.Directive == delivery.DirectiveAbort, !res.Class.Retryable(), attempts > j.endpoint.MaxRetries:
 		o.Status = store.Failed
 	default:
 		o.Status = store.Retrying
-		o.Due = max(j.endpoint.Delay(j.Attempts, rand.Float64), min(res.RetryAfter, j.endpoint.Retry.Max))
+		o.Due = max(j.endpoint.Delay(attempts, rand.Float64), min(res.RetryAfter, j.endpoint.Retry.Max))
 	}
 	return o
 }

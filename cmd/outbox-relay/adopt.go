@@ -14,6 +14,9 @@ import (
 // provisioning code that must not miss one calls outbox_relay.add_tenant itself.
 const adoptEvery = 5 * time.Second
 
+// adoptPatience bounds each try, so that a schema whose tables are in use does not keep the others waiting.
+const adoptPatience = 30 * time.Second
+
 // autoAdopt registers schemas that match the patterns as soon as they hold the tables of a tenant, until ctx is done. A schema that cannot be
 // adopted is told of once, and again when the reason changes.
 func autoAdopt(ctx context.Context, c *relay.Config, log *slog.Logger) error {
@@ -35,7 +38,10 @@ func autoAdopt(ctx context.Context, c *relay.Config, log *slog.Logger) error {
 			tell("", err)
 		}
 		for _, name := range names {
-			if err := schema.AddTenant(ctx, c.Database.URL, name, schema.AddOptions{}); err != nil {
+			try, cancel := context.WithTimeout(ctx, adoptPatience)
+			err := schema.AddTenant(try, c.Database.URL, name, schema.AddOptions{})
+			cancel()
+			if err != nil {
 				tell(name, err)
 				continue
 			}

@@ -147,7 +147,7 @@ func (k *checker) registry(ctx context.Context, schemas []string) (*store.Regist
 		return nil, err
 	}
 	defer s.Close()
-	return s.LoadRegistry(ctx, schemas)
+	return s.LoadRegistry(ctx, schemas, nil)
 }
 
 // tables reports the first thing that keeps a tenant from working, and whether none does.

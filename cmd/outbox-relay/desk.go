@@ -65,7 +65,7 @@ func routingRows(ctx context.Context, d *desk.Desk, c *config) (*store.TenantRow
 		return nil, err
 	}
 	defer s.Close()
-	registry, err := s.LoadRegistry(ctx, []string{d.Tenant()})
+	registry, err := s.LoadRegistry(ctx, []string{d.Tenant()}, nil)
 	switch {
 	case err != nil:
 		return nil, err

@@ -99,7 +99,7 @@ func (b *bundle) registry() *store.TenantRows {
 	s, err := store.New(b.ctx, store.Config{URL: b.dsn, MaxConns: 1, Slot: b.slot, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(b.t, err)
 	defer s.Close()
-	reg, err := s.LoadRegistry(b.ctx, []string{"acme"})
+	reg, err := s.LoadRegistry(b.ctx, []string{"acme"}, nil)
 	require.NoError(b.t, err)
 	require.Len(b.t, reg.Tenants, 1)
 	require.NoError(b.t, reg.Tenants[0].Err)

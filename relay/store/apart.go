@@ -9,10 +9,9 @@ import (
 	"github.com/neo-commons/outbox-relay/outbox"
 )
 
-// existing lists the schemas that have the tables an outcome needs to live.
+// existing lists the tenants that are still there. A table that is missing from one may be back in a moment: that is no reason to give anything up.
 const existing = `
-SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = ANY($1::text[]) AND c.relname IN ('webhook_deliveries', 'webhook_endpoints') GROUP BY 1 HAVING count(*) = 2`
+SELECT t.schema FROM outbox_relay.tenants t JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema WHERE t.schema = ANY($1::text[])`
 
 // lockEndpoints keeps the endpoints of a batch from being deleted before it commits, and tells which there are.
 const lockEndpoints = `SELECT e.id FROM {tenant}.webhook_endpoints e WHERE e.id = ANY($1::uuid[]) ORDER BY e.id FOR KEY SHARE`
@@ -22,6 +21,7 @@ const lockEndpoints = `SELECT e.id FROM {tenant}.webhook_endpoints e WHERE e.id 
 const suspend = `
 UPDATE outbox_relay.tenants t
 SET state = 'suspended', reason = $2::text, backfill_upto = NULL, backfill_cursor = NULL, backfill_done_at = NULL,
+  backfill_border = CASE WHEN t.backfill IS NOT NULL AND t.backfill_done_at IS NULL THEN coalesce(t.backfill_border, t.backfill_upto) END,
   backfill = CASE WHEN t.backfill IS NOT NULL AND t.backfill_done_at IS NULL THEN t.backfill ELSE 'missed' END,
   backfill_from = CASE WHEN t.backfill IS NOT NULL AND t.backfill_done_at IS NULL THEN t.backfill_from
     WHEN (pg_catalog.pg_snapshot_xmax(p.snapshot), pg_catalog.pg_snapshot_xmin(p.snapshot))
@@ -49,7 +49,6 @@ func (w *writer) eachApart(ctx context.Context, conn *pgx.Conn) ([]TenantError, 
 	}
 	p := pipeline{conn: conn}
 	w.begin(&p)
-	p.add("SET LOCAL lock_timeout = '1s'") // for each tenant whose table is locked, all others wait once more
 	p.add("SET CONSTRAINTS ALL IMMEDIATE") // a deferred constraint of one tenant's would fail the COMMIT of all
 	// If our own table is what cannot be written to, no tenant is to blame.
 	p.add("LOCK TABLE outbox_relay.retry_queue IN ROW EXCLUSIVE MODE")
@@ -130,6 +129,9 @@ func (w *writer) tryTenant(ctx context.Context, conn *pgx.Conn, t *tenantBatch) 
 		}
 	}
 	p := pipeline{conn: conn}
+	if endpoints := ordered(kept); len(endpoints) > 0 {
+		p.add(lockOrder, endpoints) // an application may hold one in a transaction of its own for as long as it likes
+	}
 	p.addAll(kept.statements(w.owner))
 	p.add("RELEASE SAVEPOINT tenant")
 	return len(t.outcomes) - len(kept.outcomes), p.run(ctx)

@@ -27,17 +27,17 @@ type Page struct {
 // waiting is the condition under which there is a backfill to be worked on.
 const waiting = `t.state = 'active' AND t.backfill IS NOT NULL AND t.backfill_done_at IS NULL AND t.backfill_upto IS NOT NULL`
 
-// Backfills lists the active tenants with a backfill that is not done.
-func (s *Store) Backfills(ctx context.Context) ([]string, error) {
-	rows, err := s.pool.Query(ctx, `SELECT t.schema FROM outbox_relay.tenants t WHERE `+waiting+` ORDER BY 1`)
+// Backfill names a request to queue earlier events of a tenant; two requests differ in their border.
+type Backfill struct{ Tenant, Upto string }
+
+// Backfills lists the backfills of active tenants that are not done.
+func (s *Store) Backfills(ctx context.Context) ([]Backfill, error) {
+	rows, err := s.pool.Query(ctx, `SELECT t.schema, t.backfill_upto::text FROM outbox_relay.tenants t WHERE `+waiting+` ORDER BY 1`)
 	if err != nil {
 		return nil, fmt.Errorf("list backfills: %w", err)
 	}
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return nil, fmt.Errorf("list backfills: %w", err)
-	}
-	return names, nil
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Backfill])
+	return list, wrap(err, "list backfills")
 }
 
 // eventColumns are those of an event e. An adopted table may have nulls and infinities where ours has none.
@@ -61,11 +61,12 @@ const backfillPage = `
 SELECT ` + eventColumns + `
 FROM {tenant}.webhook_events e
 WHERE e.id > $1::uuid AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $2::text::pg_snapshot))
-  AND CASE $3::text WHEN 'unprocessed' THEN e.processed_at IS NULL WHEN 'since' THEN e.occurred_at >= $4::timestamptz ELSE true END`
+  AND (CASE $3::text WHEN 'unprocessed' THEN e.processed_at IS NULL WHEN 'since' THEN e.occurred_at >= $4::timestamptz ELSE true END
+    OR NOT pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot))`
 
 // backfillFrom leaves out what was visible at the lower border. The first half is for the index.
 const backfillFrom = `
-  AND e.xid >= pg_snapshot_xmin($6::text::pg_snapshot) AND NOT pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot)`
+  AND e.xid >= pg_snapshot_xmin($7::text::pg_snapshot) AND NOT pg_visible_in_snapshot(e.xid, $7::text::pg_snapshot)`
 
 const backfillOrder = ` ORDER BY e.id LIMIT $5::int4`
 
@@ -84,14 +85,15 @@ func (s *Store) BackfillPage(ctx context.Context, tenant string, n int) (*Page, 
 
 func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, error) {
 	var (
-		page  = &Page{Tenant: tenant}
-		mode  string
-		since *time.Time
-		lower *string
+		page   = &Page{Tenant: tenant}
+		mode   string
+		since  *time.Time
+		lower  *string
+		border *string
 	)
-	err := s.pool.QueryRow(ctx, `SELECT t.backfill, t.backfill_since, t.backfill_from::text, t.backfill_upto::text,
+	err := s.pool.QueryRow(ctx, `SELECT t.backfill, t.backfill_since, t.backfill_from::text, t.backfill_border::text, t.backfill_upto::text,
   coalesce(t.backfill_cursor::text, '00000000-0000-0000-0000-000000000000') FROM outbox_relay.tenants t WHERE t.schema = $1::text AND `+waiting, tenant).
-		Scan(&mode, &since, &lower, &page.upto, &page.from)
+		Scan(&mode, &since, &lower, &border, &page.upto, &page.from)
 	if errors.Is(err, pgx.ErrNoRows) {
 		page.Done = true
 		return page, nil
@@ -99,7 +101,7 @@ func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, 
 	if err != nil {
 		return nil, err
 	}
-	sql, args := backfillPage, []any{page.from, page.upto, mode, since, n}
+	sql, args := backfillPage, []any{page.from, page.upto, mode, since, n, border}
 	if lower != nil {
 		sql, args = sql+backfillFrom, append(args, *lower)
 	}
@@ -139,7 +141,7 @@ func (s *Store) RecordBackfill(ctx context.Context, epoch int64, page *Page, out
 	if n := len(page.Events); n > 0 {
 		cursor = page.Events[n-1].ID.String()
 	}
-	broken, err := s.record(ctx, outbox.UUID{}, &Progress{Epoch: epoch}, outcomes,
+	broken, err := s.record(ctx, s.pool, outbox.UUID{}, &Progress{Epoch: epoch}, outcomes,
 		&statement{recordPage, []any{page.Tenant, page.upto, page.from, cursor, page.Done}})
 	if err != nil {
 		return err

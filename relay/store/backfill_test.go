@@ -67,23 +67,24 @@ func TestBackfillModes(t *testing.T) {
 	require.NoError(t, running.Commit(t.Context()))
 	b.event("a", "", "") // comes with the log
 
-	set := `UPDATE outbox_relay.tenants SET backfill = $1, backfill_since = now() - interval '1 day', backfill_from = $2, backfill_upto = $3,
+	set := `UPDATE outbox_relay.tenants SET backfill = $1, backfill_since = now() - interval '1 day', backfill_from = $2, backfill_upto = $3, backfill_border = $4,
 		backfill_cursor = NULL, backfill_done_at = NULL`
 	for _, test := range []struct {
-		mode string
-		from *string
-		want []outbox.UUID
+		mode         string
+		from, border *string
+		want         []outbox.UUID
 	}{
-		{"unprocessed", nil, []outbox.UUID{old, recent, present}},
-		{"since", nil, []outbox.UUID{done, recent, present, missed}},
-		{"missed", &mark, []outbox.UUID{missed}},
-		{"missed", nil, []outbox.UUID{old, done, recent, present, missed}},
+		{"unprocessed", nil, nil, []outbox.UUID{old, recent, present}},
+		{"unprocessed", nil, &mark, []outbox.UUID{old, recent, present, missed}},
+		{"since", nil, nil, []outbox.UUID{done, recent, present, missed}},
+		{"missed", &mark, nil, []outbox.UUID{missed}},
+		{"missed", nil, nil, []outbox.UUID{old, done, recent, present, missed}},
 	} {
 		for _, n := range []int{1, 2, 100} {
-			b.exec(set, test.mode, test.from, upto)
+			b.exec(set, test.mode, test.from, upto, test.border)
 			names, err = b.store.Backfills(t.Context())
 			require.NoError(t, err)
-			require.Equal(t, []string{"a"}, names)
+			require.Equal(t, []store.Backfill{{Tenant: "a", Upto: upto}}, names)
 			assert.Equal(t, test.want, b.pages(p.Epoch, "a", n), test.mode)
 			names, err = b.store.Backfills(t.Context())
 			require.NoError(t, err)

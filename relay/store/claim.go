@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -17,7 +18,7 @@ import (
 	"github.com/neo-commons/outbox-relay/outbox"
 )
 
-// putOff is how long deliveries of a tenant that is not active, or cannot be read, sleep before they are looked at again.
+// putOff is how long deliveries of a tenant that cannot be read sleep before they are looked at again.
 const putOff = time.Minute
 
 // Claimed is a delivery taken from the retry queue, with its endpoint as it is now.
@@ -35,6 +36,10 @@ type ClaimOptions struct {
 	Lease time.Duration // how long they are the owner's
 	// Caps is for endpoints that can take only so many of N now; 0: none. The others can take any number.
 	Caps map[outbox.UUID]int
+	// Tenants are those whose deliveries may be claimed; nil: all.
+	Tenants []string
+	// Bytes is about how much of bodies is loaded at most; what exceeds it goes back. Zero: no bound. The first delivery always fits.
+	Bytes int64
 }
 
 // claimDue takes what is due, past rows that another replica is taking at this moment. A row whose lease has run out is due like any other.
@@ -44,10 +49,11 @@ type ClaimOptions struct {
 const claimDue = `
 WITH due AS MATERIALIZED (
   SELECT q.delivery_id, q.endpoint_id, q.order_key, q.order_lsn, q.order_n, q.due_at FROM outbox_relay.retry_queue q
-  WHERE q.due_at <= now() AND q.endpoint_id <> ALL($4::uuid[]) ORDER BY q.due_at LIMIT $2::int4 * 4),
+  WHERE q.due_at <= now() AND q.endpoint_id <> ALL($4::uuid[]) AND ($8::text[] IS NULL OR q.tenant = ANY($8::text[]))
+    AND (q.order_key IS NULL OR NOT EXISTS ` + behind + `)
+  ORDER BY q.due_at LIMIT $2::int4 * 4),
 ranked AS (
-  SELECT q.*, row_number() OVER (PARTITION BY q.endpoint_id ORDER BY q.due_at) AS rank FROM due q
-  WHERE q.order_key IS NULL OR NOT EXISTS ` + behind + `),
+  SELECT q.*, row_number() OVER (PARTITION BY q.endpoint_id ORDER BY q.due_at) AS rank FROM due q),
 chosen AS MATERIALIZED (
   SELECT r.delivery_id, r.rank FROM ranked r LEFT JOIN unnest($5::uuid[], $6::int4[]) AS cap (endpoint_id, n) USING (endpoint_id)
   WHERE cap.n IS NULL OR r.rank <= cap.n),
@@ -72,11 +78,17 @@ WHERE q.delivery_id = ANY(ARRAY(SELECT h.delivery_id FROM head h UNION ALL SELEC
 RETURNING q.tenant, q.delivery_id, q.order_key, q.order_lsn::text, q.order_n, (SELECT t.state FROM outbox_relay.tenants t WHERE t.schema = q.tenant),
   (SELECT count(*) FROM due)::int4`
 
+// loadClaimed reads bodies up to a number of bytes, those of one key in their order.
 const loadClaimed = `
-SELECT d.id, d.webhook_event_id, d.webhook_endpoint_id, d.request_url, d.request_method, d.request_headers::text, d.request_body,
+SELECT d.id, d.webhook_event_id, d.webhook_endpoint_id, coalesce(d.request_url, ''), coalesce(d.request_method, ''), coalesce(d.request_headers, '{}')::text,
+  CASE WHEN d.before <= $2::int8 THEN d.request_body END, d.before > $2::int8,
   d.delivery_status::text, d.attempt_number::int4, d.replay::int4, e.id IS NOT NULL, ` + endpointColumns + `
-FROM {tenant}.webhook_deliveries d LEFT JOIN {tenant}.webhook_endpoints e ON e.id = d.webhook_endpoint_id
-WHERE d.id = ANY($1::uuid[])`
+FROM (SELECT d.*, coalesce(sum(octet_length(d.request_body)) OVER (ORDER BY q.order_lsn NULLS FIRST, q.order_n, d.id
+    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before
+  FROM {tenant}.webhook_deliveries d LEFT JOIN outbox_relay.retry_queue q ON q.delivery_id = d.id WHERE d.id = ANY($1::uuid[])) d
+LEFT JOIN {tenant}.webhook_endpoints e ON e.id = d.webhook_endpoint_id`
+
+const schemaExists = `SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname = $1::text)`
 
 const loadEvents = `SELECT ` + eventColumns + ` FROM {tenant}.webhook_events e WHERE e.id = ANY($1::uuid[])`
 
@@ -85,11 +97,11 @@ const mine = `(SELECT l.delivery_id FROM outbox_relay.retry_queue l
 WHERE l.delivery_id = ANY($2::uuid[]) AND l.leased_by = $1::uuid ORDER BY 1 FOR UPDATE) mine WHERE q.delivery_id = mine.delivery_id`
 
 const (
-	giveBack = `UPDATE outbox_relay.retry_queue q SET due_at = now() + $3::int8 * interval '1 microsecond', leased_by = NULL FROM ` + mine
+	giveBack = `UPDATE outbox_relay.retry_queue q SET due_at = coalesce(now() + $3::int8 * interval '1 microsecond', 'infinity'), leased_by = NULL FROM ` + mine
 	// What is locked is being recorded: its lease is over. Waiting for it, tenant by tenant in another order, could deadlock.
 	renew = `UPDATE outbox_relay.retry_queue q SET due_at = now() + $3::int8 * interval '1 microsecond'
 FROM (SELECT l.delivery_id FROM outbox_relay.retry_queue l WHERE l.delivery_id = ANY($2::uuid[]) AND l.leased_by = $1::uuid FOR UPDATE SKIP LOCKED) mine
-WHERE q.delivery_id = mine.delivery_id`
+WHERE q.delivery_id = mine.delivery_id RETURNING q.delivery_id`
 	drop   = `DELETE FROM outbox_relay.retry_queue q USING ` + mine
 	cancel = `UPDATE {tenant}.webhook_deliveries w SET delivery_status = 'cancelled', next_retry_at = NULL, completed_at = now(),
   error_code = '` + codeCancelled + `', error_message = $2::text
@@ -128,28 +140,26 @@ func (s *Store) Claim(ctx context.Context, owner outbox.UUID, o ClaimOptions) (c
 	return claimed, c.n >= o.N || c.window >= 4*o.N, nil
 }
 
-// Release gives leases of the owner's back: what is still leased to it is due at once.
-func (s *Store) Release(ctx context.Context, owner outbox.UUID, ids []outbox.UUID) error {
-	if _, err := s.pool.Exec(ctx, giveBack, owner, ids, int64(0)); err != nil {
-		return fmt.Errorf("release %d leases: %w", len(ids), err)
+// Renew makes leases of the owner's run until lease from now and returns those that do. The others are lost, or their outcomes are being recorded.
+func (s *Store) Renew(ctx context.Context, owner outbox.UUID, ids []outbox.UUID, lease time.Duration) ([]outbox.UUID, error) {
+	rows, err := s.pool.Query(ctx, renew, owner, ids, lease.Microseconds())
+	if err != nil {
+		return nil, fmt.Errorf("renew %d leases: %w", len(ids), err)
 	}
-	return nil
-}
-
-// Renew makes leases of the owner's run until lease from now. Those it has lost already stay lost.
-func (s *Store) Renew(ctx context.Context, owner outbox.UUID, ids []outbox.UUID, lease time.Duration) error {
-	if _, err := s.pool.Exec(ctx, renew, owner, ids, lease.Microseconds()); err != nil {
-		return fmt.Errorf("renew %d leases: %w", len(ids), err)
+	renewed, err := pgx.CollectRows(rows, pgx.RowTo[outbox.UUID])
+	if err != nil {
+		return nil, fmt.Errorf("renew %d leases: %w", len(ids), err)
 	}
-	return nil
+	return renewed, nil
 }
 
 // A claimer claims one batch on one connection.
 type claimer struct {
 	conn   *pgx.Conn
 	owner  outbox.UUID
-	n      int // deliveries claimed
-	window int // that were due, as far as was looked
+	n      int   // deliveries claimed
+	window int   // that were due, as far as was looked
+	budget int64 // of bodies, for each tenant; zero: no bound
 	groups map[string]*claimedTenant
 }
 
@@ -158,7 +168,9 @@ type claimedTenant struct {
 	ids     []outbox.UUID
 	places  map[outbox.UUID]Place
 	rows    []Claimed
-	putOff  []outbox.UUID
+	tooMuch []outbox.UUID            // more than is loaded at once
+	parked  []outbox.UUID            // of a tenant that takes none now
+	putOff  []outbox.UUID            // of a tenant that cannot be read
 	dropped map[string][]outbox.UUID // by reason
 	err     error
 }
@@ -172,7 +184,7 @@ func (c *claimer) claim(ctx context.Context, o ClaimOptions) error {
 			capped, caps = append(capped, id), append(caps, int32(n)) //nolint:gosec // no more than a window
 		}
 	}
-	rows, err := c.conn.Query(ctx, claimDue, c.owner, o.N, o.Lease.Microseconds(), none, capped, caps, max(o.Run, 1))
+	rows, err := c.conn.Query(ctx, claimDue, c.owner, o.N, o.Lease.Microseconds(), none, capped, caps, max(o.Run, 1), o.Tenants)
 	if err != nil {
 		return err
 	}
@@ -202,12 +214,13 @@ func (c *claimer) claim(ctx context.Context, o ClaimOptions) error {
 		case state == nil:
 			g.drop(id, "the tenant is not registered any more")
 		case *state != StateActive:
-			g.putOff = append(g.putOff, id)
+			g.parked = append(g.parked, id)
 		default:
 			g.ids = append(g.ids, id)
 		}
 		return nil
 	})
+	c.budget = o.Bytes / int64(max(len(c.groups), 1))
 	return err
 }
 
@@ -248,12 +261,18 @@ func (c *claimer) loadAlone(ctx context.Context, name string) error {
 	}
 	g := c.groups[name]
 	g.rows, g.dropped = nil, make(map[string][]outbox.UUID)
-	if code(err) != codeUndefinedTable {
+	there := true // a table that is missing may be back in a moment, a schema is not
+	if code(err) == codeUndefinedTable {
+		if err := c.conn.QueryRow(ctx, schemaExists, name).Scan(&there); err != nil {
+			return err
+		}
+	}
+	if there {
 		g.err, g.putOff = err, g.ids
 		return nil
 	}
 	for _, id := range g.ids {
-		g.drop(id, "the tenant's tables are gone")
+		g.drop(id, "the tenant's schema is gone")
 	}
 	return nil
 }
@@ -262,7 +281,7 @@ func (c *claimer) loadTenants(ctx context.Context, names []string) error {
 	b := &pgx.Batch{}
 	for _, name := range names {
 		g := c.groups[name]
-		b.Queue(forTenant(loadClaimed, name), g.ids).Query(func(rows pgx.Rows) error { return g.collect(rows, name) })
+		b.Queue(forTenant(loadClaimed, name), g.ids, cmp.Or(c.budget, math.MaxInt64)).Query(func(rows pgx.Rows) error { return g.collect(rows, name) })
 	}
 	if err := c.conn.SendBatch(ctx, b).Close(); err != nil {
 		return err
@@ -315,7 +334,7 @@ func (c *claimer) loadEvents(ctx context.Context, name string, g *claimedTenant)
 
 // collect reads the rows of one tenant and sorts out those that cannot be attempted.
 func (g *claimedTenant) collect(rows pgx.Rows, tenant string) error {
-	g.rows, g.dropped = nil, make(map[string][]outbox.UUID)
+	g.rows, g.tooMuch, g.dropped = nil, nil, make(map[string][]outbox.UUID)
 	missing := make(map[outbox.UUID]struct{}, len(g.ids))
 	for _, id := range g.ids {
 		missing[id] = struct{}{}
@@ -327,9 +346,9 @@ func (g *claimedTenant) collect(rows pgx.Rows, tenant string) error {
 			headers, status string
 			body            *string
 			attempts        int32
-			exists          bool
+			exists, over    bool
 		)
-		fields := append([]any{&d.ID, &d.EventID, &d.EndpointID, &d.URL, &d.Method, &headers, &body, &status, &attempts, &d.Replay, &exists},
+		fields := append([]any{&d.ID, &d.EventID, &d.EndpointID, &d.URL, &d.Method, &headers, &body, &over, &status, &attempts, &d.Replay, &exists},
 			endpointFields(&cl.Endpoint)...)
 		if err := rows.Scan(fields...); err != nil {
 			return err
@@ -344,6 +363,8 @@ func (g *claimedTenant) collect(rows pgx.Rows, tenant string) error {
 			g.drop(d.ID, "the delivery has ended: "+status)
 		case !exists:
 			g.drop(d.ID, "the endpoint is gone")
+		case over:
+			g.tooMuch = append(g.tooMuch, d.ID)
 		case body == nil:
 			g.rows = append(g.rows, cl)
 		default:
@@ -370,9 +391,9 @@ func (g *claimedTenant) drop(id outbox.UUID, reason string) {
 
 // clean takes what cannot be attempted out of the queue and out of our hands.
 func (c *claimer) clean(ctx context.Context) error {
-	var putOffs, drops []outbox.UUID
+	var tooMuch, parked, putOffs, drops []outbox.UUID
 	for name, g := range c.groups {
-		putOffs = append(putOffs, g.putOff...)
+		tooMuch, parked, putOffs = append(tooMuch, g.tooMuch...), append(parked, g.parked...), append(putOffs, g.putOff...)
 		for reason, ids := range g.dropped {
 			drops = append(drops, ids...)
 			// The row may be gone with its table, or out of our reach: then there is nothing to be said in it.
@@ -381,10 +402,16 @@ func (c *claimer) clean(ctx context.Context) error {
 			}
 		}
 	}
+	now, later := int64(0), putOff.Microseconds()
 	var errs []error
-	if len(putOffs) > 0 {
-		_, err := c.conn.Exec(ctx, giveBack, c.owner, putOffs, putOff.Microseconds())
-		errs = append(errs, err)
+	for _, back := range []struct {
+		ids []outbox.UUID
+		due *int64 // nil: until the tenant is resumed
+	}{{tooMuch, &now}, {parked, nil}, {putOffs, &later}} {
+		if len(back.ids) > 0 {
+			_, err := c.conn.Exec(ctx, giveBack, c.owner, back.ids, back.due)
+			errs = append(errs, err)
+		}
 	}
 	if len(drops) > 0 {
 		_, err := c.conn.Exec(ctx, drop, c.owner, drops)

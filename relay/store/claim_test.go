@@ -74,14 +74,17 @@ func TestClaimLeases(t *testing.T) {
 	require.Len(t, b.claim(b.owner, 1, 0), 1)
 	require.Len(t, b.claim(other, 1, time.Hour), 1, "a lease that has run out")
 	require.Empty(t, b.claim(b.owner, 1, time.Hour))
-	require.NoError(t, b.store.Renew(t.Context(), b.owner, ids, -time.Second))
-	require.NoError(t, b.store.Release(t.Context(), b.owner, ids))
-	require.Empty(t, b.claim(b.owner, 1, time.Hour), "neither renews nor releases what is another's")
+	renewed, err := b.store.Renew(t.Context(), b.owner, ids, -time.Second)
+	require.NoError(t, err)
+	require.Empty(t, renewed)
+	require.Empty(t, b.claim(b.owner, 1, time.Hour), "does not renew what is another's")
 
-	require.NoError(t, b.store.Renew(t.Context(), other, ids, 3*time.Hour))
+	renewed, err = b.store.Renew(t.Context(), other, ids, 3*time.Hour)
+	require.NoError(t, err)
+	require.Equal(t, ids, renewed)
 	assert.InDelta(t, 3*3600, get[int](b, "SELECT extract(epoch FROM due_at - now())::int FROM outbox_relay.retry_queue"), 60)
-	require.NoError(t, b.store.Release(t.Context(), other, ids))
-	assert.Equal(t, 1, get[int](b, "SELECT count(*)::int FROM outbox_relay.retry_queue WHERE due_at <= now()"))
+	_, err = b.store.Renew(t.Context(), other, ids, -time.Second)
+	require.NoError(t, err)
 	assert.Empty(t, b.claim(b.owner, 1, time.Hour, outbox.NewUUID(), e), "a busy endpoint")
 	claimed := b.claim(b.owner, 1, time.Hour, outbox.NewUUID())
 	require.Len(t, claimed, 1)
@@ -154,9 +157,8 @@ func TestClaimSortsOut(t *testing.T) {
 		fine = append(fine, one("a").ID)
 	}
 	deleted, endpointless, bodyless, done, unreadable := one("a"), one("a"), one("a"), one("a"), one("a")
-	broken, paused, removed := one("broken"), one("paused"), one("removed")
+	broken, paused, removed, tableless := one("broken"), one("paused"), one("removed"), one("tableless")
 	one("dropped")
-	one("tableless")
 	b.record(outcomes...)
 	b.exec("DELETE FROM a.webhook_deliveries WHERE id = $1", deleted.ID)
 	b.exec("ALTER TABLE a.webhook_deliveries DROP CONSTRAINT webhook_deliveries_webhook_endpoint_id_fkey")
@@ -182,9 +184,10 @@ func TestClaimSortsOut(t *testing.T) {
 	}
 	assert.ElementsMatch(t, fine, got)
 
-	assert.Equal(t, 5, b.count("outbox_relay.retry_queue"))
-	for _, d := range []*store.Delivery{broken, paused} {
-		assert.Equal(t, "-|true", b.row("leased_by, due_at - now() BETWEEN '50 s' AND '1 min'", "outbox_relay.retry_queue WHERE delivery_id = $1", d.ID))
+	assert.Equal(t, 6, b.count("outbox_relay.retry_queue"))
+	assert.Equal(t, "-|infinity", b.row("leased_by, due_at", "outbox_relay.retry_queue WHERE delivery_id = $1", paused.ID), "until it is resumed")
+	for _, d := range []*store.Delivery{broken, tableless} {
+		assert.Equal(t, "-|true", b.row("leased_by, due_at BETWEEN now() + '50 s' AND now() + '1 min'", "outbox_relay.retry_queue WHERE delivery_id = $1", d.ID))
 		assert.Equal(t, "pending", b.row("delivery_status", d.Tenant+".webhook_deliveries"))
 	}
 	for _, test := range []struct {
@@ -201,6 +204,6 @@ func TestClaimSortsOut(t *testing.T) {
 	}
 	assert.Equal(t, "cancelled", b.row("delivery_status", "a.webhook_deliveries WHERE id = $1", unreadable.ID))
 	assert.Contains(t, log.String(), "tenant=broken")
-	assert.Contains(t, log.String(), `reason="the tenant's tables are gone"`)
+	assert.Contains(t, log.String(), `reason="the tenant's schema is gone"`)
 	assert.NotContains(t, log.String(), "tenant=paused")
 }

@@ -24,19 +24,27 @@ FROM (SELECT DISTINCT pg_catalog.hashtextextended(e::text, 8245937120485516401) 
 const behind = `(SELECT FROM outbox_relay.retry_queue h WHERE h.endpoint_id = q.endpoint_id AND h.order_key = q.order_key
     AND (h.order_lsn, h.order_n, h.delivery_id) < (q.order_lsn, q.order_n, q.delivery_id))`
 
-// parkRows parks those of the rows just written that are not the head of their key.
+// parkRows parks those of the rows just written that are not the head of their key, and the row that each of them has come in front of: it may
+// have been the head.
 const parkRows = `
+WITH pushed AS MATERIALIZED (
+  SELECT n.delivery_id FROM outbox_relay.retry_queue r CROSS JOIN LATERAL (
+    SELECT n.delivery_id FROM outbox_relay.retry_queue n
+    WHERE n.endpoint_id = r.endpoint_id AND n.order_key = r.order_key AND (n.order_lsn, n.order_n, n.delivery_id) > (r.order_lsn, r.order_n, r.delivery_id)
+    ORDER BY n.order_lsn, n.order_n, n.delivery_id LIMIT 1) n
+  WHERE r.delivery_id = ANY($1::uuid[]))
 UPDATE outbox_relay.retry_queue q SET due_at = 'infinity'
-WHERE q.delivery_id = ANY($1::uuid[]) AND q.order_key IS NOT NULL AND q.leased_by IS NULL AND q.due_at < 'infinity' AND EXISTS ` + behind
+WHERE q.delivery_id = ANY($1::uuid[] || ARRAY(SELECT p.delivery_id FROM pushed p)) AND q.order_key IS NOT NULL AND q.leased_by IS NULL
+  AND q.due_at < 'infinity' AND EXISTS ` + behind
 
 // wakeNext makes the heads of keys due after those before them have gone.
 const wakeNext = `SELECT outbox_relay.wake_next($1::uuid[], $2::uuid[])`
 
-// ordered lists the endpoints whose rows in the queue the batch rearranges.
-func (w *writer) ordered() []outbox.UUID {
+// ordered lists the endpoints whose rows in the queue the batches rearrange.
+func ordered(batches ...tenantBatch) []outbox.UUID {
 	var endpoints []outbox.UUID
-	for i := range w.batches {
-		for _, o := range w.batches[i].outcomes {
+	for i := range batches {
+		for _, o := range batches[i].outcomes {
 			d := o.Delivery
 			if d.Order.Key.IsZero() || o.Status == Success && !d.Queued || slices.Contains(endpoints, d.EndpointID) {
 				continue

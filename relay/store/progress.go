@@ -15,6 +15,12 @@ import (
 // Relaying from it could mail real receivers again, or skip events.
 var ErrInstance = errors.New("the progress belongs to another instance")
 
+// ErrOutdated says that the database has not been migrated to what this version of the relay needs.
+var ErrOutdated = errors.New("the schema outbox_relay is older than this relay: run outbox-relay migrate")
+
+// shapeVersion is the least outbox_relay.shape_version() that the statements of this package work with.
+const shapeVersion = 2
+
 const lead = `
 INSERT INTO outbox_relay.progress AS p (slot, system_identifier, instance_id, epoch) VALUES ($1::text, $2::text, $3::text, 1)
 ON CONFLICT (slot) DO UPDATE SET epoch = p.epoch + 1, updated_at = now(),
@@ -31,7 +37,14 @@ func (s *Store) Lead(ctx context.Context, instanceID, systemID string) (Progress
 	var (
 		p         Progress
 		lsn, high string
+		shape     int
 	)
+	if err := s.pool.QueryRow(ctx, `SELECT outbox_relay.shape_version()`).Scan(&shape); err != nil {
+		return Progress{}, fmt.Errorf("read version of schema outbox_relay: %w", err)
+	}
+	if shape < shapeVersion {
+		return Progress{}, fmt.Errorf("%w: version %d, want %d", ErrOutdated, shape, shapeVersion)
+	}
 	err := s.pool.QueryRow(ctx, lead, s.slot, systemID, instanceID).Scan(&p.Epoch, &lsn, &high)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Progress{}, s.instanceError(ctx, instanceID, systemID)
@@ -95,6 +108,24 @@ WHERE d.relayed AND d.webhook_event_id = ANY($1::uuid[])`
 		return nil, fmt.Errorf("look up deliveries of tenant %q: %w", tenant, err)
 	}
 	return found, nil
+}
+
+// Suspended lists the tenants that are suspended.
+func (s *Store) Suspended(ctx context.Context) ([]string, error) {
+	rows, err := s.pool.Query(ctx, `SELECT t.schema FROM outbox_relay.tenants t WHERE t.state = 'suspended' ORDER BY 1`)
+	if err != nil {
+		return nil, fmt.Errorf("list suspended tenants: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	return names, wrap(err, "list suspended tenants")
+}
+
+// Resume lets a suspended tenant go on: what it missed is queued. The error tells what is still wrong with it.
+func (s *Store) Resume(ctx context.Context, tenant string) error {
+	if _, err := s.pool.Exec(ctx, `SELECT outbox_relay.resume_tenant($1::text)`, tenant); err != nil {
+		return fmt.Errorf("resume tenant %q: %w", tenant, err)
+	}
+	return nil
 }
 
 // Suspend stops a tenant whose events cannot be read. What it misses is queued when it is resumed. Of p, the epoch counts: ErrFenced

@@ -20,16 +20,16 @@ const advance = `SELECT outbox_relay.advance($1::text, $2::int8, $3::pg_lsn, $4:
 // nothing is known to be written, and the caller repeats the batch with the same Delivery.IDs: what was written is found and left as
 // it is. ErrFenced means that repeating is of no use. Outcomes and what they point to are only read.
 func (s *Store) Record(ctx context.Context, owner outbox.UUID, p *Progress, outcomes []Outcome) ([]TenantError, error) {
-	return s.record(ctx, owner, p, outcomes, nil)
+	return s.record(ctx, s.recording, owner, p, outcomes, nil)
 }
 
-// record is Record with one more statement at the end of the transaction.
-func (s *Store) record(ctx context.Context, owner outbox.UUID, p *Progress, outcomes []Outcome, last *statement) ([]TenantError, error) {
+// record is Record over a pool of the caller's choice, with one more statement at the end of the transaction.
+func (s *Store) record(ctx context.Context, pool *pgxpool.Pool, owner outbox.UUID, p *Progress, outcomes []Outcome, last *statement) ([]TenantError, error) {
 	if len(outcomes) == 0 && p == nil {
 		return nil, nil
 	}
 	w := writer{owner: owner, slot: s.slot, progress: p, batches: split(outcomes), last: last}
-	broken, err := w.write(ctx, s.pool)
+	broken, err := w.write(ctx, pool)
 	switch {
 	case code(err) == codeFenced:
 		return nil, ErrFenced
@@ -61,14 +61,17 @@ func (w *writer) write(ctx context.Context, pool *pgxpool.Pool) ([]TenantError, 
 	return w.writeApart(ctx, conn.Conn())
 }
 
+// recordingSQL is said in every transaction, since behind a pooler the session may be another one each time: a commit that was reported is durable,
+// a lock on a table of one tenant keeps the others waiting for a second at most, and a process that freezes half-way does not keep the next leader out.
+const recordingSQL = `SELECT set_config('synchronous_commit', 'on', true), set_config('lock_timeout', '1s', true),
+  set_config('idle_in_transaction_session_timeout', '30s', true)`
+
 // begin starts the transaction and, for a leader, makes sure first that it is still the leader.
 func (w *writer) begin(p *pipeline) {
 	p.add("BEGIN")
+	p.add(recordingSQL)
 	if pos := w.progress; pos != nil {
 		p.add(advance, w.slot, pos.Epoch, pos.LSN.String(), pos.High.String())
-	}
-	if endpoints := w.ordered(); len(endpoints) > 0 {
-		p.add(lockOrder, endpoints)
 	}
 }
 
@@ -84,6 +87,9 @@ func (w *writer) commit(p *pipeline) {
 func (w *writer) writeAtOnce(ctx context.Context, conn *pgx.Conn) error {
 	p := pipeline{conn: conn}
 	w.begin(&p)
+	if endpoints := ordered(w.batches...); len(endpoints) > 0 {
+		p.add(lockOrder, endpoints)
+	}
 	for i := range w.batches {
 		p.addAll(w.batches[i].statements(w.owner))
 	}

@@ -135,7 +135,7 @@ func (s *Store) RecordRecovery(ctx context.Context, epoch int64, page *RecoveryP
 	if page.from == "" {
 		return nil
 	}
-	broken, err := s.record(ctx, outbox.UUID{}, &Progress{Epoch: epoch}, outcomes,
+	broken, err := s.record(ctx, s.pool, outbox.UUID{}, &Progress{Epoch: epoch}, outcomes,
 		&statement{recordRecovery, []any{page.Number, page.from, page.cursor, page.scanned, len(outcomes), page.Done}})
 	if err != nil {
 		return err
@@ -148,9 +148,10 @@ func (s *Store) RecordRecovery(ctx context.Context, epoch int64, page *RecoveryP
 	return nil
 }
 
-// EndRecovery gives a recovery up.
-func (s *Store) EndRecovery(ctx context.Context, number int64, reason string) error {
-	_, err := s.pool.Exec(ctx, `UPDATE outbox_relay.recoveries r SET done_at = now(), error = $2::text WHERE r.id = $1::int8 AND r.done_at IS NULL`, number, text(reason))
+// EndRecovery gives a recovery up. A leader whose epoch is over changes nothing.
+func (s *Store) EndRecovery(ctx context.Context, epoch, number int64, reason string) error {
+	_, err := s.pool.Exec(ctx, `UPDATE outbox_relay.recoveries r SET done_at = now(), error = $2::text WHERE r.id = $1::int8 AND r.done_at IS NULL
+  AND EXISTS (SELECT FROM outbox_relay.progress p WHERE p.slot = $3::text AND p.epoch = $4::int8)`, number, text(reason), s.slot, epoch)
 	if err != nil {
 		return fmt.Errorf("end recovery %d: %w", number, err)
 	}

@@ -34,6 +34,7 @@ type Registry struct {
 type TenantRows struct {
 	Schema, State string
 	Reason        string // why it is paused or suspended
+	Backfilling   bool   // earlier events are still to be queued
 	Err           error  // why its tables could not be read; then there are no rows
 
 	Endpoints     []delivery.EndpointRow
@@ -91,14 +92,49 @@ func (t *nullTime) ScanTimestamptz(v pgtype.Timestamptz) error {
 	return nil
 }
 
+// Tenants lists the registered tenants, whatever their state.
+func (s *Store) Tenants(ctx context.Context) ([]string, error) {
+	rows, err := s.pool.Query(ctx, `SELECT t.schema FROM outbox_relay.tenants t ORDER BY 1`)
+	if err != nil {
+		return nil, fmt.Errorf("list tenants: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	return names, wrap(err, "list tenants")
+}
+
+const unpublished = `
+SELECT t.schema, string_agg(v.tbl, ', ' ORDER BY v.tbl) FROM outbox_relay.tenants t JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema
+CROSS JOIN (VALUES ('outbox_relay_events', 'webhook_events'), ('outbox_relay_registry', 'webhook_endpoints'), ('outbox_relay_registry', 'webhook_event_types'),
+  ('outbox_relay_registry', 'webhook_event_subscriptions'), ('outbox_relay_registry', 'webhook_subscriptions')) v (pub, tbl)
+WHERE t.state <> 'suspended' AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel pr JOIN pg_catalog.pg_publication p ON p.oid = pr.prpubid
+  JOIN pg_catalog.pg_class c ON c.oid = pr.prrelid WHERE p.pubname = v.pub AND c.relname = v.tbl AND c.relnamespace = n.oid)
+GROUP BY 1`
+
+// Unpublished lists the tenants with tables that are not in the publications any more, and which: somebody has put another table in the place of
+// one that was. A tenant whose schema is gone is not among them.
+func (s *Store) Unpublished(ctx context.Context) (map[string]string, error) {
+	rows, err := s.pool.Query(ctx, unpublished)
+	if err != nil {
+		return nil, fmt.Errorf("look for tables that are not published: %w", err)
+	}
+	tables := make(map[string]string)
+	var tenant, list string
+	_, err = pgx.ForEachRow(rows, []any{&tenant, &list}, func() error {
+		tables[tenant] = list
+		return nil
+	})
+	return tables, wrap(err, "look for tables that are not published")
+}
+
 // LoadRegistry reads the routing rows of the named schemas that are registered, nil for all, in one snapshot. What is wrong with one
-// tenant is in its Err and does not keep the others from being read.
-func (s *Store) LoadRegistry(ctx context.Context, schemas []string) (*Registry, error) {
+// tenant is in its Err and does not keep the others from being read. beat, unless it is nil, is called now and
+// then while it lasts; its error ends it.
+func (s *Store) LoadRegistry(ctx context.Context, schemas []string, beat func(context.Context) error) (*Registry, error) {
 	reg := &Registry{}
 	conn, err := s.pool.Acquire(ctx)
 	if err == nil {
 		defer conn.Release()
-		err = inTransaction(ctx, conn.Conn(), reg.load(ctx, conn.Conn(), schemas))
+		err = inTransaction(ctx, conn.Conn(), reg.load(ctx, conn.Conn(), schemas, beat))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("load routing rows: %w", err)
@@ -106,14 +142,14 @@ func (s *Store) LoadRegistry(ctx context.Context, schemas []string) (*Registry, 
 	return reg, nil
 }
 
-func (reg *Registry) load(ctx context.Context, conn *pgx.Conn, schemas []string) error {
+func (reg *Registry) load(ctx context.Context, conn *pgx.Conn, schemas []string, beat func(context.Context) error) error {
 	b := &pgx.Batch{}
 	b.Queue("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 	queueSnapshot(b, &reg.Snapshot, &reg.LSN)
-	b.Queue(`SELECT t.schema, t.state, coalesce(t.reason, '') FROM outbox_relay.tenants t
+	b.Queue(`SELECT t.schema, t.state, coalesce(t.reason, ''), t.backfill IS NOT NULL AND t.backfill_done_at IS NULL FROM outbox_relay.tenants t
 WHERE $1::text[] IS NULL OR t.schema = ANY($1::text[]) ORDER BY 1`, schemas).Query(func(rows pgx.Rows) (err error) {
 		reg.Tenants, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (t TenantRows, err error) {
-			return t, row.Scan(&t.Schema, &t.State, &t.Reason)
+			return t, row.Scan(&t.Schema, &t.State, &t.Reason, &t.Backfilling)
 		})
 		return err
 	})
@@ -122,7 +158,7 @@ WHERE $1::text[] IS NULL OR t.schema = ANY($1::text[]) ORDER BY 1`, schemas).Que
 	}
 	for rest := reg.Tenants; len(rest) > 0; {
 		n := min(loadChunk, len(rest))
-		if err := loadTenants(ctx, conn, rest[:n]); err != nil {
+		if err := loadTenants(ctx, conn, rest[:n], beat); err != nil {
 			return err
 		}
 		rest = rest[n:]
@@ -132,7 +168,12 @@ WHERE $1::text[] IS NULL OR t.schema = ANY($1::text[]) ORDER BY 1`, schemas).Que
 }
 
 // loadTenants reads some tenants in one pipeline, or, if that has an error, one by one.
-func loadTenants(ctx context.Context, conn *pgx.Conn, tenants []TenantRows) error {
+func loadTenants(ctx context.Context, conn *pgx.Conn, tenants []TenantRows, beat func(context.Context) error) error {
+	if beat != nil {
+		if err := beat(ctx); err != nil {
+			return err
+		}
+	}
 	if _, err := conn.Exec(ctx, "SAVEPOINT tenant"); err != nil {
 		return err
 	}
@@ -140,6 +181,7 @@ func loadTenants(ctx context.Context, conn *pgx.Conn, tenants []TenantRows) erro
 	for i := range tenants {
 		tenants[i].queue(b)
 	}
+	b.Queue("ROLLBACK TO SAVEPOINT tenant") // gives the locks back: those of a thousand tenants would be more than a server has
 	b.Queue("RELEASE SAVEPOINT tenant")
 	loadErr := conn.SendBatch(ctx, b).Close()
 	if loadErr == nil || !isTenants(loadErr) {
@@ -150,11 +192,11 @@ func loadTenants(ctx context.Context, conn *pgx.Conn, tenants []TenantRows) erro
 	}
 	if len(tenants) == 1 {
 		t := &tenants[0]
-		*t = TenantRows{Schema: t.Schema, State: t.State, Reason: t.Reason, Err: loadErr}
+		*t = TenantRows{Schema: t.Schema, State: t.State, Reason: t.Reason, Backfilling: t.Backfilling, Err: loadErr}
 		return nil
 	}
 	for i := range tenants {
-		if err := loadTenants(ctx, conn, tenants[i:i+1]); err != nil {
+		if err := loadTenants(ctx, conn, tenants[i:i+1], beat); err != nil {
 			return err
 		}
 	}

@@ -28,7 +28,7 @@ func TestLoadRegistry(t *testing.T) {
 	b.exec("ALTER TABLE broken.webhook_subscriptions RENAME event_filters TO filters")
 	b.exec("DROP SCHEMA dropped CASCADE")
 
-	reg, err := b.store.LoadRegistry(t.Context(), nil)
+	reg, err := b.store.LoadRegistry(t.Context(), nil, nil)
 	require.NoError(t, err)
 	require.Len(t, reg.Tenants, 5)
 	a := reg.Tenants[0]
@@ -49,7 +49,7 @@ func TestLoadRegistry(t *testing.T) {
 	assert.Len(t, reg.Tenants[4].Endpoints, 1)
 	assert.NotZero(t, reg.LSN)
 
-	reg, err = b.store.LoadRegistry(t.Context(), []string{"b", "nobody"})
+	reg, err = b.store.LoadRegistry(t.Context(), []string{"b", "nobody"}, nil)
 	require.NoError(t, err)
 	require.Len(t, reg.Tenants, 1)
 }
@@ -72,7 +72,7 @@ BEGIN
 	INSERT INTO a.webhook_subscriptions (id) VALUES (gen_random_uuid());
 	INSERT INTO a.webhook_event_subscriptions (id) VALUES (gen_random_uuid());
 END $$`)
-	reg, err := b.store.LoadRegistry(t.Context(), nil)
+	reg, err := b.store.LoadRegistry(t.Context(), nil, nil)
 	require.NoError(t, err)
 	require.NoError(t, reg.Tenants[0].Err)
 	e := reg.Tenants[0].Endpoints[0]
@@ -98,7 +98,7 @@ func BenchmarkLoadRegistry(b *testing.B) {
 	}
 	for b.Loop() {
 		st := s.open()
-		reg, err := st.LoadRegistry(b.Context(), nil)
+		reg, err := st.LoadRegistry(b.Context(), nil, nil)
 		require.NoError(b, err)
 		require.Len(b, reg.Tenants, tenants)
 		st.Close()

@@ -24,7 +24,7 @@ import (
 type Config struct {
 	// URL is the DSN of the database, as a URL or in keyword form. Parameters such as pool_max_conns in it have no effect.
 	URL string
-	// MaxConns bounds the connections. Zero means 4.
+	// MaxConns bounds the connections, of which one is for Record alone. Zero means 4, and the least there can be is 2.
 	MaxConns int32
 	// ConnectTimeout bounds the opening of each connection. Zero means what the DSN says, else no bound.
 	ConnectTimeout time.Duration
@@ -37,8 +37,11 @@ type Config struct {
 // Store reads and writes through a pool of connections. It is safe for concurrent use.
 type Store struct {
 	pool *pgxpool.Pool
-	slot string
-	log  *slog.Logger
+	// recording is the one connection of Record: what the server has learnt behind it of a thousand tenants' tables, every connection of the
+	// pool would have to learn in turn.
+	recording *pgxpool.Pool
+	slot      string
+	log       *slog.Logger
 }
 
 // sessionSQL makes every session alike, whatever role, database or server configuration say: names must be qualified, a commit that
@@ -56,10 +59,11 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse database URL: %w", err)
 	}
-	pc.MaxConns = cfg.MaxConns
-	if pc.MaxConns <= 0 {
-		pc.MaxConns = 4
+	pc.MaxConns = cfg.MaxConns - 1
+	if cfg.MaxConns <= 0 {
+		pc.MaxConns = 3
 	}
+	pc.MaxConns = max(pc.MaxConns, 1)
 	pc.MinConns, pc.MinIdleConns = 0, 0
 	if cfg.ConnectTimeout > 0 {
 		pc.ConnConfig.ConnectTimeout = cfg.ConnectTimeout
@@ -82,11 +86,21 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 		pool.Close()
 		return nil, fmt.Errorf("connect to database: %w", err)
 	}
-	return &Store{pool: pool, slot: cfg.Slot, log: cfg.Log}, nil
+	pc = pc.Copy()
+	pc.MaxConns = 1
+	recording, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("open recording connection: %w", err)
+	}
+	return &Store{pool: pool, recording: recording, slot: cfg.Slot, log: cfg.Log}, nil
 }
 
 // Close closes the pool and waits for connections in use.
-func (s *Store) Close() { s.pool.Close() }
+func (s *Store) Close() {
+	s.recording.Close()
+	s.pool.Close()
+}
 
 // forTenant puts the tenant's schema into a statement, where it stands as {tenant}.
 func forTenant(sql, tenant string) string {
@@ -109,8 +123,12 @@ const (
 )
 
 // isTenants tells whether an error of the server is about the tenant whose statement it answers. Anything else (no answer at all, a
-// server that shuts down or has run out of something, a deadlock) would hit the next tenant as well and may be over the next time.
+// server that shuts down or has run out of something, a deadlock) would hit the next tenant as well and may be over the next time. A value
+// that does not fit what we read it into comes from the tenant's table as well.
 func isTenants(err error) bool {
+	if _, unreadable := errors.AsType[pgx.ScanArgError](err); unreadable {
+		return true
+	}
 	c := code(err)
 	if c == "" || c == codeFenced || c == codeReadOnly {
 		return false

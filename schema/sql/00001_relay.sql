@@ -44,11 +44,13 @@ CREATE TABLE IF NOT EXISTS outbox_relay.tenants (
   backfill_since   timestamptz,
   backfill_from    pg_snapshot,
   backfill_upto    pg_snapshot,
+  backfill_border  pg_snapshot,
   backfill_cursor  uuid,
   backfill_done_at timestamptz
 );
 COMMENT ON COLUMN outbox_relay.tenants.version IS 'the shape version this schema was last brought to';
 COMMENT ON COLUMN outbox_relay.tenants.backfill IS 'which earlier events to queue: those visible in backfill_upto and not in backfill_from';
+COMMENT ON COLUMN outbox_relay.tenants.backfill_border IS 'events not visible here were the log''s to bring: they are queued whatever backfill says';
 
 -- Ids and times only: payloads stay in the tenant's schema and go with it.
 CREATE TABLE IF NOT EXISTS outbox_relay.retry_queue (
@@ -81,7 +83,8 @@ GRANT USAGE ON SCHEMA outbox_relay TO outbox_relay_runner;
 GRANT EXECUTE ON FUNCTION outbox_relay.advance(text, bigint, pg_lsn, pg_lsn) TO outbox_relay_runner;
 GRANT SELECT, INSERT, UPDATE ON outbox_relay.progress TO outbox_relay_runner;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay.retry_queue TO outbox_relay_runner;
-GRANT SELECT, UPDATE (state, reason, backfill, backfill_since, backfill_from, backfill_upto, backfill_cursor, backfill_done_at)
+GRANT SELECT, UPDATE (state, reason, backfill, backfill_since, backfill_from, backfill_upto, backfill_border, backfill_cursor,
+   backfill_done_at)
    ON outbox_relay.tenants TO outbox_relay_runner;
 GRANT SELECT ON outbox_relay.schema_migrations TO outbox_relay_runner;
 

@@ -186,6 +186,7 @@ DECLARE
   deadline timestamptz;
   big record;
   t record;
+  tbl text;
 BEGIN
   backfill := coalesce(backfill, CASE WHEN since IS NOT NULL THEN 'since' END);
   IF backfill NOT IN ('unprocessed', 'since') OR (backfill = 'since') <> (since IS NOT NULL) THEN
@@ -209,16 +210,29 @@ BEGIN
       USING ERRCODE = 'OR005', HINT = format('Run: outbox-relay tenants add %s, which builds it concurrently.', quote_literal(schema));
   END IF;
 
-  IF to_regclass(format('%I.webhook_events', schema)) IS NOT NULL THEN
-    -- One budget for all locks, or the first would be held while the others are waited for.
-    deadline := clock_timestamp() + interval '400 ms';
-    PERFORM set_config('lock_timeout', '400', true);
-    EXECUTE format('LOCK TABLE %I.webhook_events IN SHARE ROW EXCLUSIVE MODE', schema);
+  IF backfill IS NOT NULL AND EXISTS (SELECT FROM outbox_relay.tenants n WHERE n.schema = add_tenant.schema AND n.backfill IS NOT NULL AND n.backfill_done_at IS NULL) THEN
+    RAISE EXCEPTION 'a backfill of tenant "%" is not done yet', schema
+      USING ERRCODE = 'OR002', HINT = 'Wait until outbox-relay tenants list shows it as done: another one in its place would forget what is still to be queued.';
   END IF;
-  FOR t IN SELECT * FROM outbox_relay.tenant_tables() ORDER BY ord LOOP
-    IF deadline IS NOT NULL THEN
+
+  IF to_regclass(format('%I.webhook_deliveries', schema)) IS NULL AND to_regclass(format('%I.webhook_endpoints', schema)) IS NULL THEN
+    -- A schema that was dropped and made again is another tenant: the relay has to forget the old one's endpoints.
+    DELETE FROM outbox_relay.tenants n WHERE n.schema = add_tenant.schema;
+    DELETE FROM outbox_relay.retry_queue q WHERE q.tenant = add_tenant.schema;
+  END IF;
+  -- One budget for all locks, or the first would be held while the others are waited for. A row that an open transaction has written into a table
+  -- which is published meanwhile is not in the log, nor is it visible when the relay loads the table.
+  deadline := clock_timestamp() + interval '400 ms';
+  FOREACH tbl IN ARRAY ARRAY['webhook_events', 'webhook_endpoints', 'webhook_event_types', 'webhook_event_subscriptions', 'webhook_subscriptions'] LOOP
+    IF to_regclass(format('%I.%I', schema, tbl)) IS NOT NULL AND (tbl = 'webhook_events' OR NOT EXISTS (
+         SELECT FROM pg_publication_rel pr JOIN pg_publication p ON p.oid = pr.prpubid AND p.pubname = 'outbox_relay_registry'
+          WHERE pr.prrelid = to_regclass(format('%I.%I', schema, tbl)))) THEN
       PERFORM set_config('lock_timeout', greatest(1, ceil(extract(epoch FROM deadline - clock_timestamp()) * 1000))::int::text, true);
+      EXECUTE format('LOCK TABLE %I.%I IN SHARE ROW EXCLUSIVE MODE', schema, tbl);
     END IF;
+  END LOOP;
+  FOR t IN SELECT * FROM outbox_relay.tenant_tables() ORDER BY ord LOOP
+    PERFORM set_config('lock_timeout', greatest(1, ceil(extract(epoch FROM deadline - clock_timestamp()) * 1000))::int::text, true);
     PERFORM outbox_relay.shape_table(schema, t.name);
   END LOOP;
   FOR t IN SELECT * FROM outbox_relay.missing_indexes(schema) LOOP
@@ -237,7 +251,7 @@ BEGIN
   IF backfill IS NOT NULL THEN
     UPDATE outbox_relay.tenants n
        SET backfill = add_tenant.backfill, backfill_since = add_tenant.since, backfill_from = NULL,
-           backfill_upto = pg_current_snapshot(), backfill_cursor = NULL, backfill_done_at = NULL
+           backfill_upto = pg_current_snapshot(), backfill_border = NULL, backfill_cursor = NULL, backfill_done_at = NULL
      WHERE n.schema = add_tenant.schema;
   END IF;
 END

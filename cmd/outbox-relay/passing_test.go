@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// TestTroubleThatPasses holds locks that a migration, or an application's transaction that was left open, would hold. The other tenant's events go on
+// meanwhile, and what the tenant in trouble missed is sent without anybody's help once the lock is gone.
+func TestTroubleThatPasses(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "queue:\n  poll: 100ms\n", func(outbox.UUID, string) int { return http.StatusOK }, "sound", "sick")
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	s.asRunner(t)
+	sound, sick := s.endpoint(t, "sound", 3), s.endpoint(t, "sick", 3)
+	s.subscribe(t, "sound", sound, "order.created", "{}")
+	s.subscribe(t, "sick", sick, "order.created", "{}")
+	startRelay(t, s.config)
+	s.leading(ctx, t)
+
+	arrived, missed := 0, 0
+	for _, lock := range []string{
+		"LOCK TABLE sick.webhook_deliveries", "LOCK TABLE sick.webhook_endpoints", "SELECT outbox_relay.wake('sick', '" + sick.String() + "')",
+	} {
+		s.exec(t, "UPDATE sick.webhook_endpoints SET delivery_order = 'strict', paused_at = CASE WHEN $1 THEN now() END", lock[0] == 'S')
+		tx, err := s.pool.Begin(ctx)
+		require.NoError(t, err)
+		_, err = tx.Exec(ctx, lock)
+		require.NoError(t, err)
+		s.insertMany(t, "sick", "order.created", 10)
+		missed += 10
+		for range 5 {
+			s.insertMany(t, "sound", "order.created", 1)
+			arrived++
+			s.receiver.await(ctx, t, "the other tenant's event after "+lock, func() bool { return s.arrivedAt(sound) == arrived })
+		}
+		require.NoError(t, tx.Rollback(ctx))
+		s.exec(t, "SELECT outbox_relay.resume_endpoint('sick', $1)", sick)
+		s.receiver.await(ctx, t, "what was missed after "+lock, func() bool { return s.arrivedAt(sick) == missed })
+		s.receiver.await(ctx, t, "the end of what was missed", func() bool {
+			var state string
+			require.NoError(t, s.pool.QueryRow(ctx, `SELECT state FROM outbox_relay.tenants WHERE schema = 'sick'`).Scan(&state))
+			return state == "active"
+		})
+	}
+}
+
+// TestTenantsMadeAnew drops a tenant's schema and makes it again under its name: the new customer's events must not reach the old one's receivers.
+// Then the table of tenants itself is emptied and filled again.
+func TestTenantsMadeAnew(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "queue:\n  poll: 100ms\n", func(outbox.UUID, string) int { return http.StatusOK }, "acme", "other")
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	before := s.endpoint(t, "acme", 3)
+	s.subscribe(t, "acme", before, "order.created", "{}")
+	startRelay(t, s.config)
+	s.leading(ctx, t)
+	s.insertMany(t, "acme", "order.created", 1)
+	s.receiver.await(ctx, t, "the first customer's event", func() bool { return s.arrivedAt(before) == 1 })
+
+	s.cascade(t, "DROP SCHEMA acme CASCADE")
+	s.exec(t, "CREATE SCHEMA acme")
+	s.command(t, "tenants", "add", "acme")
+	s.insertMany(t, "acme", "order.created", 5)
+	after := s.endpoint(t, "acme", 3)
+	s.subscribe(t, "acme", after, "order.created", "{}")
+	s.insertMany(t, "acme", "order.created", 1)
+	arrived := func() int { return s.arrivedAt(after) }
+	s.receiver.await(ctx, t, "the second customer's event", func() bool { return arrived() > 0 })
+	require.Equal(t, 1, s.arrivedAt(before))
+
+	s.receiver.await(ctx, t, "the record of it", func() bool { return s.recorded(t, []string{"acme"}) == arrived() })
+	count := arrived()
+	s.exec(t, "TRUNCATE outbox_relay.tenants")
+	s.insertMany(t, "acme", "order.created", 1) // of no tenant
+	s.command(t, "tenants", "add", "acme")
+	s.insertMany(t, "acme", "order.created", 1)
+	s.receiver.await(ctx, t, "an event of the tenant added again", func() bool { return arrived() == count+1 })
+}
+
+// TestResendToAPausedEndpoint sends a delivery again whose row does not keep the body, since it succeeded, while its endpoint takes none.
+func TestResendToAPausedEndpoint(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "queue:\n  poll: 100ms\n", func(outbox.UUID, string) int { return http.StatusOK }, "acme")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	endpoint := s.endpoint(t, "acme", 3)
+	s.subscribe(t, "acme", endpoint, "order.created", "{}")
+	startRelay(t, s.config)
+	s.leading(ctx, t)
+	s.insertMany(t, "acme", "order.created", 1)
+	s.receiver.await(ctx, t, "the event", func() bool { return s.recorded(t, []string{"acme"}) == 1 })
+	s.exec(t, "SELECT outbox_relay.pause_endpoint('acme', $1)", endpoint)
+	s.exec(t, "SELECT outbox_relay.resend('acme', id) FROM acme.webhook_deliveries")
+	s.receiver.await(ctx, t, "the delivery to be parked", func() (parked bool) {
+		require.NoError(t, s.pool.QueryRow(ctx, `SELECT due_at = 'infinity' AND leased_by IS NULL FROM outbox_relay.retry_queue`).Scan(&parked))
+		return parked
+	})
+	s.exec(t, "SELECT outbox_relay.resume_endpoint('acme', $1)", endpoint)
+	s.receiver.await(ctx, t, "the event again", func() bool { return s.receiver.count() == 2 })
+}
