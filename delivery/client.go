@@ -78,7 +78,7 @@ func newClient(
 	if d.names.cache != nil {
 		c.background.Go(func() { d.names.refresh(life, cfg.DNSCacheTime) })
 	}
-	if !cfg.netHTTP {
+	if canLook && !cfg.netHTTP {
 		c.plain = newHTTP1(&c.config, d.dial)
 		c.background.Go(func() { c.plain.sweep(life) })
 	}

@@ -16,8 +16,6 @@ const (
 	// http1MaxBody is the largest request body that http1 sends itself. It fits into the socket buffers of both sides, so that writing it
 	// does not wait for a receiver that answers before it has read: a larger one needs net/http, which reads meanwhile.
 	http1MaxBody = 32 << 10
-	// http1Quiet is how long a connection may have been idle before it is looked at for a close by the receiver.
-	http1Quiet = 100 * time.Millisecond
 	// maxInterim is how many 1xx answers may come before the answer proper; net/http has the same bound.
 	maxInterim = 5
 )
@@ -229,10 +227,11 @@ func (t *http1) leave(h *http1Host, c *http1Conn) {
 	}
 }
 
-// conn returns the idle connection that was used last, or a new one.
+// conn returns the idle connection that was used last, or a new one. Each is looked at first, however short it was idle: a byte that nobody asked
+// for would be taken for the answer of the next request, and a receiver that restarts closes all at once, more than an attempt sends again for.
 func (t *http1) conn(ctx context.Context, h *http1Host, addr string) (c *http1Conn, reused bool, err error) {
 	for c := t.take(h); c != nil; c = t.take(h) {
-		if idle := time.Since(c.since); idle < http1Quiet || idle < t.idleTimeout && c.alive() {
+		if time.Since(c.since) < t.idleTimeout && c.alive() {
 			return c, true, nil
 		}
 		_ = c.Close()

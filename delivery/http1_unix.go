@@ -1,4 +1,4 @@
-//go:build unix
+//go:build unix && !aix
 
 package delivery
 
@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"time"
 )
+
+const canLook = true
 
 // alive tells whether the receiver has neither closed an idle connection nor sent something that nobody asked for.
 func (c *http1Conn) alive() bool {

@@ -1,0 +1,86 @@
+package delivery
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// TestUnaskedAnswer has a receiver answer twice. The second answer is nobody's: not that of the next request to the same host and port, which may be
+// another tenant's.
+func TestUnaskedAnswer(t *testing.T) {
+	t.Parallel()
+	const ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+	for name, late := range map[string]time.Duration{"with the first": 0, "a moment later": 10 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			twice := make(chan struct{})
+			url := rawServer(t, func(c *net.TCPConn, r *bufio.Reader, n int) {
+				_ = readRequest(r)
+				if n > 1 {
+					_, _ = io.WriteString(c, "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")
+					return
+				}
+				_, _ = io.WriteString(c, ok)
+				<-time.After(late)
+				_, _ = io.WriteString(c, ok)
+				close(twice)
+				hold(r)
+			})
+			b := setup(t)
+			first := b.attempt(b.endpoint(url + "/one"))
+			require.True(t, first.OK(), first.Err)
+			<-twice
+			second := b.attempt(b.endpoint(url + "/other"))
+			assert.Equal(t, Class5xx, second.Class, "the answer of the request before was taken for its own")
+		})
+	}
+}
+
+// TestReceiverReloads closes many kept connections at once: an attempt sends again only once, and would find the next dead one.
+func TestReceiverReloads(t *testing.T) {
+	t.Parallel()
+	const conns = 20
+	var together, closed sync.WaitGroup
+	together.Add(conns)
+	closed.Add(conns)
+	reload := make(chan struct{})
+	url := rawServer(t, func(c *net.TCPConn, r *bufio.Reader, n int) {
+		for readRequest(r) == nil {
+			if n <= conns { // one request on each connection before any is answered
+				together.Done()
+				together.Wait()
+			}
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+			if n <= conns {
+				<-reload
+				_ = c.Close()
+				closed.Done()
+				return
+			}
+		}
+	})
+	b := setup(t)
+	var warm sync.WaitGroup
+	for range conns {
+		warm.Go(func() {
+			res := b.attempt(b.endpoint(url))
+			assert.True(t, res.OK(), res.Err)
+		})
+	}
+	warm.Wait()
+	close(reload)
+	closed.Wait()
+	for range 3 {
+		res := b.attempt(b.endpoint(url))
+		assert.True(t, res.OK(), "%s: %s", res.Class, res.Err)
+	}
+	assert.Zero(t, b.count(b.m.resends), "they were seen to be dead")
+	assert.Equal(t, conns+1, b.count(b.m.connOpened))
+}
