@@ -84,7 +84,8 @@ func (d *dialer) failed(err error) error {
 	return err
 }
 
-// open resolves the host and tries each address in turn.
+// open resolves the host and tries each address in turn. Of several errors the first one counts, but a denied address only if all are: a delivery
+// that is denied is given up, and an address that did not answer today may do so tomorrow.
 func (d *dialer) open(ctx context.Context, network, addr string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -99,20 +100,26 @@ func (d *dialer) open(ctx context.Context, network, addr string) (net.Conn, erro
 	if err := d.takeSlot(ctx); err != nil {
 		return nil, err
 	}
-	err = &dialError{stageDNS, &net.DNSError{Err: "no addresses", IsNotFound: true}}
+	var first *dialError
 	for i, a := range addrs {
-		var conn net.Conn
-		if conn, err = d.connect(ctx, network, net.JoinHostPort(a, port), len(addrs)-i); err == nil {
+		conn, err := d.connect(ctx, network, net.JoinHostPort(a, port), len(addrs)-i)
+		if err == nil {
 			d.m.connOpen.Inc()
 			return &countedConn{Conn: conn, release: sync.OnceFunc(func() { d.m.connOpen.Dec(); <-d.slots })}, nil
 		}
+		if first == nil || first.stage == stageDenied && err.stage != stageDenied {
+			first = err
+		}
 	}
 	<-d.slots
-	return nil, err
+	if first == nil {
+		first = &dialError{stageDNS, &net.DNSError{Err: "no addresses", IsNotFound: true}}
+	}
+	return nil, first
 }
 
 // connect dials one address within its share of the remaining time; left counts the addresses still to try, this one included.
-func (d *dialer) connect(ctx context.Context, network, addr string, left int) (net.Conn, error) {
+func (d *dialer) connect(ctx context.Context, network, addr string, left int) (net.Conn, *dialError) {
 	if deadline, ok := ctx.Deadline(); ok && left > 1 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))

@@ -104,6 +104,24 @@ func TestDeniedIsNeverConnected(t *testing.T) {
 	assert.Positive(t, accepted.Load())
 }
 
+// TestDeniedAmongOthers has names with several addresses, of which nobody listens on 127.0.0.9.
+func TestDeniedAmongOthers(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(http.ResponseWriter, *http.Request) {})
+	_, port, _ := strings.Cut(strings.TrimPrefix(s.URL, "http://"), ":")
+	for addrs, want := range map[string]Class{
+		"127.0.0.9,10.0.0.1":           ClassConnect,
+		"10.0.0.1,127.0.0.9":           ClassConnect,
+		"10.0.0.1,127.0.0.9,10.0.0.2":  ClassConnect,
+		"10.0.0.1,10.0.0.2":            ClassDenied,
+		"10.0.0.1,127.0.0.9,127.0.0.1": ClassSuccess,
+	} {
+		b := setupLookup(t, func(context.Context, string) ([]string, error) { return strings.Split(addrs, ","), nil })
+		res := b.attempt(b.endpoint("http://mixed.guard.test:" + port))
+		assert.Equal(t, want, res.Class, "%s: %s", addrs, res.Err)
+	}
+}
+
 func TestRedirectToDeniedAddress(t *testing.T) {
 	t.Parallel()
 	port, accepted := listener(t, "tcp", "127.0.0.2:0")
