@@ -23,9 +23,9 @@ import (
 // for its metadata, with keys as in "$metadata.source". A context_id that is NULL is missing.
 type Filter struct{ root node }
 
-// CompileFilter reads an event_filters document of at most 1 MiB and 64 levels; {} matches all. An empty object anywhere else, an
-// unknown operator and an operand of the wrong type are errors, which say where in the document they are. CompileFilter keeps no
-// reference to doc.
+// CompileFilter reads an event_filters document of at most 64 KiB, 1,024 values and 64 levels. {} matches all; as a condition anywhere else, in
+// $and, $or and $not too, it is an error, since a form that was filled in by half must not match by accident. So are an unknown operator and an
+// operand of the wrong type. Errors say where in the document they are. CompileFilter keeps no reference to doc.
 func CompileFilter(doc []byte) (*Filter, error) {
 	l, err := parseFilter(doc)
 	if err != nil {
@@ -140,7 +140,7 @@ func compile(l *literal, s scope) (node, error) {
 		value.tests = []test{{op: testEqual, operand: *l}}
 		return value, nil
 	}
-	if len(l.keys) == 0 && !s.top {
+	if len(l.keys) == 0 && s.name != "" { // only the document itself has no name
 		return node{}, s.errorf(`an empty object tests nothing: use {"$eq": {}} or {"$exists": true}`)
 	}
 
@@ -288,7 +288,7 @@ func newTest(key string, l *literal, name scope) (test, error) {
 	return t, nil
 }
 
-// indexStrings makes room for lists of thousands of ids.
+// indexStrings makes room for long lists of ids.
 func (t *test) indexStrings() {
 	t.strings = make(map[string]struct{})
 	others := []literal(nil)

@@ -182,8 +182,6 @@ var filterCases = map[string][]filterCase{ //nolint:gochecknoglobals // the tabl
 		{`{"$and": [{"status": "open"}, {"id": 8}]}`, false},
 		{`{"$and": [{"$or": [{"id": 1}, {"id": 7}]}, {"$not": {"status": "closed"}}], "paid": true}`, true},
 		{`{"$not": {"status": "open", "id": 8}}`, true},
-		{`{"$not": {}}`, false},
-		{`{"$or": [{"id": 1}, {}]}`, true},
 		{`{"id": {"$or": [{"$lt": 1}, {"$gt": 5}]}}`, true},
 		{`{"id": {"$or": [1, 7]}}`, true},
 		{`{"id": {"$not": {"$gt": 5}}}`, false},
@@ -345,6 +343,10 @@ func TestCompileFilterRefuses(t *testing.T) {
 		`{"a": {"$not": {"$size": 1}}}`:         "filter: a.$not.$size: is no operator",
 		`{"a": {}}`:                             "filter: a: an empty object tests nothing",
 		`{"$metadata": {}}`:                     "filter: $metadata: an empty object tests nothing",
+		`{"$not": {}}`:                          "filter: $not: an empty object tests nothing",
+		`{"$or": [{"id": 1}, {}]}`:              "filter: $or[1]: an empty object tests nothing",
+		`{"$and": [{}]}`:                        "filter: $and[0]: an empty object tests nothing",
+		`{"$not": {"$or": [{}]}}`:               "filter: $not.$or[0]: an empty object tests nothing",
 		`{"a..b": 1}`:                           "filter: a..b: has an empty segment",
 		`{"": 1}`:                               "has an empty segment",
 		`{"$metadata.": 1}`:                     "filter: $metadata.: has an empty segment",
@@ -354,7 +356,10 @@ func TestCompileFilterRefuses(t *testing.T) {
 		strings.Repeat(`{"a":`, 66) + `1` + strings.Repeat(`}`, 66):      "nested more than 64 levels deep",
 		strings.Repeat(`[`, 9000) + strings.Repeat(`]`, 9000):            "nested more than 64 levels deep",
 		`{"a` + strings.Repeat(".a", 64) + `": 1}`:                       "more than 64 segments",
-		`{"a": "` + strings.Repeat("x", maxFilterBytes) + `"}`:           "bytes long, more than",
+		`{"a": "` + strings.Repeat("x", 64<<10) + `"}`:                   "is 65545 bytes long, more than 65536: share it out to several subscriptions",
+		`{"a": {"$in": [` + strings.Repeat("1,", 1021) + `1]}}`:          "holds more than 1024 values, items of lists included: share them out",
+		`{"$or": [` + strings.Repeat(`{"a":1},`, 511) + `{"a":1}]}`:      "holds more than 1024 values",
+		`{"a": {"$eq": [` + strings.Repeat("[],", 1021) + `[]]}}`:        "holds more than 1024 values",
 		`{"` + strings.Repeat("x", 5000) + `": {"$gt": "ok", "$no": 1}}`: "xxx: is no operator",
 	} {
 		f, err := CompileFilter([]byte(filter))
@@ -362,6 +367,21 @@ func TestCompileFilterRefuses(t *testing.T) {
 		assert.Nil(t, f)
 		assert.Less(t, len(err.Error()), 600)
 	}
+}
+
+func TestFilterOfGreatestSize(t *testing.T) {
+	t.Parallel()
+	list := make([]string, 1000)
+	for i := range list {
+		list[i] = outbox.NewUUID().String()
+	}
+	doc, err := json.Marshal(map[string]any{"id": map[string]any{"$in": list}, "status": map[string]any{"$ne": "closed"}})
+	require.NoError(t, err)
+	f, err := CompileFilter(doc)
+	require.NoError(t, err)
+	assert.True(t, f.Match(someEvent(t, `{"id": "`+list[999]+`"}`)))
+	_, err = CompileFilter([]byte(`{"a": "` + strings.Repeat("x", 64<<10-len(`{"a": ""}`)) + `"}`))
+	require.NoError(t, err)
 }
 
 func TestFilterKeepsNoReferenceToItsDocument(t *testing.T) {

@@ -10,10 +10,12 @@ import (
 	"strings"
 )
 
-// What a filter may come to. The limits keep matching within bounds, not people within reason.
+// What a filter may come to. The stream waits while an event is matched, and each value of a filter can cost a walk over the event's document: a
+// tenant's filter must not be the pace of all the others.
 const (
-	maxFilterBytes = 1 << 20
-	maxFilterDepth = 64
+	maxFilterBytes  = 64 << 10
+	maxFilterValues = 1024 // a list of a thousand ids, and some conditions beside it
+	maxFilterDepth  = 64
 )
 
 // literal is a JSON value of a filter.
@@ -28,19 +30,30 @@ type literal struct {
 func parseFilter(doc []byte) (literal, error) {
 	switch {
 	case len(doc) > maxFilterBytes:
-		return literal{}, fmt.Errorf("is %d bytes long, more than %d", len(doc), maxFilterBytes)
+		return literal{}, fmt.Errorf("is %d bytes long, more than %d: share it out to several subscriptions of the endpoint", len(doc), maxFilterBytes)
 	case !json.Valid(doc):
 		return literal{}, errors.New("is not valid JSON")
 	}
-	doc = bytes.Clone(doc) // numbers refer to it
-	return parseLiteral(doc, space(doc, 0), 0)
+	p := parser{doc: bytes.Clone(doc)} // numbers refer to it
+	return p.literal(space(doc, 0), 0)
 }
 
-// parseLiteral reads the value at i of a valid document.
-func parseLiteral(doc []byte, i, depth int) (literal, error) {
+// parser reads a valid document.
+type parser struct {
+	doc    []byte
+	values int // read so far
+}
+
+// literal reads the value at i.
+func (p *parser) literal(i, depth int) (literal, error) {
+	doc := p.doc
 	l := literal{kind: kindAt(doc, i)}
-	if depth > maxFilterDepth {
+	p.values++
+	switch {
+	case depth > maxFilterDepth:
 		return l, fmt.Errorf("is nested more than %d levels deep", maxFilterDepth)
+	case p.values > maxFilterValues:
+		return l, fmt.Errorf("holds more than %d values, items of lists included: share them out to several subscriptions of the endpoint", maxFilterValues)
 	}
 	switch l.kind {
 	case kindString:
@@ -56,27 +69,27 @@ func parseLiteral(doc []byte, i, depth int) (literal, error) {
 			if e.depth > 1 {
 				continue
 			}
-			item, err := parseLiteral(doc, e.at, depth+1)
+			item, err := p.literal(e.at, depth+1)
 			if err != nil {
 				return l, err
 			}
 			l.items = append(l.items, item)
 		}
 	case kindObject:
-		return parseObject(doc, i, depth)
+		return p.object(i, depth)
 	case kindBad, kindNull, kindFalse, kindTrue:
 	}
 	return l, nil
 }
 
-func parseObject(doc []byte, i, depth int) (literal, error) {
+func (p *parser) object(i, depth int) (literal, error) {
 	type member struct {
 		key  string
 		item literal
 	}
 	var all []member
-	for m := membersOf(doc, i); m.advance(); {
-		item, err := parseLiteral(doc, m.at, depth+1)
+	for m := membersOf(p.doc, i); m.advance(); {
+		item, err := p.literal(m.at, depth+1)
 		if err != nil {
 			return literal{}, err
 		}
