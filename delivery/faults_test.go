@@ -129,19 +129,11 @@ func faultList() map[string]fault { //nolint:funlen // a table
 		"a head without end": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n")
-			for {
-				if _, err := io.WriteString(c, "X-Filler: "+strings.Repeat("x", 1000)+"\r\n"); err != nil {
-					return
-				}
-			}
+			flood(c, "X-Filler: "+strings.Repeat("x", 1000)+"\r\n")
 		}, ClassProtocol, 0},
 		"1xx without end": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
-			for {
-				if _, err := io.WriteString(c, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"); err != nil {
-					return
-				}
-			}
+			flood(c, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
 		}, ClassProtocol, 0},
 		"another protocol": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
