@@ -68,15 +68,12 @@ func newClient(
 	}
 	d := &dialer{
 		net:    net.Dialer{ControlContext: newGuard(cfg.Allow, cfg.Deny).control},
-		names:  newNames(boundLookup, cfg.DNSCacheTime > 0, cfg.ConnectTimeout, m),
+		names:  newNames(boundLookup, cfg.DNSCacheTime, m),
 		slots:  make(chan struct{}, cfg.MaxConns),
 		evict:  c.closeIdle,
 		bound:  bound,
 		config: &c.config,
 		m:      m,
-	}
-	if d.names.cache != nil {
-		c.background.Go(func() { d.names.refresh(life, cfg.DNSCacheTime) })
 	}
 	if canLook && !cfg.netHTTP {
 		c.plain = newHTTP1(&c.config, d.dial)

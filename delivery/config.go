@@ -20,8 +20,7 @@ type Config struct {
 	// IdleTimeout closes a connection that has not been used for so long. It should be below what receivers use (often 60 s or
 	// more): who closes first avoids a request on a dead connection.
 	IdleTimeout time.Duration
-	// DNSCacheTime is how often cached addresses are looked up again; names not used meanwhile are dropped. Zero looks a name up for
-	// every connection.
+	// DNSCacheTime is how long the addresses of a name are used before it is looked up again. Zero looks a name up for every connection.
 	DNSCacheTime time.Duration
 	// KeepResponseBytes is how much of a failing answer's body Result keeps, at most 16 KiB. Zero keeps nothing.
 	KeepResponseBytes int

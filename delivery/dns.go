@@ -2,85 +2,81 @@ package delivery
 
 import (
 	"context"
-	"net"
-	"net/http/httptrace"
-	"sync/atomic"
+	"maps"
+	"sync"
 	"time"
 
-	"github.com/rs/dnscache"
+	"golang.org/x/sync/singleflight"
 )
 
-// names resolves host names, through a cache if it has one.
+// names resolves host names and keeps the answers, no errors, for ttl. Each name has its own expiry and is looked up by whoever needs it then, once
+// for all of them: a name server that does not answer delays its own hosts and nobody else's.
 type names struct {
-	lookup func(ctx context.Context, host string) ([]string, error) // ends with the Client
-	cache  *dnscache.Resolver                                       // nil: no cache
-	m      *Metrics
+	ask func(ctx context.Context, host string) ([]string, error) // within its own time limit, and ends with the Client
+	ttl time.Duration                                            // zero: nothing is kept
+	m   *Metrics
+
+	asking singleflight.Group
+	mu     sync.Mutex
+	kept   map[string]answer
+	sweep  time.Time // when the old ones go
 }
 
-func newNames(lookup func(ctx context.Context, host string) ([]string, error), cached bool, timeout time.Duration, m *Metrics) *names {
-	n := &names{m: m}
-	n.lookup = func(ctx context.Context, host string) ([]string, error) {
-		m.dnsLookups.Inc()
-		addrs, err := lookup(ctx, host)
-		if err != nil {
-			m.dnsLookupsFailed.Inc()
-		}
-		return addrs, err
-	}
-	if cached {
-		n.cache = &dnscache.Resolver{Timeout: timeout, Resolver: cacheSource{n.lookup}}
-	}
-	return n
+// answer is what a name resolved to, not to be written to.
+type answer struct {
+	addrs []string
+	until time.Time
+}
+
+func newNames(ask func(ctx context.Context, host string) ([]string, error), ttl time.Duration, m *Metrics) *names {
+	return &names{ask: ask, ttl: ttl, m: m, kept: map[string]answer{}}
 }
 
 // addresses returns the addresses of host in the order in which they should be tried.
 func (n *names) addresses(ctx context.Context, host string) ([]string, error) {
-	if n.cache == nil {
+	if n.ttl == 0 {
 		return n.lookup(ctx, host)
 	}
-	var missed atomic.Bool
-	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{DNSStart: func(httptrace.DNSStartInfo) { missed.Store(true) }})
-	addrs, err := n.cache.LookupHost(traced, host)
-	switch {
-	case missed.Load() || ctx.Err() != nil:
-		return addrs, err
-	case err != nil:
-		// The cache keeps errors as long as addresses: one lost answer would fail a host until the next refresh.
-		return n.lookup(ctx, host)
-	default:
+	n.mu.Lock()
+	known, ok := n.kept[host]
+	n.mu.Unlock()
+	if ok && time.Now().Before(known.until) {
 		n.m.dnsHits.Inc()
-		return addrs, nil
+		return known.addrs, nil
 	}
-}
-
-// refresh looks the used names up again every interval and drops the others, until ctx ends.
-func (n *names) refresh(ctx context.Context, interval time.Duration) {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			n.cache.Refresh(true)
+	asked := n.asking.DoChan(host, func() (any, error) {
+		addrs, err := n.lookup(context.WithoutCancel(ctx), host) // others may wait for it when ctx is done
+		if err == nil {
+			n.keep(host, addrs)
 		}
+		return addrs, err
+	})
+	select {
+	case got := <-asked:
+		addrs, _ := got.Val.([]string)
+		return addrs, got.Err
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }
 
-// cacheSource is what the cache asks. It is given the trace of the caller for whom it looks up (dnscache copies the DNS hooks), which
-// tells that caller that its answer did not come from the cache.
-type cacheSource struct {
-	lookup func(ctx context.Context, host string) ([]string, error)
-}
-
-func (s cacheSource) LookupHost(ctx context.Context, host string) ([]string, error) {
-	if t := httptrace.ContextClientTrace(ctx); t != nil && t.DNSStart != nil {
-		t.DNSStart(httptrace.DNSStartInfo{Host: host})
+func (n *names) lookup(ctx context.Context, host string) ([]string, error) {
+	n.m.dnsLookups.Inc()
+	addrs, err := n.ask(ctx, host)
+	if err != nil {
+		n.m.dnsLookupsFailed.Inc()
 	}
-	return s.lookup(ctx, host)
+	return addrs, err
 }
 
-// LookupAddr is part of dnscache.DNSResolver and never called here.
-func (cacheSource) LookupAddr(_ context.Context, addr string) ([]string, error) {
-	return nil, &net.DNSError{Err: "reverse lookup is not used", Name: addr}
+// keep also drops what is too old, once per ttl: redirects can lead to any number of names.
+func (n *names) keep(host string, addrs []string) {
+	now := time.Now()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if now.After(n.sweep) {
+		maps.DeleteFunc(n.kept, func(_ string, a answer) bool { return now.After(a.until) })
+		n.sweep = now.Add(n.ttl)
+	}
+	n.kept[host] = answer{addrs, now.Add(n.ttl)}
 }

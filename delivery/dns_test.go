@@ -3,6 +3,7 @@ package delivery
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"strings"
@@ -15,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// book is a name server that counts. Host names in tests are their own: dnscache merges lookups of one name across resolvers.
+// book is a name server that counts.
 type book struct {
 	mu      sync.Mutex
 	asked   map[string]int
@@ -51,39 +52,110 @@ func TestDNSCache(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, m := newBook(), NewMetrics(nil)
-		n := newNames(b.lookup, true, time.Second, m)
-		ctx, cancel := context.WithCancel(t.Context())
-		var refresher sync.WaitGroup
-		refresher.Go(func() { n.refresh(ctx, time.Minute) })
-		defer func() { cancel(); refresher.Wait() }()
+		n := newNames(b.lookup, time.Minute, m)
 		lookup := func(want ...string) {
 			t.Helper()
-			got, err := n.addresses(ctx, "cached.dns.test")
+			got, err := n.addresses(t.Context(), "cached.test")
 			require.NoError(t, err)
 			assert.Equal(t, want, got)
 		}
 		count := (&bundle{t: t}).count
 
-		_, err := n.addresses(ctx, "cached.dns.test")
+		_, err := n.addresses(t.Context(), "cached.test")
 		require.Error(t, err)
-		b.set("cached.dns.test", "192.0.2.1")
+		b.set("cached.test", "192.0.2.1")
 		lookup("192.0.2.1") // the error was not kept
 		assert.Equal(t, 0, count(m.dnsHits))
 
-		b.set("cached.dns.test", "192.0.2.2")
-		time.Sleep(61 * time.Second) // synctest: no time passes
-		synctest.Wait()
+		b.set("cached.test", "192.0.2.2")
+		time.Sleep(59 * time.Second) // synctest: no time passes
+		lookup("192.0.2.1")
+		time.Sleep(time.Second)
 		lookup("192.0.2.2")
 		lookup("192.0.2.2")
 		assert.Equal(t, 2, count(m.dnsHits))
-		assert.Equal(t, 3, b.times("cached.dns.test"), "missed, looked past the kept error, refreshed")
+		assert.Equal(t, 3, count(m.dnsLookups))
+		assert.Equal(t, 1, count(m.dnsLookupsFailed))
 
-		time.Sleep(10 * time.Minute)
+		time.Sleep(2 * time.Minute)
+		b.set("other.test", "192.0.2.3")
+		_, err = n.addresses(t.Context(), "other.test")
+		require.NoError(t, err)
+		assert.Len(t, n.kept, 1, "an unused name is dropped")
+	})
+}
+
+// TestDNSOfSlowNames has names whose servers do not answer: the address of another name is as fresh as ever.
+func TestDNSOfSlowNames(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const slow, timeout = 100, 5 * time.Second
+		b := newBook()
+		hang := false
+		n := newNames(func(ctx context.Context, host string) ([]string, error) {
+			if hang && strings.HasPrefix(host, "slow") {
+				<-time.After(timeout)
+				return nil, &net.DNSError{IsTimeout: true}
+			}
+			return b.lookup(ctx, host)
+		}, time.Minute, NewMetrics(nil))
+		var all sync.WaitGroup
+		ask := func() {
+			for i := range slow {
+				host := fmt.Sprintf("slow%d.test", i)
+				b.set(host, "192.0.2.1")
+				all.Go(func() { _, _ = n.addresses(t.Context(), host) })
+			}
+			synctest.Wait()
+		}
+		b.set("quick.test", "192.0.2.1")
+		_, err := n.addresses(t.Context(), "quick.test")
+		require.NoError(t, err)
+		ask()
+		hang = true
+		b.set("quick.test", "192.0.2.2")
+		time.Sleep(time.Minute)
+		ask()
+		start := time.Now()
+		addrs, err := n.addresses(t.Context(), "quick.test")
+		require.NoError(t, err)
+		assert.Equal(t, []string{"192.0.2.2"}, addrs)
+		assert.Zero(t, time.Since(start))
+		all.Wait()
+	})
+}
+
+// TestDNSAsksOnce has many ask for a name at once, and the first of them give up.
+func TestDNSAsksOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, release := newBook(), make(chan struct{})
+		b.set("busy.test", "192.0.2.1")
+		n := newNames(func(ctx context.Context, host string) ([]string, error) {
+			<-release
+			require.NoError(t, ctx.Err(), "it is not the first one's alone")
+			return b.lookup(ctx, host)
+		}, time.Minute, NewMetrics(nil))
+		first, giveUp := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		all.Go(func() {
+			_, err := n.addresses(first, "busy.test")
+			assert.ErrorIs(t, err, context.Canceled)
+		})
 		synctest.Wait()
-		asked := b.times("cached.dns.test")
-		assert.Less(t, asked, 6, "an unused name is dropped")
-		lookup("192.0.2.2")
-		assert.Equal(t, asked+1, b.times("cached.dns.test"))
+		for range 10 {
+			all.Go(func() {
+				addrs, err := n.addresses(t.Context(), "busy.test")
+				assert.NoError(t, err)
+				assert.Equal(t, []string{"192.0.2.1"}, addrs)
+			})
+		}
+		synctest.Wait()
+		giveUp()
+		synctest.Wait()
+		close(release)
+		all.Wait()
+		assert.Equal(t, 1, b.times("busy.test"))
 	})
 }
 
@@ -91,7 +163,7 @@ func TestDNSWithoutCache(t *testing.T) {
 	t.Parallel()
 	b := newBook()
 	b.set("plain.dns.test", "192.0.2.1")
-	n := newNames(b.lookup, false, time.Second, NewMetrics(nil))
+	n := newNames(b.lookup, 0, NewMetrics(nil))
 	for range 2 {
 		_, err := n.addresses(t.Context(), "plain.dns.test")
 		require.NoError(t, err)

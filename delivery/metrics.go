@@ -42,7 +42,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		connReused:       counter("connections_reused_total", "Requests sent on a kept connection."),
 		connOpen:         gauge("connections_open", "Open connections to receivers, idle ones included."),
 		connErrors:       map[stage]prometheus.Counter{},
-		dnsLookups:       counter("dns_lookups_total", "Host names looked up, refreshes of the cache included."),
+		dnsLookups:       counter("dns_lookups_total", "Host names looked up."),
 		dnsHits:          counter("dns_cache_hits_total", "Host names answered from the cache."),
 		dnsLookupsFailed: counter("dns_lookup_errors_total", "Lookups that failed."),
 	}
