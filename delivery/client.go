@@ -76,7 +76,7 @@ func newClient(
 		m:      m,
 	}
 	if canLook && !cfg.netHTTP {
-		c.plain = newHTTP1(&c.config, d.dial)
+		c.plain = newHTTP1(&c.config, d)
 		c.background.Go(func() { c.plain.sweep(life) })
 	}
 	c.verified = c.newHTTP(d, &tls.Config{MinVersion: tls.VersionTLS12})
@@ -109,7 +109,7 @@ func (c *Client) newHTTP(d *dialer, tlsConfig *tls.Config) *retryablehttp.Client
 	c.mu.Unlock()
 	return &retryablehttp.Client{
 		HTTPClient: &http.Client{
-			Transport:     roundTripper{t, c.plain},
+			Transport:     roundTripper{t, c.plain, d.crowded},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		RetryMax:     1,
@@ -122,8 +122,9 @@ func (c *Client) newHTTP(d *dialer, tlsConfig *tls.Config) *retryablehttp.Client
 // roundTripper sends what http1 is made for through it, and all else through net/http. It hides their CloseIdleConnections: retryablehttp
 // calls it after every failed request, and one dead receiver would cost all the others their kept connections.
 type roundTripper struct {
-	t     *http.Transport
-	plain *http1
+	t       *http.Transport
+	plain   *http1
+	crowded func() bool
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -132,9 +133,16 @@ func (r roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 		return r.plain.RoundTrip(req)
 	}
 	if x, ok := req.Context().Value(exchangeKey{}).(*exchange); ok {
-		req = req.WithContext(x.trace(req.Context()))
+		req = req.WithContext(x.trace(req.Context(), r.idled))
 	}
 	return r.t.RoundTrip(req)
+}
+
+// idled is told that a connection has been kept.
+func (r roundTripper) idled(error) {
+	if r.crowded() {
+		r.t.CloseIdleConnections()
+	}
 }
 
 func (c *Client) closeIdle() {

@@ -283,6 +283,42 @@ func TestConnectionLimit(t *testing.T) {
 	assert.True(t, res.OK(), "%+v", res)
 }
 
+// TestFinishedConnectionGivesWay has one connection for all hosts: while a request to another one waits, it is not kept, whoever uses it meanwhile.
+func TestFinishedConnectionGivesWay(t *testing.T) {
+	t.Parallel()
+	for transport, change := range transports() {
+		t.Run(transport, func(t *testing.T) {
+			t.Parallel()
+			held, release := make(chan struct{}), make(chan struct{})
+			busy := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+				_, _ = io.ReadAll(r.Body)
+				if r.URL.Path == "/slow" {
+					close(held)
+					<-release
+				}
+			})
+			other := serve(t, func(http.ResponseWriter, *http.Request) {})
+			b := setup(t, change, func(c *Config) { c.MaxConns, c.MaxConnsPerHost, c.MaxIdlePerHost = 1, 1, 1 })
+			results := make(chan Result, 3)
+			try := func(url string) { results <- b.attempt(b.endpoint(url)) }
+			go try(busy.URL + "/slow")
+			<-held
+			go try(other.URL)
+			rt, _ := b.client.verified.HTTPClient.Transport.(roundTripper)
+			require.Eventually(t, rt.crowded, time.Second, time.Millisecond)
+			go try(busy.URL + "/next")
+			require.Eventually(t, func() bool { return b.count(b.m.inFlight) == 3 }, time.Second, time.Millisecond)
+			<-time.After(10 * time.Millisecond) // until it waits for the connection, too
+			close(release)
+			for range 3 {
+				res := <-results
+				assert.True(t, res.OK(), "%s: %s", res.Class, res.Err)
+				assert.Less(t, res.Duration, 2*time.Second)
+			}
+		})
+	}
+}
+
 func TestMetricsStartAtZero(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewRegistry()

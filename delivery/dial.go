@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -37,6 +38,7 @@ type dialer struct {
 	names  *names
 	slots  chan struct{}                                                              // holds one element per open connection
 	evict  func()                                                                     // closes idle connections
+	queued atomic.Int32                                                               // how many wait for a slot
 	bound  func(context.Context, time.Duration) (context.Context, context.CancelFunc) // a timeout that also ends with the Client
 	config *Config
 	m      *Metrics
@@ -135,13 +137,18 @@ func (d *dialer) connect(ctx context.Context, network, addr string, left int) (n
 	return conn, nil
 }
 
-// takeSlot waits for one of the MaxConns places. Idle connections to other hosts give way.
+// crowded tells a transport to close a connection rather than to keep it.
+func (d *dialer) crowded() bool { return d.queued.Load() > 0 }
+
+// takeSlot waits for one of the MaxConns places. Idle connections to other hosts give way, and those that become idle meanwhile.
 func (d *dialer) takeSlot(ctx context.Context) error {
 	select {
 	case d.slots <- struct{}{}:
 		return nil
 	default:
 	}
+	d.queued.Add(1) // first: what is kept after the look at the idle ones has to see it
+	defer d.queued.Add(-1)
 	d.evict()
 	select {
 	case d.slots <- struct{}{}:

@@ -28,11 +28,12 @@ func (x *exchange) context(ctx context.Context) context.Context {
 	return context.WithValue(ctx, exchangeKey{}, x)
 }
 
-// trace has net/http tell the exchange what http1 tells it itself.
-func (x *exchange) trace(ctx context.Context) context.Context {
+// trace has net/http tell the exchange what http1 tells it itself, and idled that the connection is kept.
+func (x *exchange) trace(ctx context.Context, idled func(error)) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn:              func(info httptrace.GotConnInfo) { x.connected(info.Reused) },
 		GotFirstResponseByte: x.gotFirstByte,
+		PutIdleConn:          idled,
 	})
 }
 

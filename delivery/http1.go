@@ -29,6 +29,7 @@ var errInterim = errors.New("too many 1xx answers")
 // A connection is used by one request at a time: idle ──take──► in use ──body read to its end──► idle.
 type http1 struct {
 	dial        func(ctx context.Context, network, addr string) (net.Conn, error)
+	crowded     func() bool // somebody waits for the place of a connection
 	perHost     int
 	idlePerHost int
 	idleTimeout time.Duration
@@ -73,9 +74,9 @@ func (c *http1Conn) Read(p []byte) (int, error) {
 	return n, c.err
 }
 
-func newHTTP1(cfg *Config, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http1 {
+func newHTTP1(cfg *Config, d *dialer) *http1 {
 	return &http1{
-		dial: dial, perHost: cfg.MaxConnsPerHost, idlePerHost: cfg.MaxIdlePerHost, idleTimeout: cfg.IdleTimeout,
+		dial: d.dial, crowded: d.crowded, perHost: cfg.MaxConnsPerHost, idlePerHost: cfg.MaxIdlePerHost, idleTimeout: cfg.IdleTimeout,
 		hosts: make(map[string]*http1Host),
 	}
 }
@@ -211,10 +212,10 @@ func (t *http1) enter(ctx context.Context, addr string) (*http1Host, error) {
 	}
 }
 
-// leave gives the place back, and the connection if it can be used again.
+// leave gives the place back, and the connection if it can be used again and nobody waits for its place.
 func (t *http1) leave(h *http1Host, c *http1Conn) {
 	t.mu.Lock()
-	keep := c != nil && len(h.idle) < t.idlePerHost
+	keep := c != nil && len(h.idle) < t.idlePerHost && !t.crowded()
 	if keep {
 		c.since = time.Now()
 		h.idle = append(h.idle, c)
