@@ -284,12 +284,6 @@ func atLeast[T int | time.Duration | ByteSize](f *faults, key string, value, lea
 	}
 }
 
-func notAbove[T int | time.Duration](f *faults, key string, value T, otherKey string, other T) {
-	if value > other {
-		f.add(key, value, "must not be more than %s, which is %v: lower the one or raise the other", otherKey, other)
-	}
-}
-
 // Validate returns every fault at once, each a *[FieldError], joined by [errors.Join].
 func (c Config) Validate() error {
 	var f faults
@@ -305,7 +299,7 @@ func (c Config) Validate() error {
 	if m := c.Retry.Multiplier; !(m >= 1) || math.IsInf(m, 0) {
 		f.add("retry.multiplier", m, "must be at least 1: 1 keeps the backoff constant, 2 doubles it")
 	}
-	notAbove(&f, "retry.backoff", c.Retry.Backoff, "retry.max_backoff", c.Retry.MaxBackoff)
+	atLeast(&f, "retry.max_backoff", c.Retry.MaxBackoff, time.Millisecond)
 
 	for _, wait := range c.Retry.Schedule {
 		atLeast(&f, "retry.schedule", wait, time.Millisecond)
@@ -319,17 +313,14 @@ func (c Config) Validate() error {
 	atLeast(&f, "breaker.window", c.Breaker.Window, time.Second)
 	atLeast(&f, "breaker.open_for", c.Breaker.OpenFor, time.Millisecond)
 	atLeast(&f, "breaker.half_open", c.Breaker.HalfOpen, 1)
-	notAbove(&f, "breaker.half_open", c.Breaker.HalfOpen, "delivery.workers", c.Delivery.Workers)
 
 	atLeast(&f, "window.deliveries", c.Window.Deliveries, 1)
 	atLeast(&f, "window.bytes", c.Window.Bytes, MiB)
 	atLeast(&f, "window.hold", c.Window.Hold, time.Millisecond)
-	notAbove(&f, "delivery.workers", c.Delivery.Workers, "window.deliveries", c.Window.Deliveries)
 
 	atLeast(&f, "record.batch", c.Record.Batch, 1)
 	atLeast(&f, "record.interval", c.Record.Interval, time.Millisecond)
 	atLeast(&f, "record.timeout", c.Record.Timeout, time.Second)
-	notAbove(&f, "record.batch", c.Record.Batch, "window.deliveries", c.Window.Deliveries)
 
 	atLeast(&f, "queue.poll", c.Queue.Poll, 10*time.Millisecond)
 	atLeast(&f, "queue.batch", c.Queue.Batch, 1)
@@ -337,6 +328,9 @@ func (c Config) Validate() error {
 	c.Health.validate(&f)
 	c.Retention.validate(&f)
 	atLeast(&f, "shutdown.drain", c.Shutdown.Drain, 0)
+	for _, l := range c.ceilings() {
+		l.check(&f)
+	}
 	return errors.Join(f...)
 }
 
@@ -385,23 +379,19 @@ func (t Tenants) validate(f *faults) {
 func (d Delivery) validate(f *faults) {
 	atLeast(f, "delivery.workers", d.Workers, 1)
 	atLeast(f, "delivery.endpoint_concurrency", d.EndpointConcurrency, 1)
-	notAbove(f, "delivery.endpoint_concurrency", d.EndpointConcurrency, "delivery.workers", d.Workers)
 	if r := d.EndpointRate; !(r >= 0) || math.IsInf(r, 0) {
 		f.add("delivery.endpoint_rate", r, "must be a number of attempts a second, or 0 for no limit")
 	}
 	atLeast(f, "delivery.host_concurrency", d.HostConcurrency, 1)
 	atLeast(f, "delivery.connect_timeout", d.ConnectTimeout, time.Millisecond)
 	atLeast(f, "delivery.tls_handshake_timeout", d.TLSHandshakeTimeout, time.Millisecond)
-	notAbove(f, "delivery.connect_timeout", d.ConnectTimeout, "delivery.default_timeout", d.DefaultTimeout)
-	notAbove(f, "delivery.tls_handshake_timeout", d.TLSHandshakeTimeout, "delivery.default_timeout", d.DefaultTimeout)
+	atLeast(f, "delivery.default_timeout", d.DefaultTimeout, time.Millisecond)
 	if d.DefaultTimeout > MaxAttemptTimeout {
 		f.add("delivery.default_timeout", d.DefaultTimeout, "must not be more than %v", MaxAttemptTimeout)
 	}
 	atLeast(f, "delivery.max_connections", d.MaxConnections, 1)
 	atLeast(f, "delivery.max_connections_per_host", d.MaxConnectionsPerHost, 1)
-	notAbove(f, "delivery.max_connections_per_host", d.MaxConnectionsPerHost, "delivery.max_connections", d.MaxConnections)
 	atLeast(f, "delivery.max_idle_per_host", d.MaxIdlePerHost, 1)
-	notAbove(f, "delivery.max_idle_per_host", d.MaxIdlePerHost, "delivery.max_connections_per_host", d.MaxConnectionsPerHost)
 	atLeast(f, "delivery.keep_alive", d.KeepAlive, time.Millisecond)
 	atLeast(f, "delivery.dns_cache", d.DNSCache, 0)
 	if d.KeepResponse < 0 || d.KeepResponse > 16*KiB {
@@ -415,9 +405,6 @@ func (d Delivery) validate(f *faults) {
 func (h Health) validate(f *faults) {
 	atLeast(f, "health.warn_after", h.WarnAfter, 0)
 	atLeast(f, "health.disable_after", h.DisableAfter, 0)
-	if h.DisableAfter > 0 {
-		notAbove(f, "health.warn_after", h.WarnAfter, "health.disable_after", h.DisableAfter)
-	}
 }
 
 func (r Retention) validate(f *faults) {

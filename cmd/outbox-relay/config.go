@@ -124,6 +124,7 @@ func loadConfig(file string, flags *pflag.FlagSet) (config, error) {
 			faults.faults = append(faults.faults, fault)
 		}
 	}
+	c.Fit(func(key string) bool { return v.Get(key) != nil })
 	for _, fault := range split(c.validateAll()) {
 		if f, ok := errors.AsType[*relay.FieldError](fault); !ok || !broken[f.Key] {
 			faults.faults = append(faults.faults, fault)

@@ -90,6 +90,7 @@ func faultCases() []struct{ name, yaml, want string } {
 		{"format", "log: {format: xml}", `log.format: "xml": must be json, text, or auto: text on a terminal, json anywhere else`},
 		{"listen", "server: {listen: 9464}", "server.listen: 9464: must be text: put it in quotes"},
 		{"pair: concurrency over workers", "delivery: {endpoint_concurrency: 1300}", "delivery.endpoint_concurrency: 1300: must not be more than delivery.workers, which is 1024: lower the one or raise the other"},
+		{"pair: workers over connections", "delivery: {workers: 3000}", "delivery.workers: 3000: must not be more than delivery.max_connections, which is 2048: lower the one or raise the other"},
 		{"pair: backoff over its cap", "retry: {backoff: 2h}", "retry.backoff: 2h0m0s: must not be more than retry.max_backoff, which is 1h0m0s: lower the one or raise the other"},
 	}
 }
@@ -127,6 +128,40 @@ server: {listen: nowhere}
 		require.ErrorContains(t, err, key)
 	}
 	assert.ErrorContains(t, err, "13 faults")
+}
+
+// A value that is given alone is no fault because a default is above it.
+func TestDefaultsFitWhatIsGiven(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[string]func(*config){
+		"delivery: {workers: 7}": func(c *config) {
+			c.Delivery.Workers, c.Delivery.EndpointConcurrency = 7, 7
+		},
+		"delivery: {max_connections: 50}": func(c *config) {
+			d := &c.Delivery
+			d.MaxConnections, d.MaxConnectionsPerHost, d.MaxIdlePerHost, d.Workers, d.EndpointConcurrency = 50, 50, 50, 50, 50
+		},
+		"delivery: {max_connections_per_host: 9}": func(c *config) {
+			c.Delivery.MaxConnectionsPerHost, c.Delivery.MaxIdlePerHost = 9, 9
+		},
+		"delivery: {default_timeout: 3s}": func(c *config) {
+			d := &c.Delivery
+			d.DefaultTimeout, d.ConnectTimeout, d.TLSHandshakeTimeout = 3*time.Second, 3*time.Second, 3*time.Second
+		},
+		"window: {deliveries: 100}": func(c *config) {
+			c.Window.Deliveries, c.Record.Batch, c.Delivery.Workers = 100, 100, 100
+		},
+		"retry: {max_backoff: 10s}":   func(c *config) { c.Retry.MaxBackoff, c.Retry.Backoff = 10*time.Second, 10*time.Second },
+		"health: {disable_after: 1h}": func(c *config) { c.Health.DisableAfter, c.Health.WarnAfter = time.Hour, time.Hour },
+		"health: {disable_after: 0s}": func(c *config) { c.Health.DisableAfter = 0 },
+	} {
+		c, err := loadText(t, given, "--database-url="+dsn)
+		require.NoError(t, err, given)
+		expected := defaultConfig()
+		expected.Database.URL = dsn
+		want(&expected)
+		assert.Equal(t, expected, c, given)
+	}
 }
 
 func TestAllowUnderDenyIsRefused(t *testing.T) {
