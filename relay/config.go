@@ -3,7 +3,6 @@ package relay
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"math"
 	"net/netip"
 	"net/url"
@@ -12,8 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/neo-commons/outbox-relay/delivery"
 )
@@ -339,29 +336,17 @@ func (d Database) validate(f *faults) {
 		f.add("database.url", "", "is required: give --database-url, OUTBOX_RELAY_DATABASE_URL or database.url in the file, "+
 			"for example postgres://outbox_relay@db.internal:5432/app")
 	}
-	validateDSN(f, "database.url", d.URL)
-	validateDSN(f, "database.replication_url", d.ReplicationURL)
+	if fault := DSNFault(d.URL); fault != "" {
+		f.add("database.url", "", "%s", fault)
+	}
+	if fault := DSNFault(d.ReplicationURL); fault != "" {
+		f.add("database.replication_url", "", "%s", fault)
+	}
 	if !regexp.MustCompile(`^[a-z0-9_]{1,63}$`).MatchString(d.Slot) {
 		f.add("database.slot", strconv.Quote(d.Slot), "must be 1 to 63 of a-z, 0-9 and _, as PostgreSQL demands of a slot's name")
 	}
 	atLeast(f, "database.max_connections", d.MaxConnections, 2)
 	atLeast(f, "database.connect_timeout", d.ConnectTimeout, time.Millisecond)
-}
-
-// validateDSN never repeats the DSN: the password of a malformed one cannot be told from the rest.
-func validateDSN(f *faults, key, dsn string) {
-	if dsn == "" {
-		return
-	}
-	_, err := pgconn.ParseConfig(dsn)
-	var missing *fs.PathError
-	switch {
-	case errors.As(err, &missing):
-		f.add(key, "", "names a file that cannot be read: %v", missing)
-	case err != nil:
-		f.add(key, "", "is not a PostgreSQL DSN: write postgres://user:password@host:5432/database?sslmode=verify-full, "+
-			"with special characters of the password percent-encoded, or host=… user=… dbname=…")
-	}
 }
 
 func (t Tenants) validate(f *faults) {

@@ -172,10 +172,37 @@ func TestAllowUnderDenyIsRefused(t *testing.T) {
 
 func TestFaultyDSNIsNotRepeated(t *testing.T) {
 	t.Parallel()
-	for _, bad := range []string{"postgres://relay:s3cret/word@:x/app", "host=localhost port=s3cret", "mysql://a:s3cret@localhost/app", "postgres://a:s3cret@h/d?sslmode=maybe"} {
+	const notOne, at = "is not a PostgreSQL DSN: write postgres://", "has an @ in what comes out as its host or database: percent-encode the password"
+	for bad, want := range map[string]string{
+		"postgres://relay:s3cret/word@:x/app":               "has no valid port: write postgres://",
+		"postgres://relay:s3cret@h:70000/app":               "has no valid port: write postgres://",
+		"host=localhost port=s3cret":                        "has no valid port",
+		"postgres://a:s3cret@h/d?sslmode=maybe":             "has no valid sslmode: use disable, allow, prefer, require, verify-ca or verify-full",
+		"postgres://a:s3cret@h/d?target_session_attrs=some": "has no valid target_session_attrs",
+		"postgres://a:s3cret@h/d?connect_timeout=soon":      "has no valid connect_timeout",
+		"mysql://a:s3cret@localhost/app":                    notOne,
+		"mysql://a:s3cret@localhost/app?sslmode=disable":    notOne,
+		"postgres://relay:12%zs3cret@h/app":                 notOne,
+		"host=h password='s3cret":                           notOne,
+		"postgres://relay:p@s3cret@h/app":                   at,
+		"postgres://relay:p@s3cret@h:5432,h2:5432/app":      at,
+		"postgresql://relay:12/3s3cret@h/app":               at,
+		"host=relay:s3cret@h dbname=app":                    at,
+		"host=h1,relay:s3cret@h2 dbname=app":                at,
+	} {
 		_, err := loadText(t, "", "--database-url="+bad)
-		require.ErrorContains(t, err, "database.url: is not a PostgreSQL DSN", bad)
+		require.ErrorContains(t, err, "database.url: "+want, bad)
 		assert.NotContains(t, err.Error(), "s3cret")
+		c := defaultConfig()
+		c.Database.ReplicationURL = bad
+		var printed bytes.Buffer
+		require.NoError(t, c.write(&printed))
+		assert.Contains(t, printed.String(), "replication_url: '(hidden: not a DSN)'", bad)
+		assert.NotContains(t, printed.String(), "s3cret", bad)
+	}
+	for _, good := range []string{"postgres://a:p%40ss@h/d?application_name=a@b", "postgres://h/d?user=a&password=p@ss", "postgres://a@h1,h2:5433/d", "host=h password=p@ss"} {
+		_, err := loadText(t, "", "--database-url="+good)
+		require.NoError(t, err, good)
 	}
 	_, err := loadText(t, "", "--database-url=postgres://relay@h/d?sslmode=verify-full&sslrootcert=/nonexistent.pem")
 	assert.ErrorContains(t, err, "database.url: names a file that cannot be read: open /nonexistent.pem")
@@ -215,7 +242,7 @@ func TestPasswordsAreHidden(t *testing.T) {
 		"postgres://relay@db/app":                             "postgres://relay@db/app",
 		"host=db user=relay password=s3cret dbname=app":       "host=db user=relay password=xxxxx dbname=app",
 		`host=db password = 's3\'cret s3' dbname=app`:         "host=db password=xxxxx dbname=app",
-		`host=db password='s3 cret`:                           "host=db password=xxxxx",
+		`host=db password='s3 cret`:                           "(hidden: not a DSN)",
 		"":                                                    "",
 	} {
 		assert.Equal(t, want, hidePassword(given))
