@@ -31,11 +31,18 @@ func newGuard(allow, deny []netip.Prefix) *guard {
 			v6 = append(v6, p)
 		}
 	}
-	g := &guard{special: ssrf.New(ssrf.WithAnyPort(), ssrf.WithAllowedV4Prefixes(v4...), ssrf.WithAllowedV6Prefixes(v6...))}
+	g := &guard{special: ssrf.New(ssrf.WithAnyPort(), ssrf.WithAllowedV4Prefixes(v4...), ssrf.WithAllowedV6Prefixes(v6...),
+		ssrf.WithDeniedV4Prefixes(wireServer()))}
 	for _, p := range deny {
 		g.deny = append(g.deny, unmapPrefix(p))
 	}
 	return g
+}
+
+// wireServer is where Azure tells virtual machines about themselves, secrets included: a public address that only they can reach
+// (https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16). The metadata services of other clouds have special ones.
+func wireServer() netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{168, 63, 129, 16}), 32)
 }
 
 // unmapPrefix turns ::ffff:10.0.0.0/104 into 10.0.0.0/8, the form in which addresses are compared.
