@@ -66,7 +66,7 @@ func BenchmarkSign(b *testing.B) {
 	for _, size := range []int{300, 30_000} {
 		m := Encode(nil, FormatStandard, benchEvent(size), "src")
 		now := time.Now()
-		for name, token := range map[string]string{"raw": testSecret, "whsec": "whsec_c2VjcmV0"} {
+		for name, token := range map[string]string{"raw": testSecret, "whsec": "whsec_c2VjcmV0", "whsk": privatePrefix + rfcSeed} {
 			ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: token}, DefaultDefaults())
 			require.NoError(b, err)
 			b.Run(fmt.Sprintf("%dB/%s", size, name), func(b *testing.B) {

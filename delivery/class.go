@@ -58,7 +58,7 @@ type Result struct {
 	Body []byte
 	// Directive is what the answer asks for beyond its status, as far as the configuration lets it.
 	Directive Directive
-	// Signature is the value sent under the endpoint's signature header.
+	// Signature is the value sent under the endpoint's signature header; empty if its secret is asymmetric.
 	Signature string
 }
 

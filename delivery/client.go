@@ -226,7 +226,9 @@ func (c *Client) header(ep *Endpoint, m *Message, attempt int, s signatures) htt
 	}
 	c.setCommon(h, set, m, attempt, s)
 	set(headerSignature, s.v1)
-	set(ep.signatureHeader, s.legacy)
+	if s.legacy != "" {
+		set(ep.signatureHeader, s.legacy)
+	}
 	for _, f := range ep.custom {
 		h[f.name] = f.values
 	}

@@ -125,7 +125,7 @@ type Endpoint struct {
 	signatureHeader  string
 	custom           []field
 	primary          *secret
-	legacy           *secret // the raw token; the same as primary unless the token is whsec_
+	legacy           *secret // the raw token; the same as primary unless the token is whsec_; nil if it is whsk_
 	secondary        *secret // nil: none
 	secondaryExpires time.Time
 	schedule         []time.Duration
@@ -218,18 +218,21 @@ func (ep *Endpoint) setURL(raw string, f *faults) {
 }
 
 func (ep *Endpoint) setSecrets(row *EndpointRow, f *faults) {
-	const remedy = "must not be empty: use whsec_ and 24 to 64 random bytes in base64"
-	key := signingKey(row.SecretToken)
-	f.check(len(key) > 0, "secret_token", "(hidden)", remedy)
-	ep.primary = newSecret(key)
-	ep.legacy = ep.primary
-	if string(key) != row.SecretToken {
+	parse := func(column, token string) *secret {
+		s, remedy := parseSecret(token)
+		f.check(s != nil, column, "(hidden)", remedy)
+		return s
+	}
+	ep.primary = parse("secret_token", row.SecretToken)
+	switch {
+	case ep.primary == nil || ep.primary.private != nil:
+	case strings.HasPrefix(row.SecretToken, secretPrefix):
 		ep.legacy = newSecret([]byte(row.SecretToken))
+	default:
+		ep.legacy = ep.primary
 	}
 	if row.SecondarySecret != "" {
-		key := signingKey(row.SecondarySecret)
-		f.check(len(key) > 0, "secondary_secret_token", "(hidden)", remedy)
-		ep.secondary, ep.secondaryExpires = newSecret(key), row.SecondarySecretExpires
+		ep.secondary, ep.secondaryExpires = parse("secondary_secret_token", row.SecondarySecret), row.SecondarySecretExpires
 	}
 }
 

@@ -1,11 +1,13 @@
 package delivery
 
 import (
+	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -106,6 +108,95 @@ func TestSignDuringRotation(t *testing.T) {
 	ep, err = NewEndpoint(row, DefaultDefaults())
 	require.NoError(t, err)
 	require.NoError(t, older.VerifyIgnoringTimestamp(m.Body, headersOf(ep.sign(&m, now.AddDate(10, 0, 0)))))
+}
+
+// verifyAsymmetric checks webhook-signature as its specification says: one of its signatures is v1a, of {id}.{timestamp}.{body}. No library at hand
+// reads v1a.
+func verifyAsymmetric(public ed25519.PublicKey, body []byte, h http.Header) bool {
+	signed := []byte(h.Get("webhook-id") + "." + h.Get("webhook-timestamp") + "." + string(body))
+	for one := range strings.SplitSeq(h.Get("webhook-signature"), " ") {
+		encoded, ok := strings.CutPrefix(one, "v1a,")
+		signature, err := base64.StdEncoding.DecodeString(encoded)
+		if ok && err == nil && ed25519.Verify(public, signed, signature) {
+			return true
+		}
+	}
+	return false
+}
+
+// The first key of RFC 8032, section 7.1, as seed and public key.
+const (
+	rfcSeed   = "nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A="
+	rfcPublic = "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="
+)
+
+func asymmetric(t *testing.T) (seed, full string, public ed25519.PublicKey) {
+	t.Helper()
+	secret, err := base64.StdEncoding.DecodeString(rfcSeed)
+	require.NoError(t, err)
+	public, err = base64.StdEncoding.DecodeString(rfcPublic)
+	require.NoError(t, err)
+	return privatePrefix + rfcSeed, privatePrefix + base64.StdEncoding.EncodeToString(append(secret, public...)), public
+}
+
+func TestSignAsymmetric(t *testing.T) {
+	t.Parallel()
+	seed, full, public := asymmetric(t)
+	for _, token := range []string{seed, full} {
+		ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: token, SignatureHeader: "X-Sig"}, DefaultDefaults())
+		require.NoError(t, err)
+		m := Encode(nil, FormatStandard, fullEvent(), "src")
+		for range 3 {
+			s := ep.sign(&m, time.Now())
+			assert.True(t, verifyAsymmetric(public, m.Body, headersOf(s)), s.v1)
+			assert.False(t, verifyAsymmetric(public, append(m.Body, ' '), headersOf(s)))
+			assert.Empty(t, s.legacy)
+			h := (&Client{}).header(ep, &m, 1, s)
+			assert.NotContains(t, h, "X-Sig", "there is no secret to make it with")
+			assert.Contains(t, h, headerSignature)
+		}
+	}
+}
+
+func TestSignDuringRotationOfBothKinds(t *testing.T) {
+	t.Parallel()
+	seed, _, public := asymmetric(t)
+	m := Encode(nil, FormatStandard, fullEvent(), "src")
+	for _, row := range []EndpointRow{{SecretToken: seed, SecondarySecret: olderToken}, {SecretToken: olderToken, SecondarySecret: seed}} {
+		row.URL = "http://h"
+		ep, err := NewEndpoint(row, DefaultDefaults())
+		require.NoError(t, err)
+		s := ep.sign(&m, time.Now())
+		require.NoError(t, verifier(t, olderToken, false).Verify(m.Body, headersOf(s)), "the official verifier passes v1a by")
+		assert.True(t, verifyAsymmetric(public, m.Body, headersOf(s)), s.v1)
+		assert.Equal(t, row.SecretToken == olderToken, legacyValid(olderToken, m.Body, s.legacy), "it is the primary token's")
+	}
+}
+
+func TestKeysThatCannotSign(t *testing.T) {
+	t.Parallel()
+	_, full, _ := asymmetric(t)
+	for token, want := range map[string]string{
+		"":                                  "must not be empty: use whsec_",
+		"whsec_":                            "must not be empty",
+		publicPrefix + rfcPublic:            "is a public key, which is for the receiver: use the private one, whsk_",
+		privatePrefix:                       "is no private key of ed25519: use whsk_ and its seed of 32 bytes",
+		privatePrefix + "planted-secret":    "is no private key",
+		privatePrefix + rfcSeed[:40]:        "is no private key",
+		strings.TrimSuffix(full, "=="):      "is no private key",
+		privatePrefix + rfcPublic + rfcSeed: "is no private key",
+		full[:60] + "AAAA" + full[64:]:      "is no private key",
+	} {
+		for _, row := range []EndpointRow{{SecretToken: token}, {SecretToken: "s", SecondarySecret: token}} {
+			if row.SecondarySecret == "" && row.SecretToken == "s" {
+				continue // there is none
+			}
+			row.URL = "http://h"
+			_, err := NewEndpoint(row, DefaultDefaults())
+			require.ErrorContains(t, err, "secret_token (hidden): "+want, token)
+			assert.NotContains(t, err.Error(), "planted")
+		}
+	}
 }
 
 func TestSignConcurrently(t *testing.T) {
