@@ -287,6 +287,9 @@ func (ep *Endpoint) redirect(resp *http.Response, from *url.URL) *url.URL {
 	if location == "" || err != nil || to.Hostname() == "" || to.Scheme != "https" && (to.Scheme != "http" || from.Scheme == "https") {
 		return nil
 	}
+	if !hostToASCII(to) {
+		return nil
+	}
 	to.User = nil
 	if to.Host == from.Host && to.Scheme == from.Scheme {
 		to.User = from.User

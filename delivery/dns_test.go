@@ -192,6 +192,43 @@ func TestAttemptByName(t *testing.T) {
 	assert.Equal(t, 2, b.count(b.m.connErrors[stageDNS]))
 }
 
+// TestAttemptByForeignName has a host with letters beyond ASCII, which has to be looked up and sent as punycode.
+func TestAttemptByForeignName(t *testing.T) {
+	t.Parallel()
+	for transport, change := range transports() {
+		t.Run(transport, func(t *testing.T) {
+			t.Parallel()
+			hosts := make(chan string, 2)
+			s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				hosts <- r.Host
+				if r.URL.Path == "/away" {
+					w.Header().Set("Location", strings.Replace(r.Header.Get("X-To"), "PORT", r.Host[strings.Index(r.Host, ":"):], 1))
+					w.WriteHeader(http.StatusTemporaryRedirect)
+				}
+			})
+			_, port, _ := strings.Cut(strings.TrimPrefix(s.URL, "http://"), ":")
+			book := newBook()
+			book.set("xn--bcher-kva.attempt.test", "127.0.0.1")
+			b := setupLookup(t, book.lookup, change)
+			res := b.attempt(b.endpoint("http://B\u00fccher.attempt.test:" + port + "/\u00fc"))
+			require.True(t, res.OK(), "%s: %s", res.Class, res.Err)
+			assert.Equal(t, "xn--bcher-kva.attempt.test:"+port, <-hosts)
+
+			away := func(to string) Result {
+				return b.attempt(b.endpoint(s.URL+"/away", func(r *EndpointRow) {
+					r.FollowRedirects, r.CustomHeaders = true, []byte(`{"X-To": "http://`+to+`PORT/"}`)
+				}))
+			}
+			res = away("b\u00fccher.attempt.test")
+			require.True(t, res.OK(), "%s: %s", res.Class, res.Err)
+			<-hosts
+			assert.Equal(t, "xn--bcher-kva.attempt.test:"+port, <-hosts)
+			res = away("\u0300a.test")
+			assert.Equal(t, Class3xx, res.Class)
+		})
+	}
+}
+
 func TestDNSFailuresDescribed(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

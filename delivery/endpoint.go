@@ -6,12 +6,16 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+
+	"golang.org/x/net/idna"
 
 	"github.com/neo-commons/outbox-relay/outbox"
 )
@@ -207,6 +211,10 @@ func (ep *Endpoint) setURL(raw string, f *faults) {
 		return
 	}
 	u.Host = strings.TrimSuffix(u.Host, ":")
+	if !hostToASCII(u) {
+		f.add(column, shown, "the host is no name that can be looked up: check its letters, or write it as xn--…")
+		return
+	}
 	if port := u.Port(); port != "" {
 		n, err := strconv.ParseUint(port, 10, 16)
 		f.check(err == nil && n > 0, column, shown, "the port must be 1 to 65535")
@@ -215,6 +223,20 @@ func (ep *Endpoint) setURL(raw string, f *faults) {
 	display := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}
 	ep.url, ep.URL = u, display.String()
 	ep.Host = strings.ToLower(hostPort(u))
+}
+
+// hostToASCII writes a host with letters beyond ASCII as it is looked up and sent, as net/http does; http1 and the cache of names take it as it is.
+func hostToASCII(u *url.URL) bool {
+	host := u.Hostname()
+	if strings.IndexFunc(host, func(r rune) bool { return r > unicode.MaxASCII }) < 0 {
+		return true
+	}
+	ascii, err := idna.Lookup.ToASCII(host)
+	if port := u.Port(); port != "" {
+		ascii = net.JoinHostPort(ascii, port)
+	}
+	u.Host = ascii
+	return err == nil
 }
 
 func (ep *Endpoint) setSecrets(row *EndpointRow, f *faults) {
