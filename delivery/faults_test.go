@@ -135,6 +135,15 @@ func faultList() map[string]fault { //nolint:funlen // a table
 			_ = readRequest(r)
 			flood(c, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
 		}, ClassProtocol, 0},
+		"ten 1xx": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, strings.Repeat("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", 10)+"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		}, ClassSuccess, 200},
+		"a status below 100": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+			_ = readRequest(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 099 Odd\r\nContent-Length: 0\r\n\r\n")
+			hold(r)
+		}, ClassProtocol, 99},
 		"another protocol": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")

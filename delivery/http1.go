@@ -12,15 +12,9 @@ import (
 	"time"
 )
 
-const (
-	// http1MaxBody is the largest request body that http1 sends itself. It fits into the socket buffers of both sides, so that writing it
-	// does not wait for a receiver that answers before it has read: a larger one needs net/http, which reads meanwhile.
-	http1MaxBody = 32 << 10
-	// maxInterim is how many 1xx answers may come before the answer proper; net/http has the same bound.
-	maxInterim = 5
-)
-
-var errInterim = errors.New("too many 1xx answers")
+// http1MaxBody is the largest request body that http1 sends itself. It fits into the socket buffers of both sides, so that writing it does not wait
+// for a receiver that answers before it has read: a larger one needs net/http, which reads meanwhile.
+const http1MaxBody = 32 << 10
 
 // http1 is an http.RoundTripper for http:// URLs and small bodies. The caller's goroutine writes the request and reads the answer itself,
 // with the standard library's own encoder and parser. net/http hands every request to two goroutines of the connection and back: a fifth of
@@ -121,7 +115,7 @@ func (t *http1) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp.Body = &http1Body{ReadCloser: resp.Body, done: func(reusable bool) {
 		undisturbed := stop()
-		if reusable && undisturbed && !resp.Close && resp.StatusCode != http.StatusSwitchingProtocols && c.in.Buffered() == 0 {
+		if reusable && undisturbed && !resp.Close && resp.StatusCode >= 200 && c.in.Buffered() == 0 {
 			t.leave(h, c)
 			return
 		}
@@ -131,7 +125,8 @@ func (t *http1) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// exchange writes the request and reads the head of its answer.
+// exchange writes the request and reads the head of its answer. The 1xx answers before it are passed over; together with it they may be as large as
+// a head, however many they are. So does net/http since Go 1.26.
 func (c *http1Conn) exchange(req *http.Request, x *exchange) (*http.Response, error) {
 	if err := req.Write(c.out); err != nil {
 		return nil, err
@@ -147,7 +142,7 @@ func (c *http1Conn) exchange(req *http.Request, x *exchange) (*http.Response, er
 	if x != nil {
 		x.gotFirstByte()
 	}
-	for range maxInterim + 1 {
+	for {
 		resp, err := http.ReadResponse(c.in, req)
 		if err != nil && c.err != nil && !errors.Is(c.err, io.EOF) {
 			return nil, c.err
@@ -155,11 +150,10 @@ func (c *http1Conn) exchange(req *http.Request, x *exchange) (*http.Response, er
 		if err != nil {
 			return nil, err
 		}
-		if resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols {
+		if resp.StatusCode < 100 || resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols {
 			return resp, nil
 		}
 	}
-	return nil, errInterim
 }
 
 // http1Body gives the connection back once.
