@@ -108,10 +108,7 @@ func (c *Client) newHTTP(d *dialer, tlsConfig *tls.Config) *retryablehttp.Client
 	c.transports = append(c.transports, t)
 	c.mu.Unlock()
 	return &retryablehttp.Client{
-		HTTPClient: &http.Client{
-			Transport:     roundTripper{t, c.plain, d.crowded},
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
+		HTTPClient:   &http.Client{Transport: roundTripper{t, c.plain, d.crowded}},
 		RetryMax:     1,
 		CheckRetry:   resendStale,
 		Backoff:      func(time.Duration, time.Duration, int, *http.Response) time.Duration { return 0 },
@@ -127,8 +124,20 @@ type roundTripper struct {
 	crowded func() bool
 }
 
+// headerLocation is where an answer has its Location: out of sight of http.Client, which would follow it, or make an error of one that is no URL.
+const headerLocation = "(location)" // no header that arrives can be called so
+
 // RoundTrip implements http.RoundTripper.
 func (r roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := r.roundTrip(req)
+	if err == nil && resp.StatusCode >= 300 && resp.StatusCode <= 399 {
+		resp.Header[headerLocation] = resp.Header["Location"]
+		resp.Header.Del("Location")
+	}
+	return resp, err
+}
+
+func (r roundTripper) roundTrip(req *http.Request) (*http.Response, error) {
 	if r.plain.suits(req) {
 		return r.plain.RoundTrip(req)
 	}
@@ -282,9 +291,12 @@ func (ep *Endpoint) redirect(resp *http.Response, from *url.URL) *url.URL {
 	default:
 		return nil
 	}
-	location := resp.Header.Get("Location")
-	to, err := from.Parse(location)
-	if location == "" || err != nil || to.Hostname() == "" || to.Scheme != "https" && (to.Scheme != "http" || from.Scheme == "https") {
+	location := resp.Header[headerLocation]
+	if len(location) == 0 || location[0] == "" {
+		return nil
+	}
+	to, err := from.Parse(location[0])
+	if err != nil || to.Hostname() == "" || to.Scheme != "https" && (to.Scheme != "http" || from.Scheme == "https") {
 		return nil
 	}
 	if !hostToASCII(to) {

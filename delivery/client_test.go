@@ -170,7 +170,7 @@ func TestRedirects(t *testing.T) {
 	assert.Equal(t, Class3xx, res.Class)
 	assert.Len(t, hops, 1+maxRedirects)
 
-	for path, want := range map[string]Class{"/303": Class3xx, "/nowhere": Class3xx, "/file": Class3xx, "/bad": ClassProtocol} {
+	for path, want := range map[string]Class{"/303": Class3xx, "/nowhere": Class3xx, "/file": Class3xx, "/bad": Class3xx} {
 		hops = nil
 		assert.Equal(t, want, b.attempt(b.endpoint(s.URL+path, follow)).Class, path)
 		assert.Len(t, hops, 1, path)
@@ -182,6 +182,22 @@ func TestRedirects(t *testing.T) {
 	assert.Equal(t, 302, res.Status)
 	assert.Equal(t, "answered 302, not followed", res.Err)
 	assert.Len(t, hops, 1)
+}
+
+func TestRedirectThatIsNoURL(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Location", "http://%zz/")
+		w.WriteHeader(http.StatusFound)
+	})
+	for transport, change := range transports() {
+		for _, follow := range []bool{false, true} {
+			b := setup(t, change)
+			res := b.attempt(b.endpoint(s.URL, func(r *EndpointRow) { r.FollowRedirects = follow }))
+			assert.Equal(t, Class3xx, res.Class, "%s, follow %t: %s", transport, follow, res.Err)
+			assert.Equal(t, 302, res.Status)
+		}
+	}
 }
 
 func TestRedirectNeverLeavesTLS(t *testing.T) {
