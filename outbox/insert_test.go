@@ -340,3 +340,21 @@ func BenchmarkInsertMany(b *testing.B) {
 		}
 	})
 }
+
+// TestNumbersAsPostgreSQL holds Validate against the server, at the bounds of numeric.
+func TestNumbersAsPostgreSQL(t *testing.T) {
+	t.Parallel()
+	conn := setup(t)
+	zeros := func(n int) string { return strings.Repeat("0", n) }
+	for _, number := range []string{
+		"0", "-0", "1e131071", "1e131072", "9.9e131071", "10e131071", "0.1e131072", "0.1e131073", "0.00001e131076", "0.00001e131077",
+		"1" + zeros(131071), "1" + zeros(131072), "1" + zeros(131071) + ".5", "1e-16383", "1e-16384", "1.0e-16382", "1.0e-16383", "-1E-16384",
+		"0." + zeros(16382) + "1", "0." + zeros(16383) + "1", "0." + zeros(16383), "0." + zeros(16384), "0e131072", "0e-16384", "0e1000000", "0.0e-16383",
+		"1" + zeros(20000) + "e-20000", "1" + zeros(20000) + "e-36383", "1" + zeros(20000) + "e-36384", "1e1073741824", "0e1073741825", "0e-1073741825",
+		"1e+131071", "1e+131072", "0e99999999999999999999", "1e-99999999999999999999", "1e0000000000000000000000131071",
+	} {
+		e := outbox.Event{Type: "a.b", AggregateID: outbox.UUID{1}, AggregateType: "a", Data: json.RawMessage(`{"n": [` + number + `]}`)}
+		_, err := conn.Exec(t.Context(), "SELECT $1::text::jsonb", string(e.Data))
+		assert.Equal(t, err == nil, e.Validate() == nil, "%.40s (%d bytes): the server says %v", number, len(number), err)
+	}
+}

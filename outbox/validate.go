@@ -105,8 +105,8 @@ func metadataFault(doc json.RawMessage) string {
 	return ""
 }
 
-// jsonFault finds what jsonb refuses, empty meaning the default. JSON itself allows what PostgreSQL has no text for: the character
-// U+0000 and halves of surrogate pairs.
+// jsonFault finds what jsonb refuses, empty meaning the default. JSON itself allows what PostgreSQL has no text for, the character U+0000 and halves
+// of surrogate pairs, and numbers that numeric does not hold.
 func jsonFault(doc json.RawMessage) string {
 	if len(doc) == 0 {
 		return ""
@@ -116,6 +116,10 @@ func jsonFault(doc json.RawMessage) string {
 	}
 	if !json.Valid(doc) {
 		return "is not valid JSON"
+	}
+	if overflows(doc) {
+		return fmt.Sprintf("holds a number that overflows numeric, which has at most %d digits before and %d behind the decimal point",
+			maxWeight+1, maxScale)
 	}
 	for rest := []byte(doc); ; {
 		at := bytes.IndexByte(rest, '\\')
@@ -137,6 +141,55 @@ func jsonFault(doc json.RawMessage) string {
 			return `holds half of a surrogate pair, which jsonb cannot store`
 		}
 	}
+}
+
+// What numeric holds at most: the exponent of the first digit, and digits behind the decimal point, zeros included. Source: NUMERIC_WEIGHT_MAX in
+// base 10,000 and NUMERIC_DSCALE_MAX in src/backend/utils/adt/numeric.c.
+const (
+	maxWeight = 131071
+	maxScale  = 16383
+)
+
+// overflows tells whether a valid document holds a number that numeric does not.
+func overflows(doc []byte) bool {
+	for i := 0; i < len(doc); {
+		c := doc[i]
+		end := i + 1
+		switch {
+		case c == '"':
+			for ; doc[end] != '"'; end++ {
+				if doc[end] == '\\' {
+					end++
+				}
+			}
+			end++
+		case c == '-' || c >= '0' && c <= '9':
+			for end < len(doc) && strings.IndexByte("0123456789.eE+-", doc[end]) >= 0 {
+				end++
+			}
+			if overflowsNumeric(string(doc[i:end])) {
+				return true
+			}
+		}
+		i = end
+	}
+	return false
+}
+
+func overflowsNumeric(number string) bool {
+	mantissa, exponent := strings.TrimPrefix(number, "-"), 0
+	if at := strings.IndexAny(mantissa, "eE"); at >= 0 {
+		const most = 1 << 30
+		var err error
+		if exponent, err = strconv.Atoi(mantissa[at+1:]); err != nil || exponent > most || exponent < -most {
+			return true // of zero as well
+		}
+		mantissa = mantissa[:at]
+	}
+	whole, fraction, _ := strings.Cut(mantissa, ".")
+	scale := len(fraction) - exponent
+	significant := strings.TrimLeft(whole+fraction, "0")
+	return scale > maxScale || significant != "" && len(significant)-1-scale > maxWeight
 }
 
 // escaped returns the UTF-16 unit of a leading \uXXXX, or -1.
