@@ -299,7 +299,7 @@ func (ep *Endpoint) redirect(resp *http.Response, from *url.URL) *url.URL {
 	if err != nil || to.Hostname() == "" || to.Scheme != "https" && (to.Scheme != "http" || from.Scheme == "https") {
 		return nil
 	}
-	if !hostToASCII(to) {
+	if !hostToASCII(to) || !validQuery(to) {
 		return nil
 	}
 	to.User = nil

@@ -200,6 +200,29 @@ func TestRedirectThatIsNoURL(t *testing.T) {
 	}
 }
 
+// TestRequestLine has URLs with what must not stand in a request line as it is.
+func TestRequestLine(t *testing.T) {
+	t.Parallel()
+	lines := make(chan string, 1)
+	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		lines <- r.RequestURI
+		if r.URL.Path == "/away" {
+			w.Header().Set("Location", "/there?a b")
+			w.WriteHeader(http.StatusTemporaryRedirect)
+		}
+	})
+	for transport, change := range transports() {
+		b := setup(t, change)
+		res := b.attempt(b.endpoint(s.URL + "/\u00fc b\"?c=%20d"))
+		require.True(t, res.OK(), "%s: %s", transport, res.Err)
+		assert.Equal(t, "/%C3%BC%20b%22?c=%20d", <-lines)
+
+		res = b.attempt(b.endpoint(s.URL+"/away", func(r *EndpointRow) { r.FollowRedirects = true }))
+		assert.Equal(t, Class3xx, res.Class, res.Err)
+		assert.Equal(t, "/away", <-lines)
+	}
+}
+
 func TestRedirectNeverLeavesTLS(t *testing.T) {
 	t.Parallel()
 	plain := serve(t, func(http.ResponseWriter, *http.Request) { t.Error("the body went out in the clear") })

@@ -219,10 +219,16 @@ func (ep *Endpoint) setURL(raw string, f *faults) {
 		n, err := strconv.ParseUint(port, 10, 16)
 		f.check(err == nil && n > 0, column, shown, "the port must be 1 to 65535")
 	}
+	f.check(validQuery(u), column, shown, "the query holds a space or a letter beyond ASCII: percent-encode it, a space as %20")
 	u.Fragment, u.RawFragment = "", ""
 	display := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}
 	ep.url, ep.URL = u, display.String()
 	ep.Host = strings.ToLower(hostPort(u))
+}
+
+// validQuery reports whether the query can stand in a request line. It is sent as it is, unlike a path, which net/url encodes where it has to.
+func validQuery(u *url.URL) bool {
+	return !slices.ContainsFunc([]byte(u.RawQuery), func(c byte) bool { return c <= ' ' || c >= 0x7f })
 }
 
 // hostToASCII writes a host with letters beyond ASCII as it is looked up and sent, as net/http does; http1 and the cache of names take it as it is.

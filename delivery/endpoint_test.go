@@ -87,13 +87,13 @@ func TestNewEndpointURLs(t *testing.T) {
 	for _, bad := range []string{
 		"", "host/path", "//host/x", "http://", "http:///x", "https:host", "http://host:0/", "http://host:65536/", "http://host:x/",
 		"javascript:alert(1)", "file:///etc/passwd", "http://ho st/", "http://host/\r\nX: y", "http://%zz/", "http://[::1/", "http://:80/",
-		"http://a%2fb/", "http://\u0300a.example/", "http://a\u05d0.example/", "http://a\uff0fb.example/", "http://[\u00fc::1]/", "http://" + strings.Repeat("a", maxURLLen), "\x00", "http://@/",
+		"http://a%2fb/", "http://\u0300a.example/", "http://a\u05d0.example/", "http://a\uff0fb.example/", "http://[\u00fc::1]/", "http://" + strings.Repeat("a", maxURLLen), "\x00", "http://@/", "http://h/?a=b c", "http://h/?\u00fc", "http://h/?a\x7f",
 	} {
 		_, err := NewEndpoint(EndpointRow{URL: bad, SecretToken: "s"}, DefaultDefaults())
 		require.Error(t, err, bad)
 		assert.Equal(t, []string{"endpoint_url"}, fieldsOf(t, err), bad)
 	}
-	for _, good := range []string{"http://host", "HTTPS://host:1/", "http://127.0.0.1:65535/?a=b", "http://b\u00fccher.example/\u00fc", "http://[::1]:80/"} {
+	for _, good := range []string{"http://host", "HTTPS://host:1/", "http://127.0.0.1:65535/?a=b", "http://b\u00fccher.example/\u00fc", "http://[::1]:80/", "http://h/a b?c=%20%C3%BC#d e"} {
 		_, err := NewEndpoint(EndpointRow{URL: good, SecretToken: "s"}, DefaultDefaults())
 		require.NoError(t, err, good)
 	}
