@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"time"
@@ -34,10 +35,27 @@ func (e *engine) attempt(ctx context.Context, j *job) {
 	if !j.committed.IsZero() {
 		e.metrics.answered(j.committed, res.Started.Add(res.Duration))
 	}
+	e.logAttempt(ctx, j, &res)
 	v := judge(j, &res)
 	o := decide(j, res)
 	v.attempted, v.again = o.Attempted, o.Status == store.Retrying || o.Status == store.Pending
 	e.dispatcher.finish(j, v, o)
+}
+
+// logAttempt writes the one line that an attempt has in the log. It is at debug whatever came of the attempt: a receiver that is down for a night must
+// not fill a disk, and that its endpoint has changed is said at warn.
+func (e *engine) logAttempt(ctx context.Context, j *job, res *delivery.Result) {
+	if !e.log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("tenant", j.Tenant), slog.Any("endpoint", j.EndpointID), slog.Any("event", j.EventID), slog.Any("delivery", j.ID),
+		slog.Int("attempt", j.Attempts+1), slog.String("class", string(res.Class)), slog.Int("status", res.Status), slog.Duration("took", res.Duration),
+	}
+	if res.Err != "" {
+		attrs = append(attrs, slog.String("error", res.Err))
+	}
+	e.log.LogAttrs(ctx, slog.LevelDebug, "attempt", attrs...)
 }
 
 // judge tells what the result says about the receiver.
