@@ -44,6 +44,14 @@ func (e *connectError) Hint() string {
 	return fmt.Sprintf("check host, port and sslmode of %s, that the server runs and that no firewall is in between", e.key)
 }
 
+// withHint gives an error of a connection that somebody else made the hint that ours have.
+func withHint(key string, err error) error {
+	if !errors.As(err, new(*pgconn.ConnectError)) || hintOf(err) != "" {
+		return err
+	}
+	return hinted{err, (&connectError{key, err}).Hint()}
+}
+
 // dial opens one connection for a command. It has no search path, so that every name has to be qualified.
 func dial(ctx context.Context, key, dsn string, timeout time.Duration, params map[string]string) (*pgx.Conn, error) {
 	cfg, err := pgx.ParseConfig(dsn)

@@ -52,6 +52,26 @@ func subcommandMissing(cmd *cobra.Command, args []string) error {
 	return usage("a command is missing: there are %s", strings.Join(names, ", "))
 }
 
+// mindArguments has the commands that cobra adds refuse what they do not know: they print their help for it and exit with 0.
+func mindArguments(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.Args = func(_ *cobra.Command, args []string) error {
+				topic, rest, err := root.Find(args)
+				if err == nil && len(rest) > 0 {
+					return usage("unknown command %q for %q", rest[0], topic.CommandPath())
+				}
+				return err
+			}
+		case "completion":
+			cmd.Args, cmd.RunE = cobra.ArbitraryArgs, subcommandMissing
+		}
+	}
+}
+
 // execute runs one command line and returns the exit code.
 func (a *app) execute(ctx context.Context, args []string) int {
 	root := a.root() //nolint:contextcheck // commands get the context from cobra
@@ -59,6 +79,7 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
+	mindArguments(root)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK

@@ -77,7 +77,7 @@ func (a *app) run(ctx context.Context, c *config) error {
 			Config: c.Config, Version: version(), Log: log, Registry: registry, Status: status, Abort: a.abort,
 		})
 		if err != nil {
-			return fmt.Errorf("run: %w", err)
+			return withHint("database.url", fmt.Errorf("run: %w", err))
 		}
 		log.Info("stopped")
 		return nil

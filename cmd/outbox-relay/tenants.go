@@ -42,7 +42,7 @@ func oneSchema(_ *cobra.Command, args []string) error {
 
 func (a *app) tenantsAddCommand() *cobra.Command {
 	var unprocessed bool
-	var since string
+	var since moment
 	cmd := &cobra.Command{
 		Use:   "add SCHEMA",
 		Short: "Make a schema a tenant: create or adopt its tables, then deliver its events",
@@ -56,20 +56,14 @@ Every event committed after it is delivered. Events from before are not, unless 
 The role of database.url must own the schema and its tables.`,
 		Example: `  outbox-relay tenants add acme
   outbox-relay tenants add acme --unprocessed   # also rows that a polling dispatcher left
-  outbox-relay tenants add acme --since 2026-11-01T00:00:00Z`,
+  outbox-relay tenants add acme --since 2026-11-01T00:00:00Z
+  outbox-relay tenants add acme --since 2d`,
 		Args: oneSchema,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			options := schema.AddOptions{Unprocessed: unprocessed, Progress: a.progress}
-			if since != "" && unprocessed {
+			if since != (moment{}) && unprocessed {
 				return usage("--unprocessed and --since exclude each other")
 			}
-			if since != "" {
-				t, err := time.Parse(time.RFC3339, since)
-				if err != nil {
-					return usage("--since %q: write a time with its zone: %s", since, time.Now().UTC().Add(-24*time.Hour).Format(time.RFC3339))
-				}
-				options.Since = t
-			}
+			options := schema.AddOptions{Unprocessed: unprocessed, Since: since.from(time.Now()), Progress: a.progress}
 			c, err := a.loadAndReach(cmd)
 			if err != nil {
 				return err
@@ -85,7 +79,7 @@ The role of database.url must own the schema and its tables.`,
 		},
 	}
 	cmd.Flags().BoolVar(&unprocessed, "unprocessed", false, "also deliver the events whose processed_at is null")
-	cmd.Flags().StringVar(&since, "since", "", "also deliver the events that occurred at or after this `TIME` (RFC 3339)")
+	cmd.Flags().Var(timeFlag(&since), "since", "also deliver events since this `TIME`: "+momentHelp)
 	return cmd
 }
 
