@@ -95,8 +95,8 @@ type Delivery struct {
 	TLSHandshakeTimeout time.Duration `mapstructure:"tls_handshake_timeout"`
 	// DefaultTimeout bounds a whole attempt to an endpoint whose row has no timeout.
 	DefaultTimeout time.Duration `mapstructure:"default_timeout"`
-	// MaxConnections bounds the connections to all receivers, unused ones included; MaxConnectionsPerHost those to one host and port, and
-	// MaxIdlePerHost the unused ones among these.
+	// MaxConnections bounds the connections to all receivers, unused ones included; MaxConnectionsPerHost those to one host and port, for each of the
+	// client's transports on its own, and MaxIdlePerHost the unused ones among these.
 	MaxConnections        int `mapstructure:"max_connections"`
 	MaxConnectionsPerHost int `mapstructure:"max_connections_per_host"`
 	MaxIdlePerHost        int `mapstructure:"max_idle_per_host"`
