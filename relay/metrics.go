@@ -25,6 +25,7 @@ type metrics struct {
 	flushRows                      prometheus.Histogram
 	recordErrors, repeated, claims prometheus.Counter
 	invalidRows                    prometheus.Counter
+	heals                          prometheus.Counter
 	leader, epoch, slotLag         prometheus.Gauge
 	slotDelay                      prometheus.Gauge
 	queueDepth, queueDue           prometheus.Gauge
@@ -77,6 +78,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.repeated = counter("repeated_total", "Deliveries that the log repeated after a restart and that had been recorded: not sent again.")
 	m.invalidRows = counter("invalid_rows_total", "Rows of endpoints and subscriptions read that cannot be used.")
 	m.claims = counter("claimed_total", "Deliveries claimed from the retry queue.")
+	m.heals = counter("heals_total", "Times that a slot was made anew and what it had missed was queued from the tables.")
 	m.leader = gauge("leader", "1 while this replica leads its slot.")
 	m.epoch = gauge("epoch", "Epoch of the latest leadership of this replica.")
 	m.slotLag = gauge("slot_lag_bytes", "WAL between the position that is recorded and what the server has written.")

@@ -40,7 +40,7 @@ func TestFencedAfterAFailure(t *testing.T) {
 	t.Cleanup(db.Close)
 	b := newBench(10)
 	r := newRecorder(b.cfg, db, outbox.NewUUID(), b.dispatcher, newMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
-	progress, err := db.Lead(ctx, "", "1")
+	progress, err := db.Lead(ctx, store.LeadOptions{SystemID: "1"})
 	require.NoError(t, err)
 	lost := make(chan error, 1)
 	s := &session{epoch: progress.Epoch, ledger: b.ledger, end: func(err error) { lost <- err }}
@@ -66,7 +66,7 @@ func TestFencedAfterAFailure(t *testing.T) {
 	default:
 	}
 
-	_, err = db.Lead(ctx, "", "1")
+	_, err = db.Lead(ctx, store.LeadOptions{SystemID: "1"})
 	require.NoError(t, err)
 	exec(`ALTER FUNCTION outbox_relay.away(text, bigint, pg_lsn, pg_lsn) RENAME TO advance`)
 	<-sealed

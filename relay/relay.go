@@ -199,6 +199,11 @@ func (e *engine) lead(ctx context.Context) error {
 	for {
 		began := time.Now()
 		err := e.session(ctx)
+		if ctx.Err() == nil && heals(err) {
+			if err = e.heal(ctx, err); err == nil {
+				continue
+			}
+		}
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // the relay was told to stop; what the session could not do, the next one does
 		}

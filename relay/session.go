@@ -62,10 +62,7 @@ type transaction struct {
 
 // session opens the stream, which is the lock of leadership, and works until it ends. A nil error means that ctx is done.
 func (e *engine) session(ctx context.Context) error {
-	stream, err := wal.Open(ctx, wal.Options{
-		URL: e.cfg.Database.StreamURL(), Slot: e.cfg.Database.Slot, Publications: []string{EventsPublication, RegistryPublication},
-		ConnectTimeout: e.cfg.Database.ConnectTimeout, Log: e.log,
-	})
+	stream, err := wal.Open(ctx, e.streamOptions())
 	if err != nil {
 		return err
 	}
@@ -86,9 +83,12 @@ func (s *session) run(parent context.Context) error {
 	ctx, end := context.WithCancelCause(parent)
 	defer end(nil)
 	s.end = end
-	progress, err := s.store.Lead(ctx, s.cfg.Database.InstanceID, s.stream.SystemID())
+	progress, err := s.store.Lead(ctx, store.LeadOptions{InstanceID: s.cfg.Database.InstanceID, SystemID: s.stream.SystemID()})
 	if err != nil {
 		return fmt.Errorf("take leadership of slot %q: %w", s.cfg.Database.Slot, err)
+	}
+	if at := s.stream.Slot().ConfirmedFlush; progress.LSN != 0 && at > progress.LSN {
+		return fmt.Errorf("slot %q begins at %s, recorded is %s: %w", s.cfg.Database.Slot, at, progress.LSN, errSlotAhead)
 	}
 	s.epoch, s.start, s.startHigh = progress.Epoch, progress.LSN, progress.High
 	s.confirmed.Store(uint64(progress.LSN))

@@ -61,7 +61,7 @@ func TestAdvance(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	positions := "SELECT lsn || ' ' || high_lsn FROM outbox_relay.progress"
-	b.exec("UPDATE outbox_relay.progress SET epoch = 2")
+	b.exec("UPDATE outbox_relay.progress SET epoch = 2, lsn = '0/0', high_lsn = '0/0'")
 	b.exec("SELECT outbox_relay.advance($1, 2, '0/20', '0/30')", b.slot)
 	b.exec("SELECT outbox_relay.advance($1, 2, '0/10', '0/40')", b.slot)
 	assert.Equal(t, []string{"0/20 0/40"}, list(b, positions), "positions never go back")

@@ -45,25 +45,41 @@ func (in *installer) ensureSlot(ctx context.Context, slot string) error {
 	if err := in.checkSlot(op, slot, s); err != nil {
 		return err
 	}
-	if !s.Exists {
+	switch {
+	case s.Named && !s.Exists:
+		in.progress("replication slot: gone; a relay that starts makes it anew and queues what it missed from the tables")
+		return nil
+	case s.Status == "lost":
+		in.progress("replication slot: lost; a relay that starts makes it anew and queues what it missed from the tables; raise max_slot_wal_keep_size")
+	case !s.Exists:
 		in.progress("replication slot: waiting for the transactions that are open now to end")
-		if _, err := in.conn.Exec(ctx, "SELECT pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')", slot); err != nil {
+		create := "SELECT pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')"
+		if in.version(ctx) >= failoverVersion {
+			create = "SELECT pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput', failover => true)"
+		}
+		if _, err := in.conn.Exec(ctx, create, slot); err != nil {
 			return slotError(op, err)
 		}
 	}
-	_, err = in.conn.Exec(ctx, "INSERT INTO outbox_relay.progress (slot) VALUES ($1) ON CONFLICT DO NOTHING", slot)
+	// The position is kept from the first moment: a slot that is ahead of it was made anew by somebody.
+	_, err = in.conn.Exec(ctx, `INSERT INTO outbox_relay.progress (slot, lsn, high_lsn)
+		SELECT s.slot_name, s.confirmed_flush_lsn, s.confirmed_flush_lsn FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1 ON CONFLICT DO NOTHING`, slot)
 	return opError(op, err)
+}
+
+// failoverVersion is the first that can carry a slot over to a standby.
+const failoverVersion = 170000
+
+func (in *installer) version(ctx context.Context) (n int) {
+	if err := in.conn.QueryRow(ctx, "SELECT pg_catalog.current_setting('server_version_num')::int").Scan(&n); err != nil {
+		return 0 // whatever is wrong, the next statement says it
+	}
+	return n
 }
 
 func (in *installer) checkSlot(op, slot string, s slotState) error {
 	database := in.conn.Config().Database
 	switch {
-	case !s.Exists && s.Named:
-		return &Error{
-			Op: op, Err: ErrSlotMissing,
-			Hint: "It was in use and somebody dropped it, or this server was restored or failed over. A new slot begins now and would skip what was committed since. " +
-				"To accept that, delete its row from outbox_relay.progress, run outbox-relay migrate, then outbox-relay tenants add --since for each tenant.",
-		}
 	case !s.Exists:
 		return nil
 	case s.Plugin != "pgoutput":
@@ -72,11 +88,6 @@ func (in *installer) checkSlot(op, slot string, s slotState) error {
 		return &Error{
 			Op: op, Err: ErrSlotUnusable,
 			Hint: fmt.Sprintf("A slot of this name belongs to database %q: slots are named for the whole server, choose another name.", s.Database),
-		}
-	case s.Status == "lost":
-		return &Error{
-			Op: op, Err: ErrSlotUnusable,
-			Hint: fmt.Sprintf("The server removed WAL it still needed. Run: SELECT pg_drop_replication_slot('%s'); raise max_slot_wal_keep_size, and go on as for a missing slot.", slot),
 		}
 	}
 	return nil

@@ -107,7 +107,7 @@ func (k *checker) slot(ctx context.Context) error {
 	name := "slot " + k.config.Database.Slot
 	s, err := k.slotRow(ctx)
 	if errors.Is(err, pgx.ErrNoRows) {
-		k.fail(name, "missing", migrateRemedy+", or mend database.slot if it has another name")
+		k.fail(name, "missing", migrateRemedy+", or mend database.slot if it has another name; one that was there, a relay makes anew when it starts")
 		return nil
 	}
 	if err != nil {
@@ -123,7 +123,7 @@ func (k *checker) slot(ctx context.Context) error {
 	case s.Plugin != "pgoutput" || s.Database != k.conn.Config().Database:
 		k.fail(name, fmt.Sprintf("belongs to database %q, plugin %q", s.Database, s.Plugin), "slots belong to the whole server: choose another database.slot")
 	case s.Status == "lost" || s.Invalid != "":
-		k.fail(name, "the server gave it up: "+s.Invalid, "start a relay: it makes a new one and heals from the tables; then raise max_slot_wal_keep_size")
+		k.fail(name, "the server gave it up: "+s.Invalid, "start a relay: it makes it anew and queues what it missed from the tables; then raise max_slot_wal_keep_size")
 	case s.Status == "unreserved":
 		k.warn(name, what+"; about to be lost", "start a relay, or raise max_slot_wal_keep_size")
 	case s.Safe >= 0 && s.Retained > s.Safe:
@@ -150,11 +150,11 @@ func (k *checker) progress(ctx context.Context) error {
 	case systemID != "" && systemID != k.systemID:
 		k.fail("progress", "was made on another cluster, "+systemID+": this database is a copy, or was restored",
 			"if this relay shall take over, clear system_identifier in outbox_relay.progress; else let it alone, or real receivers are called twice")
-	case instanceID != "" && ours != "" && instanceID != ours:
+	case instanceID != "" && instanceID != ours:
 		k.fail("progress", fmt.Sprintf("belongs to instance %q, database.instance_id is %q", instanceID, ours),
 			"if this relay shall take over, clear instance_id in outbox_relay.progress; else let it alone, or real receivers are called twice")
 	case ahead:
-		k.warn("progress", "the slot is ahead of what was recorded: somebody made it anew, or read from it", "start a relay: it heals from the tables")
+		k.warn("progress", "the slot is ahead of what was recorded: somebody made it anew, or read from it", "start a relay: it queues what it missed from the tables")
 	default:
 		k.ok("progress", "belongs to this cluster and instance")
 	}

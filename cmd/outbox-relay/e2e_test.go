@@ -274,55 +274,58 @@ var e2eTypes = []string{"order.created", "order.paid", "order.line.added", "invo
 
 func (w *writer) run(ctx context.Context, events int) error {
 	for n := 0; n < events; {
-		schema := w.tenants[w.rnd.IntN(len(w.tenants))]
 		size := 1 + w.rnd.IntN(5)
-		n += size
-		commit := w.rnd.IntN(6) > 0
-		var committed []outbox.Event
-		tx, err := w.site.pool.Begin(ctx)
-		if err != nil {
+		if err := w.transaction(ctx, w.tenants[w.rnd.IntN(len(w.tenants))], size); err != nil {
 			return err
 		}
-		for range size {
-			e := w.event()
-			sub := w.rnd.IntN(8) == 0
-			target := tx
-			if sub {
-				if target, err = tx.Begin(ctx); err != nil {
-					return err
-				}
-			}
-			if _, err := outbox.Insert(ctx, target, schema, e); err != nil {
+		n += size
+	}
+	return nil
+}
+
+func (w *writer) transaction(ctx context.Context, schema string, size int) error {
+	tx, err := w.site.pool.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after an error, or the pool waits for it
+	var committed []outbox.Event
+	for range size {
+		e := w.event()
+		sub := w.rnd.IntN(8) == 0
+		target := tx
+		if sub {
+			if target, err = tx.Begin(ctx); err != nil {
 				return err
 			}
-			if sub && w.rnd.IntN(2) == 0 {
-				if err := target.Rollback(ctx); err != nil {
-					return err
-				}
-				w.note(e.ID)
-				continue
-			}
-			if sub {
-				if err := target.Commit(ctx); err != nil {
-					return err
-				}
-			}
-			committed = append(committed, e)
 		}
-		if !commit {
-			if err := tx.Rollback(ctx); err != nil {
+		if _, err := outbox.Insert(ctx, target, schema, e); err != nil {
+			return err
+		}
+		if sub && w.rnd.IntN(2) == 0 {
+			if err := target.Rollback(ctx); err != nil {
 				return err
 			}
-			for _, e := range committed {
-				w.note(e.ID)
-			}
+			w.note(e.ID)
 			continue
 		}
-		if err := tx.Commit(ctx); err != nil {
-			return err
+		if sub {
+			if err := target.Commit(ctx); err != nil {
+				return err
+			}
 		}
-		w.expect(schema, committed)
+		committed = append(committed, e)
 	}
+	if w.rnd.IntN(6) == 0 {
+		for _, e := range committed {
+			w.note(e.ID)
+		}
+		return tx.Rollback(ctx)
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return err
+	}
+	w.expect(schema, committed)
 	return nil
 }
 

@@ -163,45 +163,6 @@ func TestServerStopsFast(t *testing.T) {
 	require.NoError(t, exit)
 }
 
-// TestAfterLostSlot follows the README: the events that a dropped slot missed are in the table, and are queued once.
-func TestAfterLostSlot(t *testing.T) {
-	t.Parallel()
-	s := newSite(t, "", always(http.StatusOK), "acme")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	ep := s.endpoint(t, "acme", 3)
-	s.subscribe(t, "acme", ep, "order.created", "{}")
-	p := startRelay(t, s.config)
-	s.leading(ctx, t)
-	s.insertMany(t, "acme", "order.created", 100)
-	s.receiver.await(ctx, t, "the first events", func() bool { return s.recorded(t, []string{"acme"}) == 100 })
-	_, exit := p.stop(t)
-	require.NoError(t, exit)
-	s.insertMany(t, "acme", "order.created", 50)
-	s.exec(t, `SELECT pg_drop_replication_slot($1)`, s.slot)
-
-	p = startRelay(t, s.config)
-	<-p.done
-	require.Error(t, p.exit, "a relay without its slot must not go on")
-	said, err := os.ReadFile(p.log.Name())
-	require.NoError(t, err)
-	require.Contains(t, string(said), "After a lost slot")
-
-	s.exec(t, `UPDATE outbox_relay.tenants SET state = 'suspended', reason = 'slot lost', backfill = 'missed', backfill_upto = NULL,
-		backfill_cursor = NULL, backfill_done_at = NULL,
-		backfill_from = coalesce((SELECT snapshot FROM outbox_relay.progress WHERE slot = $1), added_snapshot)`, s.slot)
-	s.exec(t, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, s.slot)
-	s.exec(t, `SELECT schema, outbox_relay.resume_tenant(schema) FROM outbox_relay.tenants`)
-	s.insertMany(t, "acme", "order.created", 25)
-	p = startRelay(t, s.config)
-	s.receiver.await(ctx, t, "the events that the slot missed, and later ones", func() bool { return s.recorded(t, []string{"acme"}) == 175 })
-	for _, n := range s.receiver.delivered() {
-		require.Equal(t, 1, n)
-	}
-	_, exit = p.stop(t)
-	require.NoError(t, exit)
-}
-
 // TestTakeover: of two relays one leads and the other stands by, and takes over soon after the first was killed.
 func TestTakeover(t *testing.T) {
 	t.Parallel()

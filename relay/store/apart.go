@@ -20,13 +20,7 @@ const lockEndpoints = `SELECT e.id FROM {tenant}.webhook_endpoints e WHERE e.id 
 // and its admission. A backfill that is under way keeps its mode and starts over then.
 const suspend = `
 UPDATE outbox_relay.tenants t
-SET state = 'suspended', reason = $2::text, backfill_upto = NULL, backfill_cursor = NULL, backfill_done_at = NULL,
-  backfill_border = CASE WHEN t.backfill IS NOT NULL AND t.backfill_done_at IS NULL THEN coalesce(t.backfill_border, t.backfill_upto) END,
-  backfill = CASE WHEN t.backfill IS NOT NULL AND t.backfill_done_at IS NULL THEN t.backfill ELSE 'missed' END,
-  backfill_from = CASE WHEN t.backfill IS NOT NULL AND t.backfill_done_at IS NULL THEN t.backfill_from
-    WHEN (pg_catalog.pg_snapshot_xmax(p.snapshot), pg_catalog.pg_snapshot_xmin(p.snapshot))
-       > (pg_catalog.pg_snapshot_xmax(t.added_snapshot), pg_catalog.pg_snapshot_xmin(t.added_snapshot)) THEN p.snapshot
-    ELSE t.added_snapshot END
+SET state = 'suspended', reason = $2::text, backfill_upto = NULL, ` + markMissed + `
 FROM (SELECT (SELECT g.snapshot FROM outbox_relay.progress g WHERE g.slot = $3::text) AS snapshot) p
 WHERE t.schema = $1::text AND t.state <> 'suspended'`
 

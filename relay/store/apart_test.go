@@ -48,7 +48,7 @@ func TestRecordApart(t *testing.T) {
 		tenants = append(tenants, f.tenant)
 	}
 	b := setup(t, tenants...)
-	p, err := b.store.Lead(t.Context(), "", "")
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
 	require.NoError(t, err)
 	snap, _, err := b.store.Snapshot(t.Context())
 	require.NoError(t, err)
@@ -131,7 +131,7 @@ func TestRecordLockedTable(t *testing.T) {
 func TestSuspend(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a", "b", "c")
-	p, err := b.store.Lead(t.Context(), "", "")
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
 	require.NoError(t, err)
 	b.exec(`UPDATE outbox_relay.tenants SET backfill = 'unprocessed', backfill_upto = pg_current_snapshot(), backfill_cursor = gen_random_uuid(),
 		backfill_done_at = CASE schema WHEN 'c' THEN now() END WHERE schema IN ('b', 'c')`)

@@ -46,7 +46,7 @@ func (b *bundle) pages(epoch int64, tenant string, n int) []outbox.UUID {
 func TestBackfillModes(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a")
-	p, err := b.store.Lead(t.Context(), "", "")
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
 	require.NoError(t, err)
 	names, err := b.store.Backfills(t.Context())
 	require.NoError(t, err)
@@ -121,7 +121,7 @@ func TestBackfillEvent(t *testing.T) {
 func TestBackfillLargeEvents(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a")
-	p, err := b.store.Lead(t.Context(), "", "")
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
 	require.NoError(t, err)
 	var want []outbox.UUID
 	for range 5 {
@@ -135,7 +135,7 @@ func TestBackfillLargeEvents(t *testing.T) {
 func TestRecordBackfill(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a")
-	p, err := b.store.Lead(t.Context(), "", "")
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
 	require.NoError(t, err)
 	e, gone := b.endpoint("a"), b.endpoint("a")
 	one, two := b.event("a", "", ""), b.event("a", "", "")

@@ -30,7 +30,7 @@ func benchmarkRecord(b *testing.B, tenants int, outcome func(*store.Delivery) st
 		s.addTenant(names[i])
 		endpoints[i] = s.endpoint(names[i])
 	}
-	p, err := s.store.Lead(b.Context(), "", "")
+	p, err := s.store.Lead(b.Context(), store.LeadOptions{})
 	require.NoError(b, err)
 	rows := 0
 	for b.Loop() {

@@ -21,19 +21,31 @@ var ErrOutdated = errors.New("the schema outbox_relay is older than this relay: 
 // shapeVersion is the least outbox_relay.shape_version() that the statements of this package work with.
 const shapeVersion = 2
 
+// ErrRestored says that the tables come from another cluster, by a logical restore or a migration: transaction ids and positions in them mean nothing
+// here. The instance is the same, by its name: healing mends it.
+var ErrRestored = errors.New("the database was restored into another cluster")
+
 const lead = `
 INSERT INTO outbox_relay.progress AS p (slot, system_identifier, instance_id, epoch) VALUES ($1::text, $2::text, $3::text, 1)
-ON CONFLICT (slot) DO UPDATE SET epoch = p.epoch + 1, updated_at = now(),
+ON CONFLICT (slot) DO UPDATE SET epoch = p.epoch + 1, updated_at = CASE WHEN $4::bool THEN p.updated_at ELSE now() END,
   system_identifier = CASE WHEN p.system_identifier = '' THEN excluded.system_identifier ELSE p.system_identifier END,
   instance_id = CASE WHEN p.instance_id = '' THEN excluded.instance_id ELSE p.instance_id END
-WHERE (p.system_identifier IN ('', excluded.system_identifier) OR excluded.system_identifier = '')
-  AND (p.instance_id IN ('', excluded.instance_id) OR excluded.instance_id = '')
+WHERE (p.system_identifier IN ('', excluded.system_identifier) OR excluded.system_identifier = '') AND p.instance_id IN ('', excluded.instance_id)
 RETURNING epoch, lsn::text, high_lsn::text`
 
-// Lead begins a new epoch of the slot, which fences every leader before, and returns where to go on. The caller holds the slot. The
-// first leader's identifiers are kept; a later one's must be the same, or Lead changes nothing and returns ErrInstance. An empty
-// identifier is neither kept nor compared.
-func (s *Store) Lead(ctx context.Context, instanceID, systemID string) (Progress, error) {
+// LeadOptions say who begins to lead.
+type LeadOptions struct {
+	// InstanceID is the name of the deployment, and SystemID that of the cluster. The first leader's are kept, and a later one's must be the same. An
+	// empty SystemID is neither kept nor compared.
+	InstanceID, SystemID string
+	// Restored leaves the time of the last record what it is: healing goes by it.
+	Restored bool
+}
+
+// Lead begins a new epoch of the slot, which fences every leader before, and returns where to go on. The caller holds the slot, or heals it. Lead changes
+// nothing and returns ErrInstance where another instance, or a copy of the database, is at work, and ErrRestored where only the cluster is another
+// one and both have a name.
+func (s *Store) Lead(ctx context.Context, o LeadOptions) (Progress, error) {
 	var (
 		p         Progress
 		lsn, high string
@@ -45,9 +57,9 @@ func (s *Store) Lead(ctx context.Context, instanceID, systemID string) (Progress
 	if shape < shapeVersion {
 		return Progress{}, fmt.Errorf("%w: version %d, want %d", ErrOutdated, shape, shapeVersion)
 	}
-	err := s.pool.QueryRow(ctx, lead, s.slot, systemID, instanceID).Scan(&p.Epoch, &lsn, &high)
+	err := s.pool.QueryRow(ctx, lead, s.slot, o.SystemID, o.InstanceID, o.Restored).Scan(&p.Epoch, &lsn, &high)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return Progress{}, s.instanceError(ctx, instanceID, systemID)
+		return Progress{}, s.instanceError(ctx, o)
 	}
 	if err == nil {
 		p.LSN, err = pglogrepl.ParseLSN(lsn)
@@ -61,15 +73,19 @@ func (s *Store) Lead(ctx context.Context, instanceID, systemID string) (Progress
 	return p, nil
 }
 
-func (s *Store) instanceError(ctx context.Context, instanceID, systemID string) error {
+func (s *Store) instanceError(ctx context.Context, o LeadOptions) error {
 	var instance, system string
 	err := s.pool.QueryRow(ctx, `SELECT p.instance_id, p.system_identifier FROM outbox_relay.progress p WHERE p.slot = $1::text`, s.slot).
 		Scan(&instance, &system)
 	if err != nil {
 		return fmt.Errorf("read progress of slot %q: %w", s.slot, err)
 	}
+	kind := ErrInstance
+	if instance != "" && instance == o.InstanceID {
+		kind = ErrRestored
+	}
 	return fmt.Errorf("%w: slot %q was served by instance %q on cluster %q, this is instance %q on cluster %q",
-		ErrInstance, s.slot, instance, system, instanceID, systemID)
+		kind, s.slot, instance, system, o.InstanceID, o.SystemID)
 }
 
 // SaveSnapshot keeps a snapshot of which everything has been recorded: what a heal need not look at. ErrFenced: the epoch is over.

@@ -56,14 +56,19 @@ func TestLead(t *testing.T) {
 	}{
 		{"", "", 1, "|"},
 		{"prod", "", 2, "prod|"},
-		{"", "77", 3, "prod|77"},
+		{"prod", "77", 3, "prod|77"},
 		{"staging", "77", 0, "prod|77"},
+		{"", "77", 0, "prod|77"}, // a copy that nobody has given a name
 		{"prod", "78", 0, "prod|77"},
 		{"prod", "77", 4, "prod|77"},
 	} {
-		p, err := b.store.Lead(t.Context(), test.instance, test.system)
+		p, err := b.store.Lead(t.Context(), store.LeadOptions{InstanceID: test.instance, SystemID: test.system})
 		if test.epoch == 0 {
-			require.ErrorIs(t, err, store.ErrInstance)
+			want := store.ErrInstance
+			if test.instance == "prod" {
+				want = store.ErrRestored
+			}
+			require.ErrorIs(t, err, want)
 			require.ErrorContains(t, err, `"prod"`)
 		} else {
 			require.NoError(t, err)
@@ -72,7 +77,7 @@ func TestLead(t *testing.T) {
 		assert.Equal(t, test.kept, b.row("instance_id, system_identifier", "outbox_relay.progress WHERE slot = $1", b.slot))
 	}
 	b.exec("UPDATE outbox_relay.progress SET lsn = '1/2', high_lsn = 'A/FFFFFFFF'")
-	p, err := b.store.Lead(t.Context(), "", "")
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{InstanceID: "prod"})
 	require.NoError(t, err)
 	assert.Equal(t, store.Progress{Epoch: 5, LSN: 1<<32 + 2, High: pglogrepl.LSN(0xA_FFFF_FFFF)}, p)
 }
@@ -80,7 +85,7 @@ func TestLead(t *testing.T) {
 func TestSaveSnapshot(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	p, err := b.store.Lead(t.Context(), "", "")
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
 	require.NoError(t, err)
 	snap, _, err := b.store.Snapshot(t.Context())
 	require.NoError(t, err)

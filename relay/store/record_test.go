@@ -269,14 +269,14 @@ func TestRecordFenced(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a")
 	e := b.endpoint("a")
-	old, err := b.store.Lead(t.Context(), "", "")
+	old, err := b.store.Lead(t.Context(), store.LeadOptions{})
 	require.NoError(t, err)
 	old.LSN, old.High = 100, 200
 	_, err = b.store.Record(t.Context(), b.owner, &old, []store.Outcome{succeeded(deliver("a", e))})
 	require.NoError(t, err)
 
 	other := b.open()
-	p, err := other.Lead(t.Context(), "", "")
+	p, err := other.Lead(t.Context(), store.LeadOptions{})
 	require.NoError(t, err)
 	assert.Equal(t, store.Progress{Epoch: old.Epoch + 1, LSN: 100, High: 200}, p)
 

@@ -60,6 +60,7 @@ func setup(t testing.TB, tenants ...string) *bundle {
 	b.admin, err = pgxpool.NewWithConfig(ctx, cfg)
 	require.NoError(t, err)
 	t.Cleanup(b.admin.Close)
+	b.exec("UPDATE outbox_relay.progress SET lsn = '0/0', high_lsn = '0/0'") // tests count from nothing
 
 	role := "relay_" + name
 	b.exec(fmt.Sprintf("CREATE ROLE %s LOGIN REPLICATION IN ROLE outbox_relay_runner", role))

@@ -67,13 +67,13 @@ func (e *StreamError) Hint() string {
 	case errors.Is(e.Kind, ErrSlotsExhausted):
 		return "raise max_replication_slots, or drop slots nobody uses (pg_replication_slots)"
 	case errors.Is(e.Kind, ErrPublicationMissing):
-		return "run: outbox-relay migrate; if the slot is older than its publications, see \"After a lost slot\" in the README"
+		return "run: outbox-relay migrate; what a relay has been missing it heals by itself"
 	case errors.Is(e.Kind, ErrSlotMissing):
-		return "run: outbox-relay migrate; if the slot was in use, see \"After a lost slot\" in the README: the events it missed are in the tables"
+		return "run: outbox-relay migrate"
 	case errors.Is(e.Kind, ErrSlotForeign):
 		return "slots belong to the whole server: configure another slot name for this database"
 	case errors.Is(e.Kind, ErrSlotLost):
-		return "see \"After a lost slot\" in the README: the events it missed are in the tables; raise max_slot_wal_keep_size to avoid it"
+		return "the relay makes it anew and queues what it missed from the tables; raise max_slot_wal_keep_size to avoid it"
 	case errors.Is(e.Kind, ErrSlotActive):
 		return "another relay has the slot; it is taken over when that one ends. Two databases of one server need two slot names"
 	case errors.Is(e.Kind, ErrShutdown), errors.Is(e.Kind, ErrSilent):

@@ -43,23 +43,12 @@ const (
 // Open connects, checks what the stream needs, and starts the replication at the position the slot remembers: any other could skip commits. The
 // slot is then held until Close, and the server expects a sign of life within its wal_sender_timeout: Run gives it, and Beat before and after Run.
 // What a person must act on is a *StreamError.
-func Open(ctx context.Context, o Options) (*Stream, error) {
-	cfg, err := config(o)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := pgconn.ConnectConfig(ctx, cfg)
-	if err != nil {
-		// A pooler that knows no replication refuses the start-up parameter as a violation of the protocol.
-		return nil, fault("connect for replication", err, map[string]error{"08P01": ErrPooler})
-	}
-	s, err := start(ctx, conn, o)
-	if err != nil {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		return nil, errors.Join(err, conn.Close(closing))
-	}
-	return s, nil
+func Open(ctx context.Context, o Options) (s *Stream, err error) {
+	err = connected(ctx, o, func(conn *pgconn.PgConn) (bool, error) {
+		s, err = start(ctx, conn, o)
+		return err == nil, err
+	})
+	return s, err
 }
 
 func config(o Options) (*pgconn.Config, error) {

@@ -83,14 +83,15 @@ GRANT USAGE ON SCHEMA outbox_relay TO outbox_relay_runner;
 GRANT EXECUTE ON FUNCTION outbox_relay.advance(text, bigint, pg_lsn, pg_lsn) TO outbox_relay_runner;
 GRANT SELECT, INSERT, UPDATE ON outbox_relay.progress TO outbox_relay_runner;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay.retry_queue TO outbox_relay_runner;
-GRANT SELECT, UPDATE (state, reason, backfill, backfill_since, backfill_from, backfill_upto, backfill_border, backfill_cursor,
+GRANT SELECT, UPDATE (state, reason, added_snapshot, backfill, backfill_since, backfill_from, backfill_upto, backfill_border, backfill_cursor,
    backfill_done_at)
    ON outbox_relay.tenants TO outbox_relay_runner;
 GRANT SELECT ON outbox_relay.schema_migrations TO outbox_relay_runner;
 
 -- Publications come before the slot: a slot that starts without them fails for good (15, 17) or skips events silently (18).
 -- +goose StatementBegin
-DO $$
+CREATE OR REPLACE FUNCTION outbox_relay.create_publications() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = 'outbox_relay_events') THEN
     CREATE PUBLICATION outbox_relay_events WITH (publish = 'insert', publish_via_partition_root = true);
@@ -101,3 +102,4 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
+SELECT outbox_relay.create_publications();

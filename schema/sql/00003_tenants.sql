@@ -202,7 +202,7 @@ BEGIN
   PERFORM outbox_relay.check_tenant(schema);
   IF NOT EXISTS (SELECT FROM outbox_relay.progress g JOIN pg_replication_slots s ON s.slot_name = g.slot AND s.database = current_database()) THEN
     RAISE EXCEPTION 'no replication slot of the relay exists in database "%"', current_database()
-      USING ERRCODE = 'OR004', HINT = 'Run: outbox-relay migrate, with a role that has REPLICATION. Events committed without a slot are not in the log.';
+      USING ERRCODE = 'OR004', HINT = 'Run: outbox-relay migrate, with a role that has REPLICATION; one that was there and is gone, a running relay makes anew.';
   END IF;
   SELECT * INTO big FROM outbox_relay.missing_indexes(schema) m WHERE m.bytes >= 16 * 1024 * 1024 LIMIT 1;
   IF FOUND THEN
@@ -306,6 +306,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock
 DECLARE
   was text;
 BEGIN
+  PERFORM pg_advisory_xact_lock(8245937120485516401); -- as add_tenant does, before any row or table
   SELECT n.state INTO was FROM outbox_relay.tenants n WHERE n.schema = resume_tenant.schema FOR UPDATE;
   IF was IS NULL THEN
     RETURN false;
@@ -314,8 +315,7 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
       RAISE EXCEPTION 'resuming a suspended tenant needs a READ COMMITTED transaction' USING ERRCODE = 'OR002';
     END IF;
-    PERFORM outbox_relay.check_tenant(schema);
-    EXECUTE format('LOCK TABLE %I.webhook_events IN SHARE ROW EXCLUSIVE MODE', schema);
+    PERFORM outbox_relay.add_tenant(schema); -- takes the lock, and makes good what has been changed about its tables
     -- A backfill that was still under way starts over with the wider border and then covers what was missed, too.
     UPDATE outbox_relay.tenants n
        SET backfill = CASE WHEN n.backfill_done_at IS NULL THEN coalesce(n.backfill, 'missed') ELSE 'missed' END,
@@ -329,7 +329,27 @@ END
 $$;
 -- +goose StatementEnd
 
+-- Makes publications that somebody dropped, with the tables of every tenant: the relay calls it before it makes a new slot.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.restore_publications() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  t record;
+BEGIN
+  PERFORM pg_advisory_xact_lock(8245937120485516401);
+  PERFORM outbox_relay.create_publications();
+  FOR t IN SELECT n.schema FROM outbox_relay.tenants n WHERE to_regnamespace(quote_ident(n.schema)) IS NOT NULL ORDER BY 1 LOOP
+    BEGIN
+      PERFORM outbox_relay.publish_tenant(t.schema);
+    EXCEPTION WHEN OTHERS THEN -- the relay suspends a tenant whose tables are not published
+      RAISE WARNING 'tables of "%" are not published: %', t.schema, SQLERRM;
+    END;
+  END LOOP;
+END
+$$;
+-- +goose StatementEnd
+
 -- Functions are executable by everybody unless told otherwise.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION outbox_relay.tenant_faults(oid), outbox_relay.tenant_requires() TO outbox_relay_runner; -- for `check`
-GRANT EXECUTE ON FUNCTION outbox_relay.shape_version(), outbox_relay.pause_tenant(text, text), outbox_relay.resume_tenant(text) TO outbox_relay_runner;
+GRANT EXECUTE ON FUNCTION outbox_relay.restore_publications(), outbox_relay.shape_version(), outbox_relay.pause_tenant(text, text), outbox_relay.resume_tenant(text) TO outbox_relay_runner;

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/schema/pgtest"
+)
+
+// calamities are what happens to slots and publications, at night and by hand. Each is done while writers, two relays and a long transaction are at
+// work, and the relays are left alone with it.
+func calamities() map[string]func(ctx context.Context, t *testing.T, s *site) {
+	// free ends whoever streams from the slot until the statements after it, which need it free, succeed.
+	free := func(statements ...string) func(ctx context.Context, t *testing.T, s *site) {
+		return func(ctx context.Context, t *testing.T, s *site) {
+			t.Helper()
+			s.receiver.await(ctx, t, strings.Join(statements, "; "), func() bool {
+				s.exec(t, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active", s.slot)
+				for i, sql := range statements {
+					_, err := s.pool.Exec(ctx, sql, s.slot)
+					if i == 0 && err != nil {
+						return false
+					}
+					if err != nil { // a relay may have been faster
+						require.ErrorContains(t, err, "already exists")
+					}
+				}
+				return true
+			})
+		}
+	}
+	sql := func(statements string) func(ctx context.Context, t *testing.T, s *site) {
+		return func(ctx context.Context, t *testing.T, s *site) {
+			t.Helper()
+			s.receiver.await(ctx, t, statements, func() bool {
+				_, err := s.pool.Exec(ctx, statements) // several are one transaction
+				var pg *pgconn.PgError
+				if errors.As(err, &pg) && pg.Code == "40P01" {
+					return false // a deadlock with a writer, or with a relay at work: the operator says it again
+				}
+				require.NoError(t, err)
+				return true
+			})
+		}
+	}
+	return map[string]func(ctx context.Context, t *testing.T, s *site){
+		"slot dropped":         free("SELECT pg_drop_replication_slot($1)"),
+		"slot made anew":       free("SELECT pg_drop_replication_slot($1)", "SELECT pg_create_logical_replication_slot($1, 'pgoutput')"),
+		"slot moved":           free("SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())"),
+		"publication dropped":  sql("DROP PUBLICATION outbox_relay_events"),
+		"registry unpublished": sql("DROP PUBLICATION outbox_relay_registry"),
+		"publication made anew": sql(`DROP PUBLICATION outbox_relay_events; CREATE PUBLICATION outbox_relay_events FOR TABLE tenant_one.webhook_events,
+			tenant_two.webhook_events WITH (publish = 'insert', publish_via_partition_root = true)`),
+		"table swapped": sql(`LOCK TABLE tenant_one.webhook_events; ALTER TABLE tenant_one.webhook_events RENAME TO webhook_events_old;
+			CREATE TABLE tenant_one.webhook_events (LIKE tenant_one.webhook_events_old INCLUDING DEFAULTS INCLUDING CONSTRAINTS, PRIMARY KEY (id));
+			INSERT INTO tenant_one.webhook_events SELECT * FROM tenant_one.webhook_events_old; DROP TABLE tenant_one.webhook_events_old`),
+	}
+}
+
+// TestHeals: nothing is lost, and nothing of a rollback sent, whatever happens to slot and publications.
+func TestHeals(t *testing.T) {
+	t.Parallel()
+	for name, calamity := range calamities() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testCalamity(t, pgtest.Database(t), 3, calamity)
+		})
+	}
+}
+
+// TestHealsInvalidatedSlot has the server give the slot up, since it kept too much of the log while the relays were away.
+func TestHealsInvalidatedSlot(t *testing.T) {
+	t.Parallel()
+	server, err := pgtest.Start(t.Context(), pgtest.Options{Config: map[string]string{"max_slot_wal_keep_size": "16MB"}})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, server.Close()) })
+	testCalamity(t, server.URL("postgres"), 2, func(ctx context.Context, t *testing.T, s *site) {
+		s.exec(t, "CREATE TABLE IF NOT EXISTS filler (x text)")
+		s.receiver.await(ctx, t, "the slot to be given up", func() bool {
+			s.exec(t, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active", s.slot)
+			s.exec(t, "INSERT INTO filler SELECT repeat('x', 500) FROM generate_series(1, 20000)")
+			s.exec(t, "SELECT pg_switch_wal()")
+			s.exec(t, "CHECKPOINT")
+			var usable bool
+			require.NoError(t, s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND wal_status <> 'lost')`, s.slot).Scan(&usable))
+			return !usable
+		})
+	})
+}
+
+func testCalamity(t *testing.T, dsn string, rounds int, calamity func(ctx context.Context, t *testing.T, s *site)) {
+	t.Helper()
+	tenants := []string{"tenant_one", "tenant_two"}
+	seed := uint64(len(t.Name()))
+	rnd := rand.New(rand.NewPCG(seed, seed))
+	s := newSiteOn(t, dsn, "queue:\n  poll: 100ms\n  lease: 3s\n", func(outbox.UUID, string) int { return http.StatusOK }, tenants...)
+	s.asRunner(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	rules := setUpSubscriptions(t, s, tenants, rnd)
+	expected, rolledBack, mu := make(map[pair]string), make(map[outbox.UUID]bool), new(sync.Mutex)
+	relays := []*relayProcess{startRelay(t, s.config), startRelay(t, s.config)}
+	s.leading(ctx, t)
+
+	stop := make(chan struct{})
+	group, writing := errgroup.WithContext(ctx)
+	for i := range 3 {
+		w := &writer{site: s, tenants: tenants, rules: rules, rnd: rand.New(rand.NewPCG(seed, uint64(i))), mu: mu, expected: expected, rolledBack: rolledBack}
+		group.Go(func() error {
+			pace := time.NewTicker(5 * time.Millisecond)
+			defer pace.Stop()
+			for {
+				select {
+				case <-stop:
+					return nil
+				case <-pace.C:
+				}
+				if err := w.run(writing, 10); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	slow := &writer{site: s, tenants: tenants, rules: rules, rnd: rand.New(rand.NewPCG(seed, 99)), mu: mu, expected: expected, rolledBack: rolledBack}
+	group.Go(func() error { return slow.hold(writing, stop) })
+
+	due := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(expected)
+	}
+	catchUp := func(after string) { // with what has been committed by now, and some more
+		enough := due() + 100
+		s.receiver.await(ctx, t, "deliveries "+after, func() bool { return s.receiver.pairs() >= enough })
+	}
+	for range rounds {
+		catchUp("before a calamity")
+		calamity(ctx, t, s)
+		if victim := rnd.IntN(3); victim < len(relays) { // or none
+			relays[victim].kill(t)
+			relays[victim] = startRelay(t, s.config)
+		}
+	}
+	catchUp("after all calamities")
+	close(stop)
+	require.NoError(t, group.Wait())
+
+	s.receiver.await(ctx, t, fmt.Sprintf("all of %d pairs", len(expected)), func() bool { return s.receiver.pairs() >= len(expected) })
+	s.receiver.await(ctx, t, "the record of all pairs", func() bool { return s.recorded(t, tenants) == len(expected) })
+	require.Empty(t, s.receiver.bad)
+	duplicates := 0
+	for p, n := range s.receiver.delivered() {
+		_, matches := expected[p]
+		require.True(t, matches, "sent without a match, or rolled back (%t): %v", rolledBack[p.event], p)
+		duplicates += n - 1
+	}
+	t.Logf("pairs %d, rolled back events %d, duplicates %d", len(expected), len(rolledBack), duplicates)
+	for _, p := range relays {
+		_, exit := p.stop(t)
+		require.NoError(t, exit)
+	}
+}
+
+// hold commits or rolls back transactions that stay open for about a second, one after the other.
+func (w *writer) hold(ctx context.Context, stop <-chan struct{}) error {
+	for {
+		done, err := w.holdOne(ctx, stop)
+		if done || err != nil {
+			return err
+		}
+	}
+}
+
+func (w *writer) holdOne(ctx context.Context, stop <-chan struct{}) (done bool, err error) {
+	tx, err := w.site.pool.Begin(ctx)
+	if err != nil {
+		return true, err
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	e, schema := w.event(), w.tenants[w.rnd.IntN(len(w.tenants))]
+	if _, err := outbox.Insert(ctx, tx, schema, e); err != nil {
+		return true, err
+	}
+	select {
+	case <-stop:
+		done = true
+	case <-time.After(time.Second):
+	}
+	if w.rnd.IntN(3) == 0 {
+		w.note(e.ID)
+		return done, tx.Rollback(ctx)
+	}
+	if err = tx.Commit(ctx); err == nil {
+		w.expect(schema, []outbox.Event{e})
+	}
+	return done, err
+}

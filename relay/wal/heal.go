@@ -1,0 +1,125 @@
+package wal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// NewSlot is a slot just made, and the connection that made it: the snapshot can be used until Close.
+type NewSlot struct {
+	// Snapshot names the exported snapshot, for SET TRANSACTION SNAPSHOT. It shows exactly what the slot will not bring: whatever commits after it
+	// is in the stream. Source: https://www.postgresql.org/docs/current/protocol-replication.html, CREATE_REPLICATION_SLOT
+	Snapshot string
+	// LSN is the position after which every commit is in the stream.
+	LSN LSN
+
+	conn *pgconn.PgConn
+}
+
+// Close ends the connection, and with it the snapshot.
+func (n *NewSlot) Close(ctx context.Context) error {
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
+	defer cancel()
+	if err := n.conn.Close(closing); err != nil {
+		return fmt.Errorf("close replication connection: %w", err)
+	}
+	return nil
+}
+
+// Identify returns the identifier of the database cluster.
+func Identify(ctx context.Context, o Options) (systemID string, err error) {
+	err = connected(ctx, o, func(conn *pgconn.PgConn) (bool, error) {
+		system, err := pglogrepl.IdentifySystem(ctx, conn)
+		if err != nil {
+			return false, fault("identify system", err, map[string]error{"42601": ErrPooler})
+		}
+		systemID = system.SystemID
+		return false, nil
+	})
+	return systemID, err
+}
+
+// Renew drops the slot, if there is one, and makes it anew. It waits for the transactions that are open now to end: until then no snapshot can be taken
+// that shows all that came before. A slot that somebody streams from is left alone: ErrSlotActive.
+func Renew(ctx context.Context, o Options) (slot *NewSlot, err error) {
+	err = connected(ctx, o, func(conn *pgconn.PgConn) (bool, error) {
+		slot, err = renew(ctx, conn, o)
+		return err == nil, err
+	})
+	return slot, err
+}
+
+// connected runs work on a replication connection, and closes it unless work wants to keep it.
+func connected(ctx context.Context, o Options, work func(*pgconn.PgConn) (keep bool, err error)) error {
+	cfg, err := config(o)
+	if err != nil {
+		return err
+	}
+	conn, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		// A pooler that knows no replication refuses the start-up parameter as a violation of the protocol.
+		return fault("connect for replication", err, map[string]error{"08P01": ErrPooler})
+	}
+	keep, err := work(conn)
+	if keep {
+		return err
+	}
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	return errors.Join(err, conn.Close(closing))
+}
+
+func renew(ctx context.Context, conn *pgconn.PgConn, o Options) (*NewSlot, error) {
+	if err := prepare(ctx, conn); err != nil {
+		return nil, err
+	}
+	if err := checkPublications(ctx, conn, o.Publications); err != nil { // they come first: the slot could not be read past their making
+		return nil, err
+	}
+	op := fmt.Sprintf("drop slot %q", o.Slot)
+	drop := "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots WHERE slot_name = " + quoteLiteral(o.Slot) +
+		" AND database = pg_catalog.current_database() AND plugin = 'pgoutput'"
+	if _, err := query(ctx, conn, drop); err != nil {
+		return nil, fault(op, err, nil)
+	}
+	rows, err := query(ctx, conn, "SELECT pg_catalog.current_setting('server_version_num')")
+	if err != nil {
+		return nil, fault("read server version", err, nil)
+	}
+	version, err := strconv.Atoi(string(rows[0][0]))
+	if err != nil {
+		return nil, fmt.Errorf("read server version: %w", err)
+	}
+	op = fmt.Sprintf("create slot %q", o.Slot)
+	rows, err = query(ctx, conn, createSlot(o.Slot, version))
+	if err != nil {
+		return nil, fault(op, err, map[string]error{"42710": ErrSlotForeign}) // what the drop left is of another database or plugin
+	}
+	if len(rows) != 1 || len(rows[0]) != 4 {
+		return nil, fmt.Errorf("%s: unexpected answer", op)
+	}
+	n := &NewSlot{Snapshot: string(rows[0][2]), conn: conn}
+	if err := n.LSN.Scan(string(rows[0][1])); err != nil {
+		return nil, fmt.Errorf("%s: position: %w", op, err)
+	}
+	return n, nil
+}
+
+// createSlot is the command for a server version. From 17 on, the slot is carried over to standbys that ask for it.
+func createSlot(slot string, version int) string {
+	create := fmt.Sprintf(`CREATE_REPLICATION_SLOT "%s" LOGICAL pgoutput `, slot)
+	switch {
+	case version >= 170000:
+		return create + "(SNAPSHOT 'export', FAILOVER true)"
+	case version >= 150000:
+		return create + "(SNAPSHOT 'export')"
+	default:
+		return create + "EXPORT_SNAPSHOT"
+	}
+}
