@@ -74,8 +74,8 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 	for i := range page.Events {
 		e := &page.Events[i]
 		var m messages
-		for _, target := range t.match(e, nil) {
-			out = append(out, s.missed(t, e, target, &m, deferBackfill))
+		for _, target := range t.Match(e, nil) {
+			out = append(out, missed(t.schema, e, target, &m, s.cfg.Delivery.Source, deferBackfill))
 		}
 	}
 	if err := s.store.RecordBackfill(ctx, s.epoch, page, out); err != nil {
@@ -93,9 +93,13 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 
 // A checkpoint is a snapshot of the database that is saved once everything it shows has been recorded: what a later heal need not look at.
 type checkpoint struct {
+	saved    store.Snapshot    // the one before
+	changes  map[string]uint64 // of the routing tables when that was taken
 	taken    time.Time
 	snapshot store.Snapshot
-	lsn      wal.LSN // whatever the snapshot shows lies below; zero: nothing waits to be saved
+	lsn      wal.LSN           // whatever the snapshot shows lies below; zero: nothing waits to be saved
+	next     map[string]uint64 // of the routing tables when it was taken
+	read     uint64            // events that had been read when the last one was saved
 }
 
 // checkPublished suspends the tenants whose events, or changes of whose routing, the log does not carry. It comes after a snapshot is taken and
@@ -125,17 +129,39 @@ func (c *checkpoint) advance(ctx context.Context, s *session) error {
 		if err != nil {
 			return fmt.Errorf("read snapshot: %w", err)
 		}
-		c.taken, c.snapshot, c.lsn = time.Now(), snapshot, lsn
+		c.taken, c.snapshot, c.lsn, c.next = time.Now(), snapshot, lsn, s.tableChanges()
 	}
-	if c.lsn == 0 || wal.LSN(s.confirmed.Load()) < c.lsn {
+	if c.lsn == 0 {
+		return nil
+	}
+	if wal.LSN(s.confirmed.Load()) < c.lsn {
+		if s.read.Load() != c.read { // a log without events may take its time
+			s.recorder.writePosition()
+		}
 		return nil
 	}
 	if err := s.checkPublished(ctx); err != nil {
 		return err
 	}
+	if c.saved.String() != "" {
+		if err := s.audit(ctx, c.saved, c.snapshot, c.changes); err != nil {
+			return err
+		}
+	}
 	if err := s.store.SaveSnapshot(ctx, s.epoch, c.snapshot); err != nil {
 		return fmt.Errorf("save snapshot: %w", err)
 	}
-	c.lsn = 0
+	c.saved, c.changes, c.lsn, c.read = c.snapshot, c.next, 0, s.read.Load()
 	return nil
+}
+
+// tableChanges counts the changes of the routing tables, by tenant.
+func (s *session) tableChanges() map[string]uint64 {
+	changes := make(map[string]uint64)
+	for _, name := range s.known() {
+		if t := s.tenant(name); t != nil {
+			changes[name] = t.changed()
+		}
+	}
+	return changes
 }

@@ -40,6 +40,7 @@ const (
 	deferDrain     = "drain"     // the relay stops
 	deferBackfill  = "backfill"  // an event from before the stream
 	deferRecovery  = "recovery"  // an event that the endpoint missed
+	deferAudit     = "audit"     // an event that had no delivery though it should have
 )
 
 // parked is the due time of what waits until somebody wakes it.

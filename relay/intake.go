@@ -106,6 +106,7 @@ func (s *session) position(now bool) {
 // event matches one event and dispatches its deliveries.
 func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error {
 	t := rel.tenant
+	s.read.Add(1)
 	s.tx.n++ // whatever becomes of it: the place of an event is the same each time the log is read
 	if t.is(stateSuspended) {
 		return nil // its events stay in the table until it is resumed
@@ -118,7 +119,7 @@ func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error
 	if err != nil {
 		return s.suspend(ctx, t, fmt.Errorf("decode event: %w", err))
 	}
-	s.targets = t.match(&e, s.targets[:0])
+	s.targets = t.Match(&e, s.targets[:0])
 	s.metrics.event(len(s.targets))
 	if len(s.targets) == 0 {
 		return nil

@@ -25,7 +25,7 @@ type metrics struct {
 	flushRows                      prometheus.Histogram
 	recordErrors, repeated, claims prometheus.Counter
 	invalidRows                    prometheus.Counter
-	heals                          prometheus.Counter
+	heals, auditFindings           prometheus.Counter
 	leader, epoch, slotLag         prometheus.Gauge
 	slotDelay                      prometheus.Gauge
 	queueDepth, queueDue           prometheus.Gauge
@@ -67,7 +67,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.deferrals = make(map[string]prometheus.Counter)
 	for _, r := range []string{
 		deferWindow, deferShare, deferBreaker, deferThrottled, deferRate, deferOrder, deferPaused, deferInactive, deferInvalid, deferHold, deferDrain,
-		deferBackfill, deferRecovery,
+		deferBackfill, deferRecovery, deferAudit,
 	} {
 		m.deferrals[r] = deferrals.WithLabelValues(r)
 	}
@@ -79,6 +79,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.invalidRows = counter("invalid_rows_total", "Rows of endpoints and subscriptions read that cannot be used.")
 	m.claims = counter("claimed_total", "Deliveries claimed from the retry queue.")
 	m.heals = counter("heals_total", "Times that a slot was made anew and what it had missed was queued from the tables.")
+	m.auditFindings = counter("audit_findings_total", "Deliveries that committed events should have had and had not. They were queued.")
 	m.leader = gauge("leader", "1 while this replica leads its slot.")
 	m.epoch = gauge("epoch", "Epoch of the latest leadership of this replica.")
 	m.slotLag = gauge("slot_lag_bytes", "WAL between the position that is recorded and what the server has written.")

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/neo-commons/outbox-relay/outbox"
-	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
@@ -64,11 +62,11 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 	for i := range page.Events {
 		e := &page.Events[i]
 		var m messages
-		for _, target := range t.match(e, nil) {
+		for _, target := range t.Match(e, nil) {
 			if target.Endpoint.ID != r.ID {
 				continue
 			}
-			o := s.missed(t, e, target, &m, deferRecovery)
+			o := missed(t.schema, e, target, &m, s.cfg.Delivery.Source, deferRecovery)
 			if page.Rate > 0 {
 				o.Due = page.Due + time.Duration(float64(len(out))/page.Rate*float64(time.Second))
 			}
@@ -85,25 +83,11 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 	return nil
 }
 
-// missed makes a pending row of an event that did not come by the log: its place is before all that does, in the order of the pages.
-func (s *session) missed(t *tenant, e *outbox.Event, target route.Target, messages *messages, reason string) store.Outcome {
-	ep := target.Endpoint
-	s.metrics.deferred(reason)
-	o := store.Outcome{
-		Delivery: &store.Delivery{
-			ID: outbox.NewUUID(), Tenant: t.schema, EventID: e.ID, EndpointID: ep.ID, URL: ep.URL, Method: ep.Method,
-			Message:   messages.of(ep.Format, e, s.cfg.Delivery.Source),
-			EventType: e.Type, Subscription: target.Subscription, Order: place(ep, e, 0, 0),
-		},
-		Status: store.Pending, Reason: reason, Park: ep.Paused,
-	}
-	return o
-}
-
 // queued wakes the claimer for rows that were written past the recorder, and makes the stream queue behind those that are ordered.
 func (s *session) queued(out []store.Outcome) {
 	var keys []store.OrderedKey
 	for i := range out {
+		s.metrics.deferred(out[i].Reason)
 		if d := out[i].Delivery; !d.Order.Key.IsZero() {
 			keys = append(keys, store.OrderedKey{Tenant: d.Tenant, Endpoint: d.EndpointID, Key: d.Order.Key})
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,12 +30,14 @@ type session struct {
 	epoch     int64
 	ledger    *ledger
 	confirmed atomic.Uint64 // durable position; what the slot is told
+	read      atomic.Uint64 // events
 	stream    *wal.Stream
 	end       context.CancelCauseFunc
 
-	start     wal.LSN    // commits below are recorded
-	startHigh wal.LSN    // commits up to here may be recorded
-	mu        sync.Mutex // of the map of tenants, for all but the stream's goroutine, which alone changes it
+	start     wal.LSN        // commits below are recorded
+	startHigh wal.LSN        // commits up to here may be recorded
+	handled   store.Snapshot // whatever it shows is recorded
+	mu        sync.Mutex     // of the map of tenants, for all but the stream's goroutine, which alone changes it
 	tenants   map[string]*tenant
 	woken     []laneKey   // endpoints that take deliveries again
 	resumed   atomic.Bool // a tenant does
@@ -91,6 +94,9 @@ func (s *session) run(parent context.Context) error {
 		return fmt.Errorf("slot %q begins at %s, recorded is %s: %w", s.cfg.Database.Slot, at, progress.LSN, errSlotAhead)
 	}
 	s.epoch, s.start, s.startHigh = progress.Epoch, progress.LSN, progress.High
+	if s.handled, err = s.store.Handled(ctx); err != nil {
+		return err
+	}
 	s.confirmed.Store(uint64(progress.LSN))
 	s.dispatcher.beat = func(ctx context.Context) { _ = s.stream.Beat(ctx) } // the stream will meet the error itself
 	s.ledger = newLedger(progress.LSN, progress.High)
@@ -132,16 +138,17 @@ func (s *session) run(parent context.Context) error {
 // attend does the leader's background work until ctx is done: what waits in order or for its endpoint, endpoints that only fail, rows that have been
 // kept for long enough, the snapshot that a lost slot is healed from; and, beside that, what may take long: backfills and recoveries.
 func (s *session) attend(ctx context.Context) {
-	var snapshot checkpoint
+	snapshot := checkpoint{saved: s.handled, read: math.MaxUint64} // the first one is not to wait
 	var waker waker
 	steward := steward{waiting: make(map[string]*patience)}
 	var purger purger
 	var group sync.WaitGroup
 	group.Go(func() {
 		s.each(ctx, s.attention, func() error {
-			return errors.Join(waker.wake(ctx, s), steward.look(ctx, s), purger.advance(ctx, s), snapshot.advance(ctx, s))
+			return errors.Join(waker.wake(ctx, s), steward.look(ctx, s), purger.advance(ctx, s))
 		})
 	})
+	group.Go(func() { s.each(ctx, nil, func() error { return snapshot.advance(ctx, s) }) })
 	group.Go(func() { s.each(ctx, s.backfill, func() error { return s.fill(ctx) }) })
 	group.Go(func() { s.each(ctx, nil, func() error { return s.recoverMissed(ctx) }) })
 	group.Wait()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -31,6 +32,7 @@ type tenant struct {
 	state    string
 	filling  bool // earlier events are still being queued: what has an order goes behind them
 	table    *route.Tenant
+	changes  uint64         // of the table, by the log
 	snapshot store.Snapshot // what the table was loaded from
 	loaded   wal.LSN        // commits from here on are not in the snapshot
 }
@@ -40,10 +42,25 @@ func (t *tenant) wants(b wal.Begin) bool {
 	return b.CommitLSN >= t.loaded || !t.snapshot.Visible(b.XID)
 }
 
-func (t *tenant) match(e *outbox.Event, dst []route.Target) []route.Target {
+// Match is that of the routing table.
+func (t *tenant) Match(e *outbox.Event, dst []route.Target) []route.Target {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.table.Match(e, dst)
+}
+
+// Wants is that of the routing table.
+func (t *tenant) Wants(eventType string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.table.Wants(eventType)
+}
+
+// changed counts the changes of the routing table.
+func (t *tenant) changed() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.changes
 }
 
 // endpoint finds an endpoint; nil if there is none that can be used.
@@ -158,15 +175,7 @@ func (s *session) load(ctx context.Context, schemas []string) error {
 			schema: rows.Schema, state: rows.State, filling: rows.Backfilling, snapshot: reg.Snapshot, loaded: reg.LSN,
 			table: route.NewTenant(rows.Schema, s.defaults),
 		}
-		for _, r := range rows.EventTypes {
-			t.table.SetEventType(r)
-		}
-		for _, r := range rows.Endpoints {
-			s.complain(t, "endpoint", r.ID, t.table.SetEndpoint(r))
-		}
-		for _, r := range rows.Subscriptions {
-			s.complain(t, "subscription", r.ID, t.table.SetSubscription(r))
-		}
+		fill(t.table, rows, func(kind string, id outbox.UUID, err error) { s.complain(t, kind, id, err) })
 		s.mu.Lock()
 		s.tenants[rows.Schema] = t
 		s.mu.Unlock()
@@ -301,6 +310,7 @@ func (s *session) registryChanged(rel *relation, c *wal.Change) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if c.Op == wal.Truncate {
+		t.changes++
 		t.table.Truncate(c.Relation.Table)
 		return nil
 	}
@@ -323,6 +333,7 @@ func (s *session) registryChanged(rel *relation, c *wal.Change) error {
 		return fmt.Errorf("read the id of a row of %s: %w", c.Relation.Table, r.err)
 	}
 	if c.Op == wal.Delete {
+		t.changes++
 		t.forget(rel.kind, id)
 		return nil
 	}
@@ -331,6 +342,15 @@ func (s *session) registryChanged(rel *relation, c *wal.Change) error {
 		t.forget(rel.kind, was)
 	}
 	return nil
+}
+
+// differs counts a change of the routing table, if the row is another one than before: most updates only note when it was used last.
+func (t *tenant) differs(known bool, before, after any) bool {
+	if known && reflect.DeepEqual(before, after) {
+		return false
+	}
+	t.changes++
+	return true
 }
 
 func (t *tenant) forget(kind tableKind, id outbox.UUID) {
@@ -353,16 +373,17 @@ func (s *session) set(t *tenant, kind tableKind, was, id outbox.UUID, r *row) {
 	switch kind {
 	case tableEndpoints:
 		e, known := t.table.EndpointRow(was)
-		took := e.Active && !e.Paused
-		if r.endpoint(&e); r.err == nil {
+		before := e
+		if r.endpoint(&e); r.err == nil && t.differs(known, before, e) {
 			fault = t.table.SetEndpoint(e)
 		}
-		if known && !took && e.Active && !e.Paused {
+		if known && (!before.Active || before.Paused) && e.Active && !e.Paused {
 			s.takesAgain(laneKey{t.schema, id})
 		}
 	case tableEventTypes:
-		e, _ := t.table.EventTypeRow(was)
-		if r.eventType(&e); r.err == nil {
+		e, known := t.table.EventTypeRow(was)
+		before := e
+		if r.eventType(&e); r.err == nil && t.differs(known, before, e) {
 			t.table.SetEventType(e)
 		}
 	case tableSubscriptions, tableOldSubscriptions:
@@ -370,9 +391,10 @@ func (s *session) set(t *tenant, kind tableKind, was, id outbox.UUID, r *row) {
 		if kind == tableOldSubscriptions {
 			source = route.Older
 		}
-		e, _ := t.table.SubscriptionRow(was, source)
+		e, known := t.table.SubscriptionRow(was, source)
+		before := e
 		e.Source = source
-		if r.subscription(&e); r.err == nil {
+		if r.subscription(&e); r.err == nil && t.differs(known, before, e) {
 			fault = t.table.SetSubscription(e)
 		}
 	case tableOther, tableEvents, tableTenants:

@@ -39,7 +39,7 @@ func (b *bundle) fingerprint(name string) []string {
 			AND ($2, attname) NOT IN (SELECT tbl, col FROM outbox_relay.tenant_columns()) ORDER BY attnum`, id, table)...)
 		all = append(all, list(b, `SELECT 'index ' || indexrelid || pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = $1::regclass
 			AND NOT EXISTS (SELECT FROM outbox_relay.tenant_indexes() x JOIN pg_class c ON c.oid = indexrelid WHERE x.name = c.relname) ORDER BY 1`, id)...)
-		all = append(all, list(b, `SELECT 'constraint ' || oid || conname || convalidated FROM pg_constraint WHERE conrelid = $1::regclass
+		all = append(all, list(b, `SELECT 'constraint ' || oid || conname || convalidated FROM pg_constraint WHERE conrelid = $1::regclass AND contype <> 'n' -- which 18 has
 			AND conname <> 'fk deliveries->events' AND conname NOT IN ('webhook_endpoints_payload_format_check', 'webhook_endpoints_delivery_order_check',
 			'webhook_endpoints_max_concurrency_check', 'webhook_endpoints_rate_limit_check') ORDER BY 1`, id)...)
 	}

@@ -172,6 +172,14 @@ func (p *relayProcess) kill(t testing.TB) {
 	<-p.done
 }
 
+// said is what the relay has logged so far.
+func (p *relayProcess) said(t testing.TB) string {
+	t.Helper()
+	out, err := os.ReadFile(p.log.Name())
+	require.NoError(t, err)
+	return string(out)
+}
+
 // stop sends SIGTERM and returns how the process ended and how long that took.
 func (p *relayProcess) stop(t testing.TB) (took time.Duration, exit error) {
 	t.Helper()

@@ -154,7 +154,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(a.deliveriesCommand())
 	root.AddCommand(a.deadlettersCommand())
 	root.AddCommand(a.endpointsCommand())
-	root.AddCommand(a.eventsCommand())
+	root.AddCommand(a.eventsCommand(), a.auditCommand())
 	return root
 }
 

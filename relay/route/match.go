@@ -30,6 +30,12 @@ func (t *Tenant) Match(e *outbox.Event, dst []Target) []Target {
 	return r.targets
 }
 
+// Wants tells whether any subscription is for the type: whether Match may have targets for an event of it.
+func (t *Tenant) Wants(eventType string) bool {
+	p := t.index.plan(eventType)
+	return !p.disabled && len(p.buckets) > 0
+}
+
 // round is one Match.
 type round struct {
 	number       uint64

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay"
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+// auditShown is how many missing deliveries are listed one by one.
+const auditShown = 20
+
+// auditResult is what the command prints as JSON.
+type auditResult struct {
+	Since   time.Time           `json:"since,omitzero"`
+	Until   time.Time           `json:"until,omitzero"`
+	Tenants []relay.AuditReport `json:"tenants"`
+	First   []missingDelivery   `json:"first,omitempty"`
+}
+
+type missingDelivery struct {
+	Tenant   string      `json:"tenant"`
+	Event    outbox.UUID `json:"event"`
+	Endpoint outbox.UUID `json:"endpoint"`
+}
+
+func (a *app) auditCommand() *cobra.Command {
+	var since, until moment
+	var o relay.AuditOptions
+	var output string
+	cmd := &cobra.Command{
+		Use:   "audit [TENANT …]",
+		Short: "Look for committed events that should have been delivered and were not",
+		Long: `Compare what has been committed with what is recorded: every event that the relay has handled and
+that matches a subscription has a delivery. Nothing is changed without --repair, and relays may go on
+meanwhile. They do the same by themselves for whatever is new, every half minute.
+
+Subscriptions are judged as they are now: an event from before its subscription counts as missing.
+Without --thorough, only events that have no delivery at all are looked at. Events of the last half
+minute, of suspended tenants and of tenants whose earlier events are still being queued are left out.
+
+Exit codes: 0 nothing is missing, or it has been queued; 1 deliveries are missing.`,
+		Example: `  outbox-relay audit                            # all tenants, the last day
+  outbox-relay audit acme --since 30d --thorough
+  outbox-relay audit --since 2026-11-01T00:00:00Z --until 2026-11-02T00:00:00Z --repair`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			now := time.Now()
+			o.Since, o.Until = since.from(now), until.from(now)
+			if keep := c.Retention.Deliveries; keep > 0 && o.Since.Before(now.Add(-keep)) {
+				return usage("--since reaches back further than retention.deliveries (%s): what was delivered before has no row any more and would count as missing", keep)
+			}
+			if len(args) > 0 {
+				o.Tenants = args
+			}
+			return a.audit(cmd.Context(), &c, o, output)
+		},
+	}
+	since = moment{ago: 24 * time.Hour}
+	flags := cmd.Flags()
+	flags.Var(timeFlag(&since), "since", "only events that occurred since this `TIME`: "+momentHelp+" (default 1d)")
+	flags.Var(timeFlag(&until), "until", "only events that occurred before this `TIME`")
+	flags.BoolVar(&o.Thorough, "thorough", false, "compare every event with every endpoint: finds also what only some endpoints miss")
+	flags.BoolVar(&o.Repair, "repair", false, "queue what is missing")
+	flags.VarP(oneOf(&output, "FORMAT", "text", "json"), "output", "o", "print as `FORMAT`: text or json")
+	return cmd
+}
+
+func (a *app) audit(ctx context.Context, c *config, o relay.AuditOptions, output string) error {
+	st, err := store.New(ctx, store.Config{
+		URL: c.Database.URL, MaxConns: 2, ConnectTimeout: c.Database.ConnectTimeout, Slot: c.Database.Slot, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		return withHint("database.url", err)
+	}
+	defer st.Close()
+	result := auditResult{Since: o.Since, Until: o.Until}
+	o.Found = func(tenant string, event, endpoint outbox.UUID) {
+		if len(result.First) < auditShown {
+			result.First = append(result.First, missingDelivery{tenant, event, endpoint})
+		}
+	}
+	if terminal(a.err) {
+		o.Progress = func(tenant string) { say(a.err, "auditing %s …\n", tenant) }
+	}
+	if result.Tenants, err = relay.Audit(ctx, st, &c.Config, o); err != nil {
+		return err
+	}
+	if output == "json" {
+		enc := json.NewEncoder(a.out)
+		enc.SetIndent("", "  ")
+		err = enc.Encode(result)
+	} else {
+		err = writeAudit(a.out, &result)
+	}
+	if err != nil {
+		return err
+	}
+	for _, r := range result.Tenants {
+		if r.Missing > r.Queued {
+			return errFailed
+		}
+	}
+	return nil
+}
+
+func writeAudit(out io.Writer, result *auditResult) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	say(w, "TENANT\tEVENTS\tMISSING\tQUEUED\t\n")
+	var missing, queued int64
+	for _, r := range result.Tenants {
+		say(w, "%s\t%d\t%d\t%d\t%s\n", plain(r.Tenant), r.Events, r.Missing, r.Queued, suffixIf(r.Skipped != "", "left out: "+plain(r.Skipped)))
+		missing, queued = missing+r.Missing, queued+r.Queued
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, m := range result.First {
+		say(out, "missing: event %s at endpoint %s of %s\n", m.Event, m.Endpoint, plain(m.Tenant))
+	}
+	switch {
+	case missing == 0:
+		say(out, "nothing is missing\n")
+	case queued == missing:
+		say(out, "%s queued\n", plural(queued, "delivery was", "deliveries were"))
+	default:
+		say(out, "%s missing: outbox-relay events explain says why, --repair queues what is missing\n", plural(missing, "delivery is", "deliveries are"))
+	}
+	return nil
+}

@@ -1,0 +1,221 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/route"
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+// The audit compares what has been committed with what is recorded, past all that the relay believes of itself: events that were handled long ago by the
+// snapshot that was saved, match a subscription, and have no delivery. There should be none. The leader looks at what a snapshot has newly come to cover
+// before it saves it; anybody may look at any period with Audit.
+
+// AuditOptions choose what Audit looks at.
+type AuditOptions struct {
+	Tenants      []string  // nil: all that are registered
+	Since, Until time.Time // when the events occurred; zero: no bound
+	// Thorough compares every event with every endpoint. Else only events that have no delivery at all are looked at, which is much faster.
+	Thorough bool
+	// Repair queues what is missing.
+	Repair bool
+	// Found is told of each delivery that is missing. Progress is told of each tenant before it is looked at. Both may be nil.
+	Found    func(tenant string, event, endpoint outbox.UUID)
+	Progress func(tenant string)
+}
+
+// AuditReport is what Audit has found in one tenant.
+type AuditReport struct {
+	Tenant  string `json:"tenant"`
+	Events  int64  `json:"events"`            // handled in the period
+	Missing int64  `json:"missing"`           // deliveries
+	Queued  int64  `json:"queued,omitempty"`  // of these
+	Skipped string `json:"skipped,omitempty"` // why the tenant was not looked at
+}
+
+// Audit looks for deliveries that are missing. It judges by the subscriptions as they are now: an event from before its subscription counts as missing.
+// It only reads, unless it is to repair.
+func Audit(ctx context.Context, st *store.Store, cfg *Config, o AuditOptions) ([]AuditReport, error) {
+	handled, err := st.Handled(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if handled.String() == "" {
+		return nil, errors.New("nothing has been handled yet: a relay saves what it has handled after half a minute")
+	}
+	registry, err := st.LoadRegistry(ctx, o.Tenants, nil)
+	if err != nil {
+		return nil, err
+	}
+	var reports []AuditReport
+	for i := range registry.Tenants {
+		rows := &registry.Tenants[i]
+		if !cfg.Tenants.Includes(rows.Schema) {
+			continue
+		}
+		if o.Progress != nil {
+			o.Progress(rows.Schema)
+		}
+		report := AuditReport{Tenant: rows.Schema}
+		switch {
+		case rows.Err != nil:
+			report.Skipped = rows.Err.Error()
+		case rows.State == stateSuspended:
+			report.Skipped = "suspended: " + rows.Reason
+		case rows.Backfilling:
+			report.Skipped = "earlier events are still being queued"
+		default:
+			table := route.NewTenant(rows.Schema, cfg.EndpointDefaults())
+			fill(table, rows, func(string, outbox.UUID, error) {})
+			a := auditor{
+				store: st, cfg: cfg, table: table, repair: o.Repair, thorough: o.Thorough, found: o.Found,
+				span: store.Range{Tenant: rows.Schema, To: handled, Since: o.Since, Until: o.Until},
+			}
+			if report.Events, err = st.CountEvents(ctx, a.span); err == nil {
+				err = a.run(ctx)
+			}
+			report.Missing, report.Queued = a.missing, a.queued
+		}
+		if broken, ok := errors.AsType[*store.TenantError](err); ok {
+			report.Skipped, err = broken.Err.Error(), nil
+		}
+		if err != nil {
+			return reports, err
+		}
+		reports = append(reports, report)
+	}
+	return reports, nil
+}
+
+// fill puts the rows of a tenant into its routing table.
+func fill(table *route.Tenant, rows *store.TenantRows, complain func(kind string, id outbox.UUID, err error)) {
+	for _, r := range rows.EventTypes {
+		table.SetEventType(r)
+	}
+	for _, r := range rows.Endpoints {
+		complain("endpoint", r.ID, table.SetEndpoint(r))
+	}
+	for _, r := range rows.Subscriptions {
+		complain("subscription", r.ID, table.SetSubscription(r))
+	}
+}
+
+// An auditor looks at one tenant.
+type auditor struct {
+	store    *store.Store
+	cfg      *Config
+	table    matcher
+	span     store.Range
+	epoch    int64 // of a leader; zero: of nobody
+	thorough bool
+	repair   bool
+	found    func(tenant string, event, endpoint outbox.UUID)
+
+	missing, queued int64
+	first           outbox.UUID // event
+}
+
+// matcher is a routing table.
+type matcher interface {
+	Wants(eventType string) bool
+	Match(e *outbox.Event, dst []route.Target) []route.Target
+}
+
+func (a *auditor) run(ctx context.Context) error {
+	counts, err := a.store.UnaccountedTypes(ctx, a.span, a.thorough)
+	if err != nil {
+		return err
+	}
+	var types []string
+	for name := range counts {
+		if a.table.Wants(name) {
+			types = append(types, name)
+		}
+	}
+	if len(types) == 0 {
+		return nil
+	}
+	var last outbox.UUID
+	for done := false; !done; {
+		var events []store.Unaccounted
+		if events, done, err = a.store.UnaccountedPage(ctx, a.span, types, a.thorough, last, backfillPage); err != nil {
+			return err
+		}
+		var out []store.Outcome
+		for i := range events {
+			out = a.look(&events[i], out)
+			last = events[i].ID
+		}
+		if a.repair && len(out) > 0 {
+			if err := a.store.Queue(ctx, a.epoch, out); err != nil {
+				return fmt.Errorf("queue what is missing: %w", err)
+			}
+			a.queued += int64(len(out))
+		}
+	}
+	return nil
+}
+
+// look compares one event with its deliveries.
+func (a *auditor) look(u *store.Unaccounted, out []store.Outcome) []store.Outcome {
+	var m messages
+	for _, target := range a.table.Match(&u.Event, nil) {
+		if slices.Contains(u.Delivered, target.Endpoint.ID) {
+			continue
+		}
+		if a.missing++; a.first.IsZero() {
+			a.first = u.ID
+		}
+		if a.found != nil {
+			a.found(a.span.Tenant, u.ID, target.Endpoint.ID)
+		}
+		if a.repair {
+			out = append(out, missed(a.span.Tenant, &u.Event, target, &m, a.cfg.Delivery.Source, deferAudit))
+		}
+	}
+	return out
+}
+
+// audit looks, before a snapshot is saved, at what it shows and the one before does not. A tenant whose subscriptions have changed meanwhile is left
+// out: what they would match now they did not match then.
+func (s *session) audit(ctx context.Context, from, to store.Snapshot, changes map[string]uint64) error {
+	for _, name := range s.known() {
+		t := s.tenant(name)
+		if t == nil || !t.is(stateActive) || t.isFilling() || t.changed() != changes[name] {
+			continue
+		}
+		a := auditor{store: s.store, cfg: s.cfg, table: t, span: store.Range{Tenant: name, From: from, To: to}, epoch: s.epoch, repair: true}
+		err := a.run(ctx)
+		if _, broken := errors.AsType[*store.TenantError](err); broken {
+			s.log.Warn("audit: the tenant's tables cannot be read", "tenant", name, "error", err)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if a.missing > 0 {
+			s.metrics.auditFindings.Add(float64(a.missing))
+			s.log.Error("audit: committed events had no delivery; it is being queued", "tenant", name, "deliveries", a.missing, "first_event", a.first,
+				"check", "whether somebody has changed publications, slot or tables; outbox-relay audit looks at earlier events")
+			signal(s.claim)
+		}
+	}
+	return nil
+}
+
+// missed makes a pending row of an event that did not come by the log: its place is before all that does, in the order of the pages.
+func missed(tenant string, e *outbox.Event, target route.Target, m *messages, source, reason string) store.Outcome {
+	ep := target.Endpoint
+	return store.Outcome{
+		Delivery: &store.Delivery{
+			ID: outbox.NewUUID(), Tenant: tenant, EventID: e.ID, EndpointID: ep.ID, URL: ep.URL, Method: ep.Method, Message: m.of(ep.Format, e, source),
+			EventType: e.Type, Subscription: target.Subscription, Order: place(ep, e, 0, 0),
+		},
+		Status: store.Pending, Reason: reason, Park: ep.Paused,
+	}
+}

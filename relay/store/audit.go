@@ -1,0 +1,144 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// Range chooses events of a tenant whose handling is over: everything that To shows was recorded before To was saved.
+type Range struct {
+	Tenant       string
+	From, To     Snapshot  // those that To shows and From does not; a zero From: since the tenant's admission
+	Since, Until time.Time // and of these, those that occurred in between; zero: no bound
+}
+
+// Unaccounted is an event with the endpoints that have a delivery of it.
+type Unaccounted struct {
+	outbox.Event
+	Delivered []outbox.UUID
+}
+
+// Handled returns the last saved snapshot: what it shows is recorded. The zero value: none has been saved yet.
+func (s *Store) Handled(ctx context.Context) (Snapshot, error) {
+	var text *string
+	err := s.pool.QueryRow(ctx, `SELECT p.snapshot::text FROM outbox_relay.progress p WHERE p.slot = $1::text`, s.slot).Scan(&text)
+	if err != nil || text == nil {
+		return Snapshot{}, wrap(err, "read the saved snapshot")
+	}
+	return ParseSnapshot(*text)
+}
+
+// inRange is for the parameters of Range.args. The comparison of numbers is for the index.
+const inRange = `
+FROM {tenant}.webhook_events e
+WHERE e.xid >= pg_snapshot_xmin($1::text::pg_snapshot) AND NOT pg_visible_in_snapshot(e.xid, $1::text::pg_snapshot)
+  AND pg_visible_in_snapshot(e.xid, $2::text::pg_snapshot)
+  AND ($3::timestamptz IS NULL OR e.occurred_at >= $3::timestamptz) AND ($4::timestamptz IS NULL OR e.occurred_at < $4::timestamptz)`
+
+const noDelivery = `
+  AND NOT EXISTS (SELECT FROM {tenant}.webhook_deliveries d WHERE d.relayed AND d.webhook_event_id = e.id)`
+
+func (s *Store) rangeArgs(ctx context.Context, r *Range, more ...any) ([]any, error) {
+	from := r.From.String()
+	if from == "" {
+		err := s.pool.QueryRow(ctx, `SELECT t.added_snapshot::text FROM outbox_relay.tenants t WHERE t.schema = $1::text`, r.Tenant).Scan(&from)
+		if err != nil {
+			return nil, fmt.Errorf("read the admission of tenant %q: %w", r.Tenant, err)
+		}
+	}
+	bound := func(t time.Time) *time.Time {
+		if t.IsZero() {
+			return nil
+		}
+		return &t
+	}
+	return append([]any{from, r.To.String(), bound(r.Since), bound(r.Until)}, more...), nil
+}
+
+// CountEvents counts the events of a range.
+func (s *Store) CountEvents(ctx context.Context, r Range) (n int64, err error) {
+	args, err := s.rangeArgs(ctx, &r)
+	if err != nil {
+		return 0, err
+	}
+	err = s.pool.QueryRow(ctx, forTenant(`SELECT count(*)`+inRange, r.Tenant), args...).Scan(&n)
+	return n, s.auditError(r.Tenant, err)
+}
+
+// UnaccountedTypes counts the events of a range that have no delivery at all, by type: most of them match nothing. all counts those that have one as well.
+func (s *Store) UnaccountedTypes(ctx context.Context, r Range, all bool) (map[string]int64, error) {
+	args, err := s.rangeArgs(ctx, &r)
+	if err != nil {
+		return nil, err
+	}
+	sql := `SELECT e.event_type::text, count(*)` + inRange
+	if !all {
+		sql += noDelivery
+	}
+	types := make(map[string]int64)
+	rows, err := s.pool.Query(ctx, forTenant(sql+` GROUP BY 1`, r.Tenant), args...)
+	if err == nil {
+		var name string
+		var n int64
+		_, err = pgx.ForEachRow(rows, []any{&name, &n}, func() error {
+			types[name] = n
+			return nil
+		})
+	}
+	return types, s.auditError(r.Tenant, err)
+}
+
+// UnaccountedPage reads events of a range that have one of the types and no delivery, or with all whatever they have: n and a few MiB at most, after
+// the given id. done tells that there are no more.
+func (s *Store) UnaccountedPage(ctx context.Context, r Range, types []string, all bool, after outbox.UUID, n int) (events []Unaccounted, done bool, err error) {
+	args, err := s.rangeArgs(ctx, &r, types, after, n)
+	if err != nil {
+		return nil, false, err
+	}
+	sql := `SELECT ` + eventColumns + `,
+  ARRAY(SELECT d.webhook_endpoint_id FROM {tenant}.webhook_deliveries d WHERE d.relayed AND d.webhook_event_id = e.id)` + inRange
+	if !all {
+		sql += noDelivery
+	}
+	rows, err := s.pool.Query(ctx, forTenant(sql+` AND e.event_type = ANY($5::text[]) AND e.id > coalesce($6::uuid, '00000000-0000-0000-0000-000000000000') ORDER BY e.id LIMIT $7::int4`, r.Tenant), args...)
+	if err != nil {
+		return nil, false, s.auditError(r.Tenant, err)
+	}
+	defer rows.Close()
+	size := 0
+	for size < pageBytes && rows.Next() {
+		var u Unaccounted
+		if u.Event, err = scanEvent(rows, &u.Delivered); err != nil {
+			return nil, false, s.auditError(r.Tenant, err)
+		}
+		size += len(u.Data) + len(u.Metadata)
+		events = append(events, u)
+	}
+	rows.Close()
+	return events, size < pageBytes && len(events) < n, s.auditError(r.Tenant, rows.Err())
+}
+
+func (s *Store) auditError(tenant string, err error) error {
+	if isTenants(err) {
+		return &TenantError{Tenant: tenant, Err: err}
+	}
+	return wrap(err, "audit events")
+}
+
+// Queue makes pending rows of outcomes, unless they have a row already. A leader gives its epoch: ErrFenced says that it is over. Others give none.
+func (s *Store) Queue(ctx context.Context, epoch int64, outcomes []Outcome) error {
+	var p *Progress
+	if epoch > 0 {
+		p = &Progress{Epoch: epoch}
+	}
+	broken, err := s.record(ctx, s.pool, outbox.UUID{}, p, outcomes, nil)
+	if err == nil && len(broken) > 0 {
+		return &broken[0]
+	}
+	return err
+}
