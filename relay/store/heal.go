@@ -26,6 +26,9 @@ const markMissed = `
 // Known tells whether the slot has a row of progress: whether it was made once.
 func (s *Store) Known(ctx context.Context) (known bool, err error) {
 	err = s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM outbox_relay.progress p WHERE p.slot = $1::text)`, s.slot).Scan(&known)
+	if code(err) == codeUndefinedTable { // nor the schema
+		return false, nil
+	}
 	return known, wrap(err, "look for progress")
 }
 
