@@ -42,7 +42,8 @@ type Database struct {
 	URL string `mapstructure:"url"`
 	// ReplicationURL is the DSN of the replication stream, which a transaction pooler cannot carry. Empty means URL.
 	ReplicationURL string `mapstructure:"replication_url"`
-	// InstanceID tells this deployment from a clone of its database; when set, it must match the one stored there. Empty means unchecked.
+	// InstanceID tells this deployment from a copy of its database: the first one is stored there, and a later one must be the same. Empty is only
+	// accepted where none is stored.
 	InstanceID string `mapstructure:"instance_id"`
 	// Slot names the replication slot. Slots are cluster-wide: two databases of one server need two names.
 	Slot string `mapstructure:"slot"`
