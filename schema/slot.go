@@ -42,7 +42,7 @@ func (in *installer) ensureSlot(ctx context.Context, slot string) error {
 	if err != nil {
 		return opError(op, err)
 	}
-	if err := in.checkSlot(op, slot, s); err != nil {
+	if err := in.checkSlot(op, s); err != nil {
 		return err
 	}
 	switch {
@@ -77,7 +77,7 @@ func (in *installer) version(ctx context.Context) (n int) {
 	return n
 }
 
-func (in *installer) checkSlot(op, slot string, s slotState) error {
+func (in *installer) checkSlot(op string, s slotState) error {
 	database := in.conn.Config().Database
 	switch {
 	case !s.Exists:
