@@ -23,8 +23,8 @@ type Options struct {
 
 // Migrate brings a database up to date: the relay's own schema, its role, publications and slot, then every registered tenant. It may run
 // any number of times and from several processes at once; they wait for each other. A tenant that cannot be brought up to date does
-// not stop the others: all their errors come back joined. A slot that was in use and is gone is ErrSlotMissing, not a new slot, which would
-// begin after the events in between.
+// not stop the others: all their errors come back joined. A slot that was in use and is gone is left to the relay, which makes it anew
+// and heals: one made here would begin after the events in between.
 func Migrate(ctx context.Context, dsn string, o Options) error {
 	if o.Slot == "" {
 		o.Slot = Slot
