@@ -11,12 +11,13 @@ import (
 
 // Healing. What the slot can not bring any more is in the tables of events, and the database knows which of it is recorded:
 //
-//	──────────── handled ───────────┤ S ├──────── lost with the slot ────────┤ U ├──── the new slot brings it ────►
+//	─────────── handled ──────────┤ S ├──────── lost with the slot ────────┤ the new slot brings it ────►
+//	                                  └─────────── is queued ──────────────────────┤ U ├
 //
-// S is the last saved snapshot: whatever it shows was recorded before it was saved (checkpoint). U is the snapshot that the new slot exports: whatever
-// it does not show, the new slot will bring. So what is visible in U and not in S is queued, idempotently, by the same machinery that queues a tenant's
-// earlier events; it works in the background while the stream already goes on. Order is kept: what the stream brings of an ordered endpoint waits
-// until that is done.
+// S is the last saved snapshot: whatever it shows was recorded before it was saved (checkpoint). U is a snapshot taken after the new slot was made, and
+// after all transactions had ended that were open then: whatever it does not show, the new slot will bring. So what is visible in U and not in S is
+// queued, idempotently, by the same machinery that queues a tenant's earlier events. It works in the background while the stream already goes on, and
+// begins when that has recorded what both bring (session.mayFill). Order is kept: what the stream brings of an ordered endpoint waits until it is done.
 //
 // A crash on the way does no harm. The slot is made first, and the marks of all tenants and the position are written in one transaction: until then the
 // slot is ahead of the recorded position, which is a reason to heal again. Two relays do not heal at the same time: store.LockHeal.
@@ -36,12 +37,8 @@ func heals(err error) bool {
 
 // heal makes a new slot and marks what every tenant has missed. cause is why. A nil error means that leading can be tried again at once.
 func (e *engine) heal(ctx context.Context, cause error) error {
-	known, err := e.store.Known(ctx)
-	if err != nil {
-		return err
-	}
-	if !known { // no relay has ever led here: what is missing was never made
-		return cause
+	if state, err := e.store.SlotState(ctx); err != nil || !state.Known {
+		return errors.Join(cause, err) // what is missing was never made
 	}
 	unlock, locked, err := e.store.LockHeal(ctx)
 	if err != nil {
@@ -51,6 +48,15 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 		return fmt.Errorf("another relay is healing: %w", wal.ErrSlotActive)
 	}
 	defer unlock()
+	// Another relay may have healed while we found out, or led since. But a slot that is older than its publications looks sound to everybody but
+	// its last leader.
+	state, err := e.store.SlotState(ctx)
+	if err != nil {
+		return err
+	}
+	if old := errors.Is(cause, wal.ErrPublicationMissing) && state.Epoch == e.epoch; state.Sound && state.Published && !old {
+		return fmt.Errorf("another relay has healed: %w", wal.ErrSlotActive)
+	}
 	e.status.set(false, "healing: %v", cause)
 	e.log.Error("healing: events may have been missed", "slot", e.cfg.Database.Slot, "cause", cause)
 	if errors.Is(cause, wal.ErrPublicationMissing) {
@@ -65,17 +71,17 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 	if o.Tenants, err = e.servedTenants(ctx); err != nil {
 		return err
 	}
-	slot, err := wal.Renew(ctx, e.streamOptions())
-	if err != nil {
+	if o.LSN, err = wal.Renew(ctx, e.streamOptions()); err != nil {
 		return err
 	}
-	o.Snapshot, o.LSN = slot.Snapshot, slot.LSN
-	err = e.store.Heal(ctx, o)
-	if err := errors.Join(err, slot.Close(ctx)); err != nil {
+	if o.Snapshot, err = e.store.Settled(ctx); err != nil {
+		return err
+	}
+	if err := e.store.Heal(ctx, o); err != nil {
 		return err
 	}
 	e.metrics.heals.Inc()
-	e.log.Warn("healed: a new slot is in place, and what was missed is being queued", "slot", e.cfg.Database.Slot, "position", slot.LSN,
+	e.log.Warn("healed: a new slot is in place, and what was missed is being queued", "slot", e.cfg.Database.Slot, "position", o.LSN,
 		"restored", o.Restored, "cause", cause, "check", "outbox-relay audit, and whatever dropped or outran the slot")
 	return nil
 }

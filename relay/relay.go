@@ -87,6 +87,7 @@ type engine struct {
 	backfill   chan struct{} // a tenant has a backfill to do
 	attention  chan struct{} // an endpoint takes deliveries again
 	keeper     *keeper
+	epoch      int64         // of our last session; lead's alone
 	quit       chan struct{} // closed when nothing more will be recorded
 }
 

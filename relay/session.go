@@ -86,13 +86,17 @@ func (s *session) run(parent context.Context) error {
 	ctx, end := context.WithCancelCause(parent)
 	defer end(nil)
 	s.end = end
+	// Before an epoch is begun: another relay may be healing, and would be fenced.
+	if state, err := s.store.SlotState(ctx); err != nil {
+		return err
+	} else if state.Known && !state.Sound {
+		return fmt.Errorf("slot %q begins at %s: %w", s.cfg.Database.Slot, s.stream.Slot().ConfirmedFlush, errSlotAhead)
+	}
 	progress, err := s.store.Lead(ctx, store.LeadOptions{InstanceID: s.cfg.Database.InstanceID, SystemID: s.stream.SystemID()})
 	if err != nil {
 		return fmt.Errorf("take leadership of slot %q: %w", s.cfg.Database.Slot, err)
 	}
-	if at := s.stream.Slot().ConfirmedFlush; progress.LSN != 0 && at > progress.LSN {
-		return fmt.Errorf("slot %q begins at %s, recorded is %s: %w", s.cfg.Database.Slot, at, progress.LSN, errSlotAhead)
-	}
+	s.engine.epoch = progress.Epoch
 	s.epoch, s.start, s.startHigh = progress.Epoch, progress.LSN, progress.High
 	if s.handled, err = s.store.Handled(ctx); err != nil {
 		return err

@@ -405,7 +405,7 @@ func TestNothingLostUnderKills(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(42, 42))
 	var flaky sync.Map
 	s := newSite(t, fmt.Sprintf("delivery:\n  workers: %d\n  endpoint_concurrency: 8\nwindow:\n  deliveries: %d\n  hold: 500ms\nrecord:\n  batch: 100\n"+
-		"queue:\n  batch: %d\n  poll: 100ms\n  lease: 3s\nbreaker:\n  failures: 50\n  open_for: 1s\n", workers, window, claim),
+		"queue:\n  batch: %d\n  poll: 100ms\n  lease: 5s\nbreaker:\n  failures: 50\n  open_for: 1s\n", workers, window, claim),
 		func(endpoint outbox.UUID, attempt string) int {
 			if _, bad := flaky.Load(endpoint); bad && attempt == "1" {
 				return http.StatusServiceUnavailable

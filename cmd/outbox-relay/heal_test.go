@@ -119,7 +119,7 @@ func testCalamity(t *testing.T, dsn string, rounds int, calamity func(ctx contex
 	for i := range 3 {
 		w := &writer{site: s, tenants: tenants, rules: rules, rnd: rand.New(rand.NewPCG(seed, uint64(i))), mu: mu, expected: expected, rolledBack: rolledBack}
 		group.Go(func() error {
-			pace := time.NewTicker(5 * time.Millisecond)
+			pace := time.NewTicker(10 * time.Millisecond)
 			defer pace.Stop()
 			for {
 				select {
@@ -127,7 +127,7 @@ func testCalamity(t *testing.T, dsn string, rounds int, calamity func(ctx contex
 					return nil
 				case <-pace.C:
 				}
-				if err := w.run(writing, 10); err != nil {
+				if err := w.run(writing, 1); err != nil {
 					return err
 				}
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
@@ -23,13 +24,28 @@ const markMissed = `
   backfill_from = CASE WHEN ` + open + ` THEN t.backfill_from ELSE ` + later + ` END,
   backfill_cursor = NULL, backfill_done_at = NULL`
 
-// Known tells whether the slot has a row of progress: whether it was made once.
-func (s *Store) Known(ctx context.Context) (known bool, err error) {
-	err = s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM outbox_relay.progress p WHERE p.slot = $1::text)`, s.slot).Scan(&known)
-	if code(err) == codeUndefinedTable { // nor the schema
-		return false, nil
+// SlotState is what the database says of a slot and the progress in it.
+type SlotState struct {
+	Known bool  // there is a row of progress: the slot was made once
+	Epoch int64 // of the last leader
+	Sound bool  // the slot is there, and has not gone past what is recorded
+	// Published says that the publications are there. A slot may be older than they are, and cannot be read past their making then.
+	Published bool
+}
+
+const slotState = `
+SELECT p.epoch, coalesce(r.restart_lsn IS NOT NULL AND r.wal_status <> 'lost' AND (p.lsn = '0/0' OR r.confirmed_flush_lsn <= p.lsn), false),
+  (SELECT count(*) FROM pg_catalog.pg_publication b WHERE b.pubname IN ('outbox_relay_events', 'outbox_relay_registry')) = 2
+FROM outbox_relay.progress p LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = p.slot WHERE p.slot = $1::text`
+
+// SlotState reads it. Without the schema of the relay, nothing is known.
+func (s *Store) SlotState(ctx context.Context) (st SlotState, err error) {
+	err = s.pool.QueryRow(ctx, slotState, s.slot).Scan(&st.Epoch, &st.Sound, &st.Published)
+	if errors.Is(err, pgx.ErrNoRows) || code(err) == codeUndefinedTable {
+		return SlotState{}, nil
 	}
-	return known, wrap(err, "look for progress")
+	st.Known = err == nil
+	return st, wrap(err, "read the state of the slot")
 }
 
 // LockHeal keeps other relays from healing the slot until unlock is called. It does not wait: false means that another one is at it.
@@ -55,7 +71,7 @@ func (s *Store) RestorePublications(ctx context.Context) error {
 // HealOptions say what a new slot begins with.
 type HealOptions struct {
 	Epoch    int64         // of the leader that heals
-	Snapshot string        // the name under which the new slot exported its snapshot
+	Snapshot Snapshot      // what it does not show, the new slot brings
 	LSN      pglogrepl.LSN // from which the new slot brings every commit
 	SystemID string
 	Tenants  []string // whose events the slot carries; nil: all
@@ -93,11 +109,8 @@ WHERE p.slot = $1::text AND p.epoch = $2::int8`
 // Heal marks what every tenant has missed and moves the progress to the new slot, in one transaction. ErrFenced: another leader has taken over, and
 // nothing was written.
 func (s *Store) Heal(ctx context.Context, o HealOptions) error {
-	upto, err := s.exported(ctx, o.Snapshot)
-	if err != nil {
-		return err
-	}
-	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+	upto := o.Snapshot.String()
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		statement := healTenants
 		if o.Restored {
 			statement = restoreTenants
@@ -120,14 +133,22 @@ func (s *Store) Heal(ctx context.Context, o HealOptions) error {
 	return wrap(err, "mark what was missed")
 }
 
-// exported reads an exported snapshot.
-func (s *Store) exported(ctx context.Context, name string) (snapshot string, err error) {
-	quoted := "'" + name + "'" // hexadecimal digits and dashes: the server made it
-	err = pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "SET TRANSACTION SNAPSHOT "+quoted); err != nil {
-			return err
+// Settled waits until every transaction that is open now has ended, and returns a snapshot that shows all of them: a commit may be in the log for a
+// while, as long as a synchronous standby takes, before anybody sees it.
+func (s *Store) Settled(ctx context.Context) (Snapshot, error) {
+	first, _, err := s.Snapshot(ctx)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for err == nil {
+		var now Snapshot
+		if now, _, err = s.Snapshot(ctx); err == nil && now.xmin >= first.xmax {
+			return now, nil
 		}
-		return tx.QueryRow(ctx, readSnapshot).Scan(&snapshot)
-	})
-	return snapshot, wrap(err, "read the snapshot of the new slot")
+		select {
+		case <-ctx.Done():
+			return Snapshot{}, ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return Snapshot{}, err
 }

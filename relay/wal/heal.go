@@ -11,27 +11,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// NewSlot is a slot just made, and the connection that made it: the snapshot can be used until Close.
-type NewSlot struct {
-	// Snapshot names the exported snapshot, for SET TRANSACTION SNAPSHOT. It shows exactly what the slot will not bring: whatever commits after it
-	// is in the stream. Source: https://www.postgresql.org/docs/current/protocol-replication.html, CREATE_REPLICATION_SLOT
-	Snapshot string
-	// LSN is the position after which every commit is in the stream.
-	LSN LSN
-
-	conn *pgconn.PgConn
-}
-
-// Close ends the connection, and with it the snapshot.
-func (n *NewSlot) Close(ctx context.Context) error {
-	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
-	defer cancel()
-	if err := n.conn.Close(closing); err != nil {
-		return fmt.Errorf("close replication connection: %w", err)
-	}
-	return nil
-}
-
 // Identify returns the identifier of the database cluster.
 func Identify(ctx context.Context, o Options) (systemID string, err error) {
 	err = connected(ctx, o, func(conn *pgconn.PgConn) (bool, error) {
@@ -45,14 +24,17 @@ func Identify(ctx context.Context, o Options) (systemID string, err error) {
 	return systemID, err
 }
 
-// Renew drops the slot, if there is one, and makes it anew. It waits for the transactions that are open now to end: until then no snapshot can be taken
-// that shows all that came before. A slot that somebody streams from is left alone: ErrSlotActive.
-func Renew(ctx context.Context, o Options) (slot *NewSlot, err error) {
+// Renew drops the slot, if there is one, makes it anew and returns the position after which every commit is in the stream. It waits for the transactions
+// that are open now to end. A slot that somebody streams from is left alone: ErrSlotActive.
+//
+// The slot could export the snapshot of that position, which would be the very border between what was before and what the stream brings. But the server
+// refuses that ("initial slot snapshot too large") where more transactions than it has room for began while it waited: some 20,000, seconds of a busy one.
+func Renew(ctx context.Context, o Options) (at LSN, err error) {
 	err = connected(ctx, o, func(conn *pgconn.PgConn) (bool, error) {
-		slot, err = renew(ctx, conn, o)
-		return err == nil, err
+		at, err = renew(ctx, conn, o)
+		return false, err
 	})
-	return slot, err
+	return at, err
 }
 
 // connected runs work on a replication connection, and closes it unless work wants to keep it.
@@ -75,40 +57,39 @@ func connected(ctx context.Context, o Options, work func(*pgconn.PgConn) (keep b
 	return errors.Join(err, conn.Close(closing))
 }
 
-func renew(ctx context.Context, conn *pgconn.PgConn, o Options) (*NewSlot, error) {
+func renew(ctx context.Context, conn *pgconn.PgConn, o Options) (at LSN, err error) {
 	if err := prepare(ctx, conn); err != nil {
-		return nil, err
+		return 0, err
 	}
 	if err := checkPublications(ctx, conn, o.Publications); err != nil { // they come first: the slot could not be read past their making
-		return nil, err
+		return 0, err
 	}
 	op := fmt.Sprintf("drop slot %q", o.Slot)
 	drop := "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots WHERE slot_name = " + quoteLiteral(o.Slot) +
 		" AND database = pg_catalog.current_database() AND plugin = 'pgoutput'"
 	if _, err := query(ctx, conn, drop); err != nil {
-		return nil, fault(op, err, nil)
+		return 0, fault(op, err, nil)
 	}
 	rows, err := query(ctx, conn, "SELECT pg_catalog.current_setting('server_version_num')")
 	if err != nil {
-		return nil, fault("read server version", err, nil)
+		return 0, fault("read server version", err, nil)
 	}
 	version, err := strconv.Atoi(string(rows[0][0]))
 	if err != nil {
-		return nil, fmt.Errorf("read server version: %w", err)
+		return 0, fmt.Errorf("read server version: %w", err)
 	}
 	op = fmt.Sprintf("create slot %q", o.Slot)
 	rows, err = query(ctx, conn, createSlot(o.Slot, version))
 	if err != nil {
-		return nil, fault(op, err, map[string]error{"42710": ErrSlotForeign}) // what the drop left is of another database or plugin
+		return 0, fault(op, err, map[string]error{"42710": ErrSlotForeign}) // what the drop left is of another database or plugin
 	}
 	if len(rows) != 1 || len(rows[0]) != 4 {
-		return nil, fmt.Errorf("%s: unexpected answer", op)
+		return 0, fmt.Errorf("%s: unexpected answer", op)
 	}
-	n := &NewSlot{Snapshot: string(rows[0][2]), conn: conn}
-	if err := n.LSN.Scan(string(rows[0][1])); err != nil {
-		return nil, fmt.Errorf("%s: position: %w", op, err)
+	if err := at.Scan(string(rows[0][1])); err != nil {
+		return 0, fmt.Errorf("%s: position: %w", op, err)
 	}
-	return n, nil
+	return at, nil
 }
 
 // createSlot is the command for a server version. From 17 on, the slot is carried over to standbys that ask for it.
@@ -116,10 +97,10 @@ func createSlot(slot string, version int) string {
 	create := fmt.Sprintf(`CREATE_REPLICATION_SLOT "%s" LOGICAL pgoutput `, slot)
 	switch {
 	case version >= 170000:
-		return create + "(SNAPSHOT 'export', FAILOVER true)"
+		return create + "(SNAPSHOT 'nothing', FAILOVER true)"
 	case version >= 150000:
-		return create + "(SNAPSHOT 'export')"
+		return create + "(SNAPSHOT 'nothing')"
 	default:
-		return create + "EXPORT_SNAPSHOT"
+		return create + "NOEXPORT_SNAPSHOT"
 	}
 }
