@@ -1,9 +1,12 @@
 package schema_test
 
 import (
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -152,16 +155,42 @@ func TestRecoverIsARequest(t *testing.T) {
 	}
 }
 
+// controlCalls are the functions for applications, each with the tenant to come.
+func controlCalls() []string {
+	return []string{
+		"pause_endpoint('%s', '" + endpointID + "')", "resume_endpoint('%s', '" + endpointID + "')", "resend('%s', '" + delivery("1") + "')", "replay('%s')",
+		"skip('%s', '" + delivery("1") + "')", "discard('%s', '" + delivery("1") + "')", "recover_endpoint('%s', '" + endpointID + "', since => now())",
+	}
+}
+
+// application logs in with what the README tells to grant for the tenant acme.
+func (b *bundle) application() (role string, app *pgx.Conn) {
+	b.t.Helper()
+	role, dsn := b.login("")
+	b.exec("GRANT USAGE ON SCHEMA outbox_relay, acme TO " + role)
+	b.exec(grantControl(b.t) + " TO " + role)
+	b.exec("GRANT SELECT, UPDATE ON acme.webhook_endpoints TO " + role)
+	b.exec("GRANT SELECT, INSERT, UPDATE ON acme.webhook_deliveries, acme.webhook_dead_letters TO " + role)
+	b.exec("GRANT SELECT ON acme.webhook_events TO " + role)
+	return role, connect(b.t, dsn)
+}
+
+// grantControl is the README's own GRANT EXECUTE, up to the role.
+func grantControl(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../README.md")
+	require.NoError(t, err)
+	found := regexp.MustCompile(`GRANT EXECUTE ON FUNCTION[^;]*?\sTO `).FindString(string(text))
+	require.NotEmpty(t, found)
+	return strings.TrimSuffix(found, " TO ")
+}
+
 func TestControlAsksForLeave(t *testing.T) {
 	t.Parallel()
 	b := controlled(t)
 	b.exec("CREATE SCHEMA other; SELECT outbox_relay.add_tenant('other')")
 	role, dsn := b.login("")
 	app := connect(t, dsn)
-	calls := []string{
-		"pause_endpoint('%s', '" + endpointID + "')", "resume_endpoint('%s', '" + endpointID + "')", "resend('%s', '" + delivery("1") + "')", "replay('%s')",
-		"skip('%s', '" + delivery("1") + "')", "discard('%s', '" + delivery("1") + "')", "recover_endpoint('%s', '" + endpointID + "', since => now())",
-	}
 	call := func(sql, tenant, code string) {
 		t.Helper()
 		_, err := app.Exec(b.ctx, "SELECT outbox_relay."+replaceTenant(sql, tenant))
@@ -173,25 +202,57 @@ func TestControlAsksForLeave(t *testing.T) {
 		require.ErrorAs(t, err, &pg, sql)
 		require.Equal(t, code, pg.Code, sql)
 	}
-	for _, sql := range calls {
+	for _, sql := range controlCalls() {
 		call(sql, "acme", "42501")
 	}
 	b.exec("GRANT USAGE ON SCHEMA outbox_relay TO " + role)
-	b.exec("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA outbox_relay TO " + role)
-	for _, sql := range calls {
+	b.exec(grantControl(t) + " TO " + role)
+	for _, sql := range controlCalls() {
 		call(sql, "acme", "42501")
 	}
 	b.exec("GRANT USAGE ON SCHEMA acme TO " + role)
-	b.exec("GRANT UPDATE ON acme.webhook_endpoints TO " + role)
-	for _, sql := range calls {
+	b.exec("GRANT SELECT, UPDATE ON acme.webhook_endpoints TO " + role)
+	b.exec("GRANT SELECT, INSERT, UPDATE ON acme.webhook_deliveries, acme.webhook_dead_letters TO " + role)
+	b.exec("GRANT SELECT ON acme.webhook_events TO " + role)
+	for _, sql := range controlCalls() {
 		call(sql, "acme", "")
 		call(sql, "other", "42501")
 		call(sql, "nosuch", "OR002")
 	}
+	_, err := app.Exec(b.ctx, "DELETE FROM outbox_relay.retry_queue")
+	require.Error(t, err, "it has no rights of the relay's")
 	b.exec("REVOKE ALL ON acme.webhook_endpoints FROM " + role)
-	call(calls[0], "acme", "42501")
+	call(controlCalls()[0], "acme", "42501")
 	b.exec("GRANT " + schema.RunnerRole + " TO " + role)
-	call(calls[0], "acme", "")
+	call(controlCalls()[0], "acme", "")
+}
+
+// TestNoTenantsCodeRunsWithTheOwnersRights has every tenant table be a view with a function in it over a table with triggers, which note with whose
+// rights they run.
+func TestNoTenantsCodeRunsWithTheOwnersRights(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	role, app := b.application()
+	b.exec("CREATE TABLE acme.spied (who text)")
+	b.exec("GRANT INSERT ON acme.spied TO public")
+	b.exec(`CREATE FUNCTION acme.spy() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN INSERT INTO acme.spied VALUES (current_user); RETURN true; END';
+		CREATE FUNCTION acme.on_write() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO acme.spied VALUES (current_user); RETURN NEW; END'`)
+	for _, table := range []string{"webhook_endpoints", "webhook_events", "webhook_deliveries", "webhook_dead_letters"} {
+		b.exec("ALTER TABLE acme." + table + " RENAME TO " + table + "_behind")
+		b.exec("CREATE TRIGGER spy BEFORE INSERT OR UPDATE ON acme." + table + "_behind FOR EACH ROW EXECUTE FUNCTION acme.on_write()")
+		b.exec("CREATE VIEW acme." + table + " AS SELECT * FROM acme." + table + "_behind WHERE acme.spy()")
+		b.exec("GRANT SELECT, INSERT, UPDATE ON acme." + table + " TO " + role + ", " + schema.RunnerRole)
+	}
+	for _, sql := range controlCalls() {
+		b.exec("TRUNCATE acme.spied")
+		// What cannot be done to a view is refused, which is as good.
+		_, _ = app.Exec(b.ctx, "SELECT outbox_relay."+replaceTenant(sql, "acme"))
+		require.Equal(t, []string{role}, list(b, "SELECT DISTINCT who FROM acme.spied"), sql)
+	}
+	b.exec("TRUNCATE acme.spied; UPDATE outbox_relay.retry_queue SET due_at = 'infinity'; GRANT " + schema.RunnerRole + " TO " + role)
+	_, err := app.Exec(b.ctx, "SELECT outbox_relay.wake_parked_heads()")
+	require.NoError(t, err)
+	require.Equal(t, []string{role}, list(b, "SELECT DISTINCT who FROM acme.spied"))
 }
 
 func replaceTenant(call, tenant string) string { return strings.Replace(call, "%s", tenant, 1) }

@@ -1,8 +1,17 @@
 -- +goose Up
--- What operators' commands do, for an application to do in its own transaction. Every function checks that the caller may change the tenant's
--- endpoints, and takes the lock that keeps the order of the retry queue (see wake_next) before it touches rows of it.
+-- What operators' commands do, for an application to do in its own transaction.
+--
+-- A tenant's tables are not the relay's: a view in the place of one, or a trigger on it, is code of somebody else, and code runs with the rights of the
+-- function that meets it. So everything that touches a tenant's tables runs with the rights of the caller, who needs them on those tables. Rows of the
+-- relay's own tables, which an application must not touch, are written by a few functions that run with the rights of their owner (SECURITY DEFINER):
+-- they read and write nothing of a tenant's and ask check_control first.
 
 -- Raises unless the caller may control the tenant.
+--
+-- It judges who has logged in: inside a function that runs as its owner nothing else of the caller can be told. SET ROLE neither adds to that nor takes
+-- from it: a login that may take on the roles of several tenants can write the queue rows of all of them, whichever role is in effect, and a login that
+-- has its rights on the table by SET ROLE only (NOINHERIT) is refused. What keeps the roles of one login apart is what the functions below do as the caller: to
+-- pause, resume, send again, skip, discard or recover they read and write the tenant's tables with the rights of the role that is in effect.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.check_control(schema text) RETURNS void
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -60,10 +69,84 @@ END
 $$;
 -- +goose StatementEnd
 
+-- Gives a delivery its place in the queue; the order of its endpoint decides whether it is due. False: it has one.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.enqueue(schema text, delivery uuid, endpoint uuid, due timestamptz, key uuid, lsn pg_lsn, n int) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM outbox_relay.check_control(schema);
+  PERFORM outbox_relay.lock_order(ARRAY[endpoint]);
+  INSERT INTO outbox_relay.retry_queue AS q (delivery_id, tenant, endpoint_id, due_at, order_key, order_lsn, order_n)
+  VALUES (delivery, schema, endpoint,
+          CASE WHEN key IS NOT NULL AND EXISTS (SELECT FROM outbox_relay.retry_queue h WHERE h.endpoint_id = endpoint AND h.order_key = key
+                 AND (h.order_lsn, h.order_n, h.delivery_id) < (lsn, n, delivery)) THEN 'infinity' ELSE due END,
+          key, CASE WHEN key IS NOT NULL THEN lsn END, CASE WHEN key IS NOT NULL THEN n END)
+  ON CONFLICT (delivery_id) DO NOTHING;
+  RETURN FOUND;
+END
+$$;
+-- +goose StatementEnd
+
+-- Takes a delivery out of the queue and returns the row that it had there, all null if it had none; what waits behind it goes on. Its caller says what
+-- becomes of the delivery.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.unqueue(schema text, delivery uuid) RETURNS outbox_relay.retry_queue
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  q outbox_relay.retry_queue;
+BEGIN
+  PERFORM outbox_relay.check_control(schema);
+  SELECT * INTO q FROM outbox_relay.retry_queue r WHERE r.delivery_id = delivery AND r.tenant = schema;
+  IF NOT FOUND THEN
+    RETURN NULL;
+  END IF;
+  PERFORM outbox_relay.lock_order(ARRAY[q.endpoint_id]);
+  SELECT * INTO q FROM outbox_relay.retry_queue r WHERE r.delivery_id = delivery AND r.tenant = schema FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN NULL;
+  END IF;
+  IF q.leased_by IS NOT NULL AND q.due_at > now() THEN
+    RAISE EXCEPTION 'delivery % is in flight', delivery USING ERRCODE = 'OR002', HINT = 'Wait until its attempt has ended, then try again; or pause its endpoint first.';
+  END IF;
+  DELETE FROM outbox_relay.retry_queue r WHERE r.delivery_id = delivery;
+  IF q.order_key IS NOT NULL THEN
+    PERFORM outbox_relay.wake_next(ARRAY[q.endpoint_id], ARRAY[q.order_key]);
+  END IF;
+  RETURN q;
+END
+$$;
+-- +goose StatementEnd
+
+-- Forgets how an endpoint has fared: it begins anew.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.forget_health(schema text, endpoint uuid) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM outbox_relay.check_control(schema);
+  DELETE FROM outbox_relay.endpoint_health h WHERE h.tenant = schema AND h.endpoint_id = endpoint;
+END
+$$;
+-- +goose StatementEnd
+
+-- Notes a request to recover an endpoint.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.request_recovery(schema text, endpoint uuid, since timestamptz, rate numeric) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  id bigint;
+BEGIN
+  PERFORM outbox_relay.check_control(schema);
+  INSERT INTO outbox_relay.recoveries AS r (tenant, endpoint_id, since, rate)
+  VALUES (schema, endpoint, request_recovery.since, request_recovery.rate) RETURNING r.id INTO id;
+  RETURN id;
+END
+$$;
+-- +goose StatementEnd
+
 -- Makes due what is parked and waits for nothing: somebody may have changed tables by hand. Only endpoints with parked rows are looked at.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.wake_parked_heads() RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   p record;
   takes boolean;
@@ -88,7 +171,7 @@ $$;
 -- Holds an endpoint's deliveries back without losing one. False: it was paused already.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.pause_endpoint(schema text, endpoint uuid, reason text DEFAULT NULL) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   was boolean;
 BEGIN
@@ -109,7 +192,7 @@ $$;
 -- Lets an endpoint go on that was paused, disabled or deactivated; what has waited meanwhile becomes due. False: it took deliveries already.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.resume_endpoint(schema text, endpoint uuid) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   took boolean;
 BEGIN
@@ -122,7 +205,7 @@ BEGIN
     EXECUTE format('UPDATE %I.webhook_endpoints e SET paused_at = NULL, is_active = true, disabled_reason = NULL, disabled_at = NULL WHERE e.id = $1', schema)
       USING endpoint;
   END IF;
-  DELETE FROM outbox_relay.endpoint_health h WHERE h.tenant = schema AND h.endpoint_id = endpoint;
+  PERFORM outbox_relay.forget_health(schema, endpoint);
   PERFORM outbox_relay.wake(schema, endpoint, '1 s');
   RETURN NOT took;
 END
@@ -139,37 +222,38 @@ DECLARE
   own record;
   event record;
   ends record;
-  ord record;
+  key uuid;
+  n bigint;
 BEGIN
   EXECUTE format('SELECT * FROM %I.webhook_dead_letters l WHERE l.delivery_id = $1', schema) INTO dead USING delivery;
-  EXECUTE format('SELECT * FROM %I.webhook_deliveries d WHERE d.id = $1 FOR NO KEY UPDATE', schema) INTO own USING delivery;
+  EXECUTE format('SELECT d.webhook_endpoint_id, d.webhook_event_id FROM %I.webhook_deliveries d WHERE d.id = $1', schema) INTO own USING delivery;
   EXECUTE format('SELECT e.id, e.delivery_order FROM %I.webhook_endpoints e WHERE e.id = $1', schema)
     INTO ends USING coalesce(own.webhook_endpoint_id, dead.webhook_endpoint_id);
-  IF ends.id IS NULL OR EXISTS (SELECT FROM outbox_relay.retry_queue q WHERE q.delivery_id = delivery) THEN
+  IF ends.id IS NULL THEN
     RETURN false;
   END IF;
-  EXECUTE format('SELECT v.id, v.aggregate_id FROM %I.webhook_events v WHERE v.id = $1', schema)
+  EXECUTE format('SELECT v.aggregate_id FROM %I.webhook_events v WHERE v.id = $1', schema)
     INTO event USING coalesce(own.webhook_event_id, dead.webhook_event_id);
-  IF own.id IS NULL THEN -- retention has taken the row, the dead letter has all that was in it
+  key := CASE ends.delivery_order WHEN 'strict' THEN ends.id WHEN 'aggregate' THEN coalesce(event.aggregate_id, dead.order_key) END;
+  IF NOT outbox_relay.enqueue(schema, delivery, ends.id, due, key, coalesce(dead.order_lsn, '0/0'), coalesce(dead.order_n, 0)) THEN
+    RETURN false;
+  END IF;
+
+  EXECUTE format('UPDATE %I.webhook_deliveries d SET delivery_status = ''pending'', attempt_number = 1, replay = d.replay + 1, next_retry_at = $2,
+      request_body = coalesce($3, d.request_body), completed_at = NULL, max_attempts_reached = false, error_message = ''replay'', error_code = ''deferred'',
+      response_status_code = NULL, response_body = NULL, response_time_ms = NULL WHERE d.id = $1', schema)
+    USING delivery, due, dead.request_body;
+  GET DIAGNOSTICS n = ROW_COUNT;
+  IF n = 0 AND dead.id IS NULL THEN
+    RAISE EXCEPTION 'delivery % does not exist in "%"', delivery, schema USING ERRCODE = 'OR002', HINT = 'Retention has just removed it.';
+  ELSIF n = 0 THEN -- retention has taken the row, the dead letter has all that was in it
     EXECUTE format('INSERT INTO %I.webhook_deliveries (id, webhook_event_id, webhook_endpoint_id, delivery_status, request_url, request_method,
-        request_headers, request_body, next_retry_at, relayed, replay) VALUES ($1, $2, $3, ''pending'', $4, $5, $6, $7, $8, true, $9)', schema)
+        request_headers, request_body, next_retry_at, relayed, replay, error_code, error_message)
+        VALUES ($1, $2, $3, ''pending'', $4, $5, $6, $7, $8, true, $9, ''deferred'', ''replay'')', schema)
       USING delivery, dead.webhook_event_id, dead.webhook_endpoint_id, dead.request_url, dead.request_method, dead.request_headers, dead.request_body, due,
             dead.replay + 1;
-  ELSE
-    EXECUTE format('UPDATE %I.webhook_deliveries d SET delivery_status = ''pending'', attempt_number = 1, replay = d.replay + 1, next_retry_at = $2,
-        request_body = coalesce($3, d.request_body), completed_at = NULL, max_attempts_reached = false, error_message = ''replay'', error_code = ''deferred'',
-        response_status_code = NULL, response_body = NULL, response_time_ms = NULL WHERE d.id = $1', schema)
-      USING delivery, due, dead.request_body;
   END IF;
   EXECUTE format('UPDATE %I.webhook_dead_letters l SET replayed_at = now() WHERE l.delivery_id = $1 AND l.replayed_at IS NULL', schema) USING delivery;
-
-  SELECT CASE ends.delivery_order WHEN 'strict' THEN ends.id WHEN 'aggregate' THEN coalesce(event.aggregate_id, dead.order_key) END AS key,
-         coalesce(dead.order_lsn, '0/0') AS lsn, coalesce(dead.order_n, 0) AS n INTO ord;
-  INSERT INTO outbox_relay.retry_queue AS q (delivery_id, tenant, endpoint_id, due_at, order_key, order_lsn, order_n)
-  VALUES (delivery, schema, ends.id,
-          CASE WHEN ord.key IS NOT NULL AND EXISTS (SELECT FROM outbox_relay.retry_queue h WHERE h.endpoint_id = ends.id AND h.order_key = ord.key
-                 AND (h.order_lsn, h.order_n, h.delivery_id) < (ord.lsn, ord.n, delivery)) THEN 'infinity' ELSE due END,
-          ord.key, CASE WHEN ord.key IS NOT NULL THEN ord.lsn END, CASE WHEN ord.key IS NOT NULL THEN ord.n END);
   RETURN true;
 END
 $$;
@@ -178,7 +262,7 @@ $$;
 -- Sends a delivery again that has ended, whichever way. False: it is queued already.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.resend(schema text, delivery uuid) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   d record;
   gone boolean;
@@ -211,7 +295,7 @@ $$;
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.replay(schema text, endpoint uuid DEFAULT NULL, event uuid DEFAULT NULL, event_type text DEFAULT NULL,
   since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL, max int DEFAULT 500, within interval DEFAULT '0') RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   l record;
   found_any boolean;
@@ -247,22 +331,13 @@ $$;
 -- Gives a waiting delivery up: it becomes a dead letter, and what waits behind it goes on. False: it does not wait.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.skip(schema text, delivery uuid, reason text DEFAULT NULL) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   q outbox_relay.retry_queue;
 BEGIN
-  PERFORM outbox_relay.check_control(schema);
-  SELECT * INTO q FROM outbox_relay.retry_queue r WHERE r.delivery_id = delivery AND r.tenant = schema;
-  IF NOT FOUND THEN
+  q := outbox_relay.unqueue(schema, delivery);
+  IF q.delivery_id IS NULL THEN
     RETURN false;
-  END IF;
-  PERFORM outbox_relay.lock_order(ARRAY[q.endpoint_id]);
-  SELECT * INTO q FROM outbox_relay.retry_queue r WHERE r.delivery_id = delivery FOR UPDATE;
-  IF NOT FOUND THEN
-    RETURN false;
-  END IF;
-  IF q.leased_by IS NOT NULL AND q.due_at > now() THEN
-    RAISE EXCEPTION 'delivery % is in flight', delivery USING ERRCODE = 'OR002', HINT = 'Wait until its attempt has ended, then try again; or pause its endpoint first.';
   END IF;
   EXECUTE format('INSERT INTO %1$I.webhook_dead_letters (delivery_id, webhook_event_id, webhook_endpoint_id, request_url, request_method, request_headers,
         request_body, attempts, last_error, last_error_code, last_status_code, last_response_body, replay, order_key, order_lsn, order_n)
@@ -275,10 +350,6 @@ BEGIN
     USING delivery, reason, q.order_key, q.order_lsn, q.order_n;
   EXECUTE format('UPDATE %I.webhook_deliveries d SET delivery_status = ''failed'', error_code = ''skipped'', error_message = coalesce($2, ''skipped by an operator''),
         next_retry_at = NULL, completed_at = now() WHERE d.id = $1', schema) USING delivery, reason;
-  DELETE FROM outbox_relay.retry_queue r WHERE r.delivery_id = delivery;
-  IF q.order_key IS NOT NULL THEN
-    PERFORM outbox_relay.wake_next(ARRAY[q.endpoint_id], ARRAY[q.order_key]);
-  END IF;
   RETURN true;
 END
 $$;
@@ -287,7 +358,7 @@ $$;
 -- Says that nobody wants a dead letter any more. False: there is no such dead letter, or it is not open.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.discard(schema text, delivery uuid) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   n bigint;
 BEGIN
@@ -304,10 +375,9 @@ $$;
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.recover_endpoint(schema text, endpoint uuid, since timestamptz DEFAULT NULL, event uuid DEFAULT NULL,
   rate numeric DEFAULT NULL) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   known boolean;
-  id bigint;
 BEGIN
   PERFORM outbox_relay.check_control(schema);
   IF (since IS NULL) = (event IS NULL) THEN
@@ -323,15 +393,16 @@ BEGIN
       RAISE EXCEPTION 'event % does not exist in "%"', event, schema USING ERRCODE = 'OR002', HINT = 'Name a time instead.';
     END IF;
   END IF;
-  INSERT INTO outbox_relay.recoveries AS r (tenant, endpoint_id, since, rate)
-  VALUES (schema, endpoint, recover_endpoint.since, recover_endpoint.rate) RETURNING r.id INTO id;
-  RETURN id;
+  RETURN outbox_relay.request_recovery(schema, endpoint, since, rate);
 END
 $$;
 -- +goose StatementEnd
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION outbox_relay.wake_next(uuid[], uuid[]), outbox_relay.wake(text, uuid, interval), outbox_relay.wake_parked_heads(),
-  outbox_relay.pause_endpoint(text, uuid, text), outbox_relay.resume_endpoint(text, uuid), outbox_relay.resend(text, uuid),
-  outbox_relay.replay(text, uuid, uuid, text, timestamptz, timestamptz, int, interval), outbox_relay.skip(text, uuid, text),
+-- An application needs all of these but wake_next and wake_parked_heads: the functions that it calls call the others with its rights.
+GRANT EXECUTE ON FUNCTION outbox_relay.check_control(text), outbox_relay.lock_order(uuid[]), outbox_relay.wake_next(uuid[], uuid[]),
+  outbox_relay.wake(text, uuid, interval), outbox_relay.enqueue(text, uuid, uuid, timestamptz, uuid, pg_lsn, int), outbox_relay.unqueue(text, uuid),
+  outbox_relay.forget_health(text, uuid), outbox_relay.request_recovery(text, uuid, timestamptz, numeric), outbox_relay.wake_parked_heads(),
+  outbox_relay.pause_endpoint(text, uuid, text), outbox_relay.resume_endpoint(text, uuid), outbox_relay.requeue(text, uuid, timestamptz),
+  outbox_relay.resend(text, uuid), outbox_relay.replay(text, uuid, uuid, text, timestamptz, timestamptz, int, interval), outbox_relay.skip(text, uuid, text),
   outbox_relay.discard(text, uuid), outbox_relay.recover_endpoint(text, uuid, timestamptz, uuid, numeric) TO outbox_relay_runner;
