@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -139,6 +140,69 @@ func TestPauseHoldsAndResumeWakes(t *testing.T) {
 	b.exec("UPDATE acme.webhook_endpoints SET is_active = false, disabled_reason = '410', disabled_at = now()")
 	require.True(t, resume())
 	require.Equal(t, "t f", state())
+}
+
+// TestControlLocksTheOrderFirst has the recorder hold the order of an endpoint while a function is called, and then want what that function changes.
+func TestControlLocksTheOrderFirst(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	for _, n := range []string{"1", "2", "3"} {
+		require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery(n)))
+	}
+	for _, step := range []struct{ call, want string }{
+		{"resume_endpoint('acme', '" + endpointID + "')", "UPDATE acme.webhook_endpoints SET is_active = false"},
+		{"replay('acme', max => 1)", "UPDATE acme.webhook_dead_letters SET dead_at = now()"},
+		{"resend('acme', '" + delivery("2") + "')", "UPDATE acme.webhook_dead_letters SET dead_at = now()"},
+		{"skip('acme', '" + delivery("4") + "')", "UPDATE acme.webhook_deliveries SET attempted_at = now()"},
+	} {
+		b.exec("BEGIN")
+		b.exec("SELECT outbox_relay.lock_order(ARRAY[$1::uuid])", endpointID)
+		done := b.meanwhile("SELECT outbox_relay." + step.call + "::text")
+		b.exec(step.want)
+		b.exec("COMMIT")
+		require.NoError(t, (<-done).err, step.call)
+	}
+}
+
+// TestReplayGoesOnBehindAnother: what another call has taken meanwhile is not all there is.
+func TestReplayGoesOnBehindAnother(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	for _, n := range []string{"1", "2", "3", "4", "5"} {
+		require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery(n)))
+	}
+	b.exec("BEGIN")
+	require.Equal(t, int64(2), get[int64](b, "SELECT outbox_relay.replay('acme', max => 2)"))
+	done := b.meanwhile("SELECT outbox_relay.replay('acme', max => 2)::text")
+	b.exec("COMMIT")
+	other := <-done
+	require.NoError(t, other.err)
+	require.Equal(t, "2", other.value)
+	require.Equal(t, "1 2* 3* 4*", get[string](b, waiting))
+}
+
+// answer is what a statement on another connection led to.
+type answer struct {
+	value string
+	err   error
+}
+
+// meanwhile runs a statement with one value on another connection and returns once it waits for a lock.
+func (b *bundle) meanwhile(sql string) <-chan answer {
+	b.t.Helper()
+	other, done := connect(b.t, b.dsn), make(chan answer, 1)
+	go func() {
+		var a answer
+		a.err = other.QueryRow(b.ctx, sql).Scan(&a.value)
+		done <- a
+	}()
+	look := connect(b.t, b.dsn)
+	require.Eventually(b.t, func() bool {
+		var waits bool
+		err := look.QueryRow(b.ctx, "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", other.PgConn().PID()).Scan(&waits)
+		return err == nil && waits
+	}, 10*time.Second, time.Millisecond, sql)
+	return done
 }
 
 func TestRecoverIsARequest(t *testing.T) {

@@ -5,6 +5,8 @@
 -- function that meets it. So everything that touches a tenant's tables runs with the rights of the caller, who needs them on those tables. Rows of the
 -- relay's own tables, which an application must not touch, are written by a few functions that run with the rights of their owner (SECURITY DEFINER):
 -- they read and write nothing of a tenant's and ask check_control first.
+--
+-- Locks are taken in the order in which the recorder takes them: that of the endpoint's order (lock_order), rows of the queue, rows of the tenant.
 
 -- Raises unless the caller may control the tenant.
 --
@@ -197,6 +199,7 @@ DECLARE
   took boolean;
 BEGIN
   PERFORM outbox_relay.check_control(schema);
+  PERFORM outbox_relay.lock_order(ARRAY[endpoint]); -- the recorder has it when it disables an endpoint
   EXECUTE format('SELECT e.paused_at IS NULL AND e.is_active FROM %I.webhook_endpoints e WHERE e.id = $1 FOR NO KEY UPDATE', schema) INTO took USING endpoint;
   IF took IS NULL THEN
     RAISE EXCEPTION 'endpoint % does not exist in "%"', endpoint, schema USING ERRCODE = 'OR002', HINT = 'See: outbox-relay endpoints list';
@@ -291,31 +294,40 @@ END
 $$;
 -- +goose StatementEnd
 
--- Queues dead letters again, the oldest first, and marks them: repeated calls work them off, and none is queued twice. It returns how many.
+-- Queues dead letters again, the oldest first, and marks them: repeated calls work them off, and none is queued twice. It returns how many; zero: none is
+-- left but what somebody has locked.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.replay(schema text, endpoint uuid DEFAULT NULL, event uuid DEFAULT NULL, event_type text DEFAULT NULL,
   since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL, max int DEFAULT 500, within interval DEFAULT '0') RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  l record;
-  found_any boolean;
   endpoints uuid[];
+  found_ids uuid[];
   ids uuid[];
+  seen uuid[] := '{}';
   n bigint := 0;
 BEGIN
   PERFORM outbox_relay.check_control(schema);
-  EXECUTE format('SELECT array_agg(s.delivery_id ORDER BY s.order_lsn, s.order_n, s.dead_at, s.delivery_id), array_agg(DISTINCT s.webhook_endpoint_id) FROM (
-      SELECT l.* FROM %1$I.webhook_dead_letters l
-       WHERE l.replayed_at IS NULL AND l.discarded_at IS NULL AND EXISTS (SELECT FROM %1$I.webhook_endpoints e WHERE e.id = l.webhook_endpoint_id)
-         AND ($1 IS NULL OR l.webhook_endpoint_id = $1) AND ($2 IS NULL OR l.webhook_event_id = $2)
-         AND ($3 IS NULL OR EXISTS (SELECT FROM %1$I.webhook_events v WHERE v.id = l.webhook_event_id AND v.event_type = $3))
-         AND ($4 IS NULL OR l.dead_at >= $4) AND ($5 IS NULL OR l.dead_at < $5)
-       ORDER BY l.order_lsn, l.order_n, l.dead_at, l.delivery_id LIMIT $6 FOR UPDATE SKIP LOCKED) s', schema)
-    INTO ids, endpoints USING endpoint, event, event_type, since, until, max;
-  IF ids IS NULL THEN
-    RETURN 0;
-  END IF;
-  PERFORM outbox_relay.lock_order(endpoints);
+  -- The order is locked before any letter is, so somebody else may have taken all that were found: then the next ones are looked for.
+  LOOP
+    EXECUTE format('SELECT array_agg(s.delivery_id), array_agg(DISTINCT s.webhook_endpoint_id) FROM (
+        SELECT l.delivery_id, l.webhook_endpoint_id FROM %1$I.webhook_dead_letters l
+         WHERE l.replayed_at IS NULL AND l.discarded_at IS NULL AND EXISTS (SELECT FROM %1$I.webhook_endpoints e WHERE e.id = l.webhook_endpoint_id)
+           AND ($1 IS NULL OR l.webhook_endpoint_id = $1) AND ($2 IS NULL OR l.webhook_event_id = $2)
+           AND ($3 IS NULL OR EXISTS (SELECT FROM %1$I.webhook_events v WHERE v.id = l.webhook_event_id AND v.event_type = $3))
+           AND ($4 IS NULL OR l.dead_at >= $4) AND ($5 IS NULL OR l.dead_at < $5) AND l.delivery_id <> ALL($7)
+         ORDER BY l.order_lsn, l.order_n, l.dead_at, l.delivery_id LIMIT $6) s', schema)
+      INTO found_ids, endpoints USING endpoint, event, event_type, since, until, max, seen;
+    IF found_ids IS NULL THEN
+      RETURN 0;
+    END IF;
+    PERFORM outbox_relay.lock_order(endpoints);
+    EXECUTE format('SELECT array_agg(s.delivery_id ORDER BY s.order_lsn, s.order_n, s.dead_at, s.delivery_id) FROM (
+        SELECT l.* FROM %I.webhook_dead_letters l WHERE l.delivery_id = ANY($1) AND l.replayed_at IS NULL AND l.discarded_at IS NULL FOR UPDATE SKIP LOCKED) s',
+        schema) INTO ids USING found_ids;
+    EXIT WHEN ids IS NOT NULL;
+    seen := seen || found_ids;
+  END LOOP;
   FOR i IN 1 .. cardinality(ids) LOOP
     IF outbox_relay.requeue(schema, ids[i], now() + within * (i - random()) / cardinality(ids)) THEN
       n := n + 1;
