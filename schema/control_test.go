@@ -164,6 +164,38 @@ func TestControlLocksTheOrderFirst(t *testing.T) {
 	}
 }
 
+// TestWakingWaitsForNobody has one tenant's table locked and another's broken, and the order of one endpoint taken.
+func TestWakingWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, tenant := range []string{"a", "b", "c", "d", "e", "f", "g"} {
+		b.exec("CREATE SCHEMA " + tenant)
+		b.exec("SELECT outbox_relay.add_tenant($1)", tenant)
+		b.exec("INSERT INTO " + tenant + ".webhook_endpoints (name, endpoint_url, secret_token, created_by_user_id) VALUES ('e', 'http://127.0.0.1:1/', 's', gen_random_uuid())")
+		b.exec("INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at) SELECT gen_random_uuid(), '" + tenant + "', id, 'infinity' FROM " + tenant + ".webhook_endpoints")
+	}
+	b.exec("UPDATE c.webhook_endpoints SET paused_at = now()")
+	b.exec("DROP TABLE d.webhook_endpoints CASCADE")
+	b.exec("ALTER TABLE e.webhook_endpoints RENAME TO behind; CREATE VIEW e.webhook_endpoints AS SELECT * FROM e.behind WHERE 1 / (is_active::int - 1) = 0; GRANT SELECT ON e.webhook_endpoints TO " + schema.RunnerRole)
+	_, dsn := b.login("IN ROLE " + schema.RunnerRole)
+	relay := connect(t, dsn)
+	_, err := relay.Exec(b.ctx, "SET lock_timeout = '5s'")
+	require.NoError(t, err)
+	b.exec("BEGIN")
+	b.exec("LOCK TABLE b.webhook_endpoints")
+	b.exec("SELECT outbox_relay.lock_order(ARRAY(SELECT id FROM f.webhook_endpoints))")
+	began := time.Now()
+	var n int64
+	require.NoError(t, relay.QueryRow(b.ctx, "SELECT outbox_relay.wake_parked_heads()").Scan(&n))
+	require.Less(t, time.Since(began), 2*time.Second)
+	b.exec("ROLLBACK")
+	parked := "SELECT tenant FROM outbox_relay.retry_queue WHERE due_at = 'infinity' ORDER BY 1"
+	require.Equal(t, []string{"b", "c", "e", "f"}, list(b, parked), "locked, paused, broken, taken")
+	require.EqualValues(t, 3, n)
+	require.NoError(t, relay.QueryRow(b.ctx, "SELECT outbox_relay.wake_parked_heads()").Scan(&n))
+	require.Equal(t, []string{"c", "e"}, list(b, parked))
+}
+
 // TestReplayGoesOnBehindAnother: what another call has taken meanwhile is not all there is.
 func TestReplayGoesOnBehindAnother(t *testing.T) {
 	t.Parallel()

@@ -52,7 +52,25 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
   SELECT count(*) FROM woken
 $$;
 
--- Makes due what is parked for an endpoint: rows without an order, and the first of each key.
+-- What is parked for an endpoint and waits for no other row: rows without an order, and the first of each key. The first rows are found by going from key
+-- to key: whatever the planner knows of the queue, nobody compares rows with all others of their key.
+CREATE OR REPLACE FUNCTION outbox_relay.parked_heads(schema text, endpoint uuid) RETURNS SETOF uuid
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  WITH RECURSIVE head AS (
+    (SELECT q.order_key, q.delivery_id, q.due_at, q.tenant FROM outbox_relay.retry_queue q WHERE q.endpoint_id = endpoint AND q.order_key IS NOT NULL
+      ORDER BY q.order_key, q.order_lsn, q.order_n, q.delivery_id LIMIT 1)
+    UNION ALL
+    SELECT n.* FROM head h CROSS JOIN LATERAL (
+      SELECT q.order_key, q.delivery_id, q.due_at, q.tenant FROM outbox_relay.retry_queue q WHERE q.endpoint_id = endpoint AND q.order_key > h.order_key
+       ORDER BY q.order_key, q.order_lsn, q.order_n, q.delivery_id LIMIT 1) n
+  )
+  SELECT h.delivery_id FROM head h WHERE h.due_at = 'infinity' AND h.tenant = schema
+  UNION ALL
+  SELECT q.delivery_id FROM outbox_relay.retry_queue q
+   WHERE q.endpoint_id = endpoint AND q.due_at = 'infinity' AND q.order_key IS NULL AND q.tenant = schema
+$$;
+
+-- Makes due what is parked for an endpoint and waits for no other row.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.wake(schema text, endpoint uuid, within interval DEFAULT '0') RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -62,9 +80,7 @@ BEGIN
   PERFORM outbox_relay.check_control(schema);
   PERFORM outbox_relay.lock_order(ARRAY[endpoint]);
   UPDATE outbox_relay.retry_queue q SET due_at = now() + random() * wake.within
-   WHERE q.tenant = wake.schema AND q.endpoint_id = wake.endpoint AND q.due_at = 'infinity'
-     AND (q.order_key IS NULL OR NOT EXISTS (SELECT FROM outbox_relay.retry_queue h WHERE h.endpoint_id = q.endpoint_id AND h.order_key = q.order_key
-            AND (h.order_lsn, h.order_n, h.delivery_id) < (q.order_lsn, q.order_n, q.delivery_id)));
+   WHERE q.delivery_id = ANY(ARRAY(SELECT outbox_relay.parked_heads(schema, endpoint))) AND q.due_at = 'infinity';
   GET DIAGNOSTICS n = ROW_COUNT;
   RETURN n;
 END
@@ -145,24 +161,38 @@ END
 $$;
 -- +goose StatementEnd
 
--- Makes due what is parked and waits for nothing: somebody may have changed tables by hand. Only endpoints with parked rows are looked at.
+-- Makes due what is parked and waits for nothing: somebody may have changed tables by hand. It waits for nobody long, and holds nothing meanwhile that
+-- somebody may wait for: what a tenant's table says is read before any order is locked, and what is locked is left for the next time.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.wake_parked_heads() RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms' AS $$
 DECLARE
+  g record;
   p record;
-  takes boolean;
+  ready uuid[];
+  tenants text[] := '{}';
+  endpoints uuid[] := '{}';
   n bigint := 0;
 BEGIN
-  FOR p IN SELECT DISTINCT q.tenant, q.endpoint_id, hashtextextended(q.endpoint_id::text, 8245937120485516401) FROM outbox_relay.retry_queue q JOIN outbox_relay.tenants t ON t.schema = q.tenant
-            WHERE q.due_at = 'infinity' AND t.state = 'active' ORDER BY 3 LOOP -- as lock_order does
+  FOR g IN SELECT q.tenant, array_agg(DISTINCT q.endpoint_id) AS endpoints FROM outbox_relay.retry_queue q JOIN outbox_relay.tenants t ON t.schema = q.tenant
+            WHERE q.due_at = 'infinity' AND t.state = 'active' GROUP BY 1 LOOP
     BEGIN
-      EXECUTE format('SELECT e.is_active AND e.paused_at IS NULL FROM %I.webhook_endpoints e WHERE e.id = $1', p.tenant) INTO takes USING p.endpoint_id;
-    EXCEPTION WHEN undefined_table OR undefined_column OR invalid_schema_name THEN
-      takes := NULL;
+      EXECUTE format('SELECT array_agg(x.id) FROM unnest($1) x (id) LEFT JOIN %I.webhook_endpoints e ON e.id = x.id
+        WHERE e.id IS NULL OR e.is_active AND e.paused_at IS NULL', g.tenant) INTO ready USING g.endpoints;
+    EXCEPTION
+      WHEN undefined_table OR undefined_column OR invalid_schema_name THEN
+        ready := g.endpoints; -- one that is gone is found out when its delivery is claimed
+      WHEN OTHERS THEN
+        ready := NULL; -- it is locked, or in trouble of its own, which is no reason for the others to wait
     END;
-    IF takes OR takes IS NULL THEN -- one that is gone is found out when its delivery is claimed
-      n := n + outbox_relay.wake(p.tenant, p.endpoint_id, '1 s');
+    endpoints := endpoints || ready;
+    tenants := tenants || array_fill(g.tenant, ARRAY[coalesce(cardinality(ready), 0)]);
+  END LOOP;
+  -- Each lock is kept to the end, and there is room for so many only.
+  FOR p IN SELECT u.tenant, u.id FROM unnest(tenants, endpoints) u (tenant, id)
+            WHERE EXISTS (SELECT FROM outbox_relay.parked_heads(u.tenant, u.id)) LIMIT 500 LOOP
+    IF pg_try_advisory_xact_lock(hashtextextended(p.id::text, 8245937120485516401)) THEN -- as lock_order does
+      n := n + outbox_relay.wake(p.tenant, p.id, '1 s');
     END IF;
   END LOOP;
   RETURN n;
@@ -411,9 +441,9 @@ $$;
 -- +goose StatementEnd
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
--- An application needs all of these but wake_next and wake_parked_heads: the functions that it calls call the others with its rights.
+-- An application needs all of these but wake_next, parked_heads and wake_parked_heads: the functions that it calls call the others with its rights.
 GRANT EXECUTE ON FUNCTION outbox_relay.check_control(text), outbox_relay.lock_order(uuid[]), outbox_relay.wake_next(uuid[], uuid[]),
-  outbox_relay.wake(text, uuid, interval), outbox_relay.enqueue(text, uuid, uuid, timestamptz, uuid, pg_lsn, int), outbox_relay.unqueue(text, uuid),
+  outbox_relay.parked_heads(text, uuid), outbox_relay.wake(text, uuid, interval), outbox_relay.enqueue(text, uuid, uuid, timestamptz, uuid, pg_lsn, int), outbox_relay.unqueue(text, uuid),
   outbox_relay.forget_health(text, uuid), outbox_relay.request_recovery(text, uuid, timestamptz, numeric), outbox_relay.wake_parked_heads(),
   outbox_relay.pause_endpoint(text, uuid, text), outbox_relay.resume_endpoint(text, uuid), outbox_relay.requeue(text, uuid, timestamptz),
   outbox_relay.resend(text, uuid), outbox_relay.replay(text, uuid, uuid, text, timestamptz, timestamptz, int, interval), outbox_relay.skip(text, uuid, text),
