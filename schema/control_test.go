@@ -73,9 +73,9 @@ func TestReplayKeepsTheOrder(t *testing.T) {
 	}
 	require.Equal(t, "3 5*", get[string](b, waiting))
 	require.Equal(t, int64(2), get[int64](b, "SELECT outbox_relay.replay('acme', max => 2)"), "the oldest first")
-	require.Equal(t, "1 2* 3 5*", get[string](b, waiting), "before what waits, but what was due stays due until it is looked at")
+	require.Equal(t, "1 2* 3* 5*", get[string](b, waiting), "before what was first and is parked now")
 	require.Equal(t, int64(1), get[int64](b, "SELECT outbox_relay.replay('acme', endpoint => $1, event_type => 'a.b', until => now() + interval '1 h')", endpointID))
-	require.Equal(t, "1 2* 3 4* 5*", get[string](b, waiting))
+	require.Equal(t, "1 2* 3* 4* 5*", get[string](b, waiting))
 	require.Zero(t, get[int64](b, "SELECT outbox_relay.replay('acme')"), "none is queued twice")
 	require.Equal(t, int64(3), get[int64](b, "SELECT count(*) FROM acme.webhook_deliveries WHERE replay = 1 AND delivery_status = 'pending'"))
 	require.Equal(t, int64(3), get[int64](b, "SELECT count(*) FROM acme.webhook_dead_letters WHERE replayed_at IS NOT NULL"))
@@ -140,6 +140,25 @@ func TestPauseHoldsAndResumeWakes(t *testing.T) {
 	b.exec("UPDATE acme.webhook_endpoints SET is_active = false, disabled_reason = '410', disabled_at = now()")
 	require.True(t, resume())
 	require.Equal(t, "t f", state())
+}
+
+// TestReplaysDoNotClogTheQueue: a claim looks at a few due rows only, and those must not be ones that wait behind others.
+func TestReplaysDoNotClogTheQueue(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	for _, n := range []string{"1", "2", "3", "4"} { // from the front to the back, and then the other way round
+		require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery(n)))
+	}
+	for _, n := range []string{"4", "3", "2", "1"} {
+		require.True(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery(n)))
+	}
+	require.Equal(t, "1 2* 3* 4* 5*", get[string](b, waiting))
+
+	b.exec("UPDATE outbox_relay.retry_queue SET leased_by = gen_random_uuid(), due_at = now() - interval '1 s' WHERE delivery_id = $1", delivery("2"))
+	require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery("1")))
+	require.True(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery("1")))
+	require.Equal(t, "1 2* 3* 4* 5*", get[string](b, waiting), "a lease that has run out is none")
+	require.Zero(t, get[int64](b, "SELECT count(*) FROM outbox_relay.retry_queue WHERE leased_by IS NOT NULL"))
 }
 
 // TestControlLocksTheOrderFirst has the recorder hold the order of an endpoint while a function is called, and then want what that function changes.

@@ -87,7 +87,8 @@ END
 $$;
 -- +goose StatementEnd
 
--- Gives a delivery its place in the queue; the order of its endpoint decides whether it is due. False: it has one.
+-- Gives a delivery its place in the queue; the order of its endpoint decides whether it is due. What was first and is not any more is parked: due rows that
+-- may not be claimed would stand in the way of those that may. False: the delivery has a place.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.enqueue(schema text, delivery uuid, endpoint uuid, due timestamptz, key uuid, lsn pg_lsn, n int) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -100,7 +101,14 @@ BEGIN
                  AND (h.order_lsn, h.order_n, h.delivery_id) < (lsn, n, delivery)) THEN 'infinity' ELSE due END,
           key, CASE WHEN key IS NOT NULL THEN lsn END, CASE WHEN key IS NOT NULL THEN n END)
   ON CONFLICT (delivery_id) DO NOTHING;
-  RETURN FOUND;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  UPDATE outbox_relay.retry_queue q SET due_at = 'infinity', leased_by = NULL
+   WHERE q.delivery_id = (SELECT b.delivery_id FROM outbox_relay.retry_queue b WHERE b.endpoint_id = endpoint AND b.order_key = key
+                             AND (b.order_lsn, b.order_n, b.delivery_id) > (lsn, n, delivery) ORDER BY b.order_lsn, b.order_n, b.delivery_id LIMIT 1)
+     AND q.due_at < 'infinity' AND (q.leased_by IS NULL OR q.due_at <= now()); -- what is behind that one is parked already
+  RETURN true;
 END
 $$;
 -- +goose StatementEnd
