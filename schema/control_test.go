@@ -161,6 +161,52 @@ func TestReplaysDoNotClogTheQueue(t *testing.T) {
 	require.Zero(t, get[int64](b, "SELECT count(*) FROM outbox_relay.retry_queue WHERE leased_by IS NOT NULL"))
 }
 
+// TestReplayWaitsForWhatIsInFlight: an older delivery of a key is not due while a replica has a younger one.
+func TestReplayWaitsForWhatIsInFlight(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery("1")))
+	const lease = "UPDATE outbox_relay.retry_queue SET leased_by = gen_random_uuid(), due_at = now() + interval '1 h' WHERE right(delivery_id::text, 1) IN ('2', '3')"
+	b.exec(lease) // a run
+	require.True(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery("1")))
+	require.Equal(t, "1* 2 3 4* 5*", get[string](b, waiting))
+
+	// What the recorder does once an attempt has ended.
+	ended := func(n string) {
+		b.exec("DELETE FROM outbox_relay.retry_queue WHERE delivery_id = $1", delivery(n))
+		b.exec("SELECT outbox_relay.wake_next(ARRAY[$1::uuid], ARRAY[$1::uuid])", endpointID)
+	}
+	for _, wake := range []string{"wake('acme', '" + endpointID + "')", "wake_parked_heads()", "resume_endpoint('acme', '" + endpointID + "')"} {
+		b.exec("SELECT outbox_relay." + wake)
+		require.Equal(t, "1* 2 3 4* 5*", get[string](b, waiting), wake)
+	}
+	ended("2")
+	require.Equal(t, "1* 3 4* 5*", get[string](b, waiting), "the rest of the run is in flight")
+	ended("3")
+	require.Equal(t, "1 4* 5*", get[string](b, waiting), "the first by its place")
+
+	require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery("1")))
+	b.exec("UPDATE outbox_relay.retry_queue SET leased_by = gen_random_uuid(), due_at = now() + interval '1 h' WHERE delivery_id = $1", delivery("4"))
+	require.True(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery("1")))
+	b.exec("UPDATE outbox_relay.retry_queue SET due_at = now() - interval '1 s' WHERE delivery_id = $1", delivery("4"))
+	require.Equal(t, int64(1), get[int64](b, "SELECT outbox_relay.wake_parked_heads()"), "the lease has run out")
+	require.Equal(t, "1 4 5*", get[string](b, waiting))
+}
+
+// TestReplaySeesAClaimUnderWay: a claim that has not committed counts, and one that comes later does not get the first row.
+func TestReplaySeesAClaimUnderWay(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery("1")))
+	b.exec("BEGIN; UPDATE outbox_relay.retry_queue SET leased_by = gen_random_uuid(), due_at = now() + interval '1 h' WHERE delivery_id = '" + delivery("2") + "'")
+	done := b.meanwhile("SELECT outbox_relay.resend('acme', '" + delivery("1") + "')::text")
+	b.exec("COMMIT")
+	resent := <-done
+	require.NoError(t, resent.err)
+	require.Equal(t, "true", resent.value)
+	require.Equal(t, "1* 2 3* 4* 5*", get[string](b, waiting))
+}
+
 // TestControlLocksTheOrderFirst has the recorder hold the order of an endpoint while a function is called, and then want what that function changes.
 func TestControlLocksTheOrderFirst(t *testing.T) {
 	t.Parallel()

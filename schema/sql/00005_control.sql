@@ -38,22 +38,33 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     FROM (SELECT DISTINCT hashtextextended(e::text, 8245937120485516401) AS h FROM unnest(endpoints) e ORDER BY 1 OFFSET 0) s
 $$;
 
--- Makes the first row of each key due, if it is parked: the one before it has gone. The caller holds the lock of the endpoints.
+-- Finds what of a key is in flight. Only ordered rows under a lease are in it.
+CREATE INDEX IF NOT EXISTS retry_queue_leased_idx ON outbox_relay.retry_queue (endpoint_id, order_key) WHERE order_key IS NOT NULL AND leased_by IS NOT NULL;
+
+-- Tells whether somebody has a delivery of the key under a lease that has not run out. One that is put in front of it meanwhile has to wait until it ends.
+CREATE OR REPLACE FUNCTION outbox_relay.in_flight(endpoint uuid, key uuid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT EXISTS (SELECT FROM outbox_relay.retry_queue q WHERE q.endpoint_id = endpoint AND q.order_key = key
+                    AND q.leased_by IS NOT NULL AND q.due_at > now() AND q.due_at < 'infinity')
+$$;
+
+-- Makes the first row of each key due, if it is parked and nothing of the key is in flight: the one before it has gone. The caller holds the lock of the
+-- endpoints.
 CREATE OR REPLACE FUNCTION outbox_relay.wake_next(endpoints uuid[], keys uuid[]) RETURNS bigint
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
   WITH head AS (
     SELECT n.delivery_id FROM (SELECT DISTINCT u.e, u.k FROM unnest(endpoints, keys) u (e, k)) p
      CROSS JOIN LATERAL (SELECT q.delivery_id, q.due_at FROM outbox_relay.retry_queue q WHERE q.endpoint_id = p.e AND q.order_key = p.k
                           ORDER BY q.order_lsn, q.order_n, q.delivery_id LIMIT 1) n
-     WHERE n.due_at = 'infinity'
+     WHERE CASE WHEN n.due_at = 'infinity' THEN NOT outbox_relay.in_flight(p.e, p.k) END -- which few are asked
   ), woken AS (
     UPDATE outbox_relay.retry_queue q SET due_at = now() FROM head h WHERE q.delivery_id = h.delivery_id RETURNING 1
   )
   SELECT count(*) FROM woken
 $$;
 
--- What is parked for an endpoint and waits for no other row: rows without an order, and the first of each key. The first rows are found by going from key
--- to key: whatever the planner knows of the queue, nobody compares rows with all others of their key.
+-- What is parked for an endpoint and waits for no other row: rows without an order, and the first of each key of which nothing is in flight. The first rows
+-- are found by going from key to key: whatever the planner knows of the queue, nobody compares rows with all others of their key.
 CREATE OR REPLACE FUNCTION outbox_relay.parked_heads(schema text, endpoint uuid) RETURNS SETOF uuid
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   WITH RECURSIVE head AS (
@@ -64,7 +75,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
       SELECT q.order_key, q.delivery_id, q.due_at, q.tenant FROM outbox_relay.retry_queue q WHERE q.endpoint_id = endpoint AND q.order_key > h.order_key
        ORDER BY q.order_key, q.order_lsn, q.order_n, q.delivery_id LIMIT 1) n
   )
-  SELECT h.delivery_id FROM head h WHERE h.due_at = 'infinity' AND h.tenant = schema
+  SELECT h.delivery_id FROM head h WHERE h.tenant = schema AND CASE WHEN h.due_at = 'infinity' THEN NOT outbox_relay.in_flight(endpoint, h.order_key) END
   UNION ALL
   SELECT q.delivery_id FROM outbox_relay.retry_queue q
    WHERE q.endpoint_id = endpoint AND q.due_at = 'infinity' AND q.order_key IS NULL AND q.tenant = schema
@@ -87,25 +98,34 @@ END
 $$;
 -- +goose StatementEnd
 
--- Gives a delivery its place in the queue; the order of its endpoint decides whether it is due. What was first and is not any more is parked: due rows that
--- may not be claimed would stand in the way of those that may. False: the delivery has a place.
+-- Gives a delivery its place in the queue; the order of its endpoint decides whether it is due: not while another is before it, or one from behind it is in
+-- flight. What was first and is not any more is parked: due rows that may not be claimed would stand in the way of those that may. False: the delivery
+-- has a place.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.enqueue(schema text, delivery uuid, endpoint uuid, due timestamptz, key uuid, lsn pg_lsn, n int) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   PERFORM outbox_relay.check_control(schema);
   PERFORM outbox_relay.lock_order(ARRAY[endpoint]);
+  IF key IS NULL THEN
+    lsn := NULL;
+    n := NULL;
+  ELSE
+    -- Whoever claims a key locks its first row. He has done so before us, and the lease is seen below, or comes after us, and sees who is first now.
+    PERFORM FROM outbox_relay.retry_queue q WHERE q.endpoint_id = endpoint AND q.order_key = key
+      ORDER BY q.order_lsn, q.order_n, q.delivery_id LIMIT 1 FOR UPDATE;
+    IF outbox_relay.in_flight(endpoint, key) OR EXISTS (SELECT FROM outbox_relay.retry_queue h WHERE h.endpoint_id = endpoint AND h.order_key = key
+         AND (h.order_lsn, h.order_n, h.delivery_id) < (lsn, n, delivery)) THEN
+      due := 'infinity';
+    END IF;
+  END IF;
   INSERT INTO outbox_relay.retry_queue AS q (delivery_id, tenant, endpoint_id, due_at, order_key, order_lsn, order_n)
-  VALUES (delivery, schema, endpoint,
-          CASE WHEN key IS NOT NULL AND EXISTS (SELECT FROM outbox_relay.retry_queue h WHERE h.endpoint_id = endpoint AND h.order_key = key
-                 AND (h.order_lsn, h.order_n, h.delivery_id) < (lsn, n, delivery)) THEN 'infinity' ELSE due END,
-          key, CASE WHEN key IS NOT NULL THEN lsn END, CASE WHEN key IS NOT NULL THEN n END)
-  ON CONFLICT (delivery_id) DO NOTHING;
+  VALUES (delivery, schema, endpoint, due, key, lsn, n) ON CONFLICT (delivery_id) DO NOTHING;
   IF NOT FOUND THEN
     RETURN false;
   END IF;
   UPDATE outbox_relay.retry_queue q SET due_at = 'infinity', leased_by = NULL
-   WHERE q.delivery_id = (SELECT b.delivery_id FROM outbox_relay.retry_queue b WHERE b.endpoint_id = endpoint AND b.order_key = key
+   WHERE q.delivery_id = (SELECT b.delivery_id FROM outbox_relay.retry_queue b WHERE b.endpoint_id = endpoint AND b.order_key = key AND b.tenant = schema
                              AND (b.order_lsn, b.order_n, b.delivery_id) > (lsn, n, delivery) ORDER BY b.order_lsn, b.order_n, b.delivery_id LIMIT 1)
      AND q.due_at < 'infinity' AND (q.leased_by IS NULL OR q.due_at <= now()); -- what is behind that one is parked already
   RETURN true;
@@ -449,9 +469,10 @@ $$;
 -- +goose StatementEnd
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
--- An application needs all of these but wake_next, parked_heads and wake_parked_heads: the functions that it calls call the others with its rights.
+-- An application needs all of these but wake_next, in_flight, parked_heads and wake_parked_heads: the functions that it calls call the others with its rights.
 GRANT EXECUTE ON FUNCTION outbox_relay.check_control(text), outbox_relay.lock_order(uuid[]), outbox_relay.wake_next(uuid[], uuid[]),
-  outbox_relay.parked_heads(text, uuid), outbox_relay.wake(text, uuid, interval), outbox_relay.enqueue(text, uuid, uuid, timestamptz, uuid, pg_lsn, int), outbox_relay.unqueue(text, uuid),
+  outbox_relay.in_flight(uuid, uuid), outbox_relay.parked_heads(text, uuid), outbox_relay.wake(text, uuid, interval),
+  outbox_relay.enqueue(text, uuid, uuid, timestamptz, uuid, pg_lsn, int), outbox_relay.unqueue(text, uuid),
   outbox_relay.forget_health(text, uuid), outbox_relay.request_recovery(text, uuid, timestamptz, numeric), outbox_relay.wake_parked_heads(),
   outbox_relay.pause_endpoint(text, uuid, text), outbox_relay.resume_endpoint(text, uuid), outbox_relay.requeue(text, uuid, timestamptz),
   outbox_relay.resend(text, uuid), outbox_relay.replay(text, uuid, uuid, text, timestamptz, timestamptz, int, interval), outbox_relay.skip(text, uuid, text),
