@@ -118,6 +118,27 @@ func TestResend(t *testing.T) {
 	require.Equal(t, `{"kept": 1}`, get[string](b, "SELECT request_body FROM acme.webhook_deliveries WHERE id = $1", delivery("4")))
 }
 
+// TestSkipOfWhatWasDelivered: a letter without a body says so, and one that has its body back keeps it.
+func TestSkipOfWhatWasDelivered(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	b.exec("DELETE FROM outbox_relay.retry_queue; UPDATE acme.webhook_deliveries SET delivery_status = 'success', request_body = NULL, completed_at = now()")
+	again := func() {
+		t.Helper()
+		require.True(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery("1")))
+	}
+	letter := func() string {
+		t.Helper()
+		require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1, 'no more')", delivery("1")))
+		return get[string](b, "SELECT concat_ws('|', last_error, request_body) FROM acme.webhook_dead_letters")
+	}
+	again()
+	require.Equal(t, "no more (no body is kept: it can be sent again while its event is there)", letter())
+	again()
+	b.exec("UPDATE acme.webhook_deliveries SET request_body = '{1}', delivery_status = 'retrying' WHERE id = $1", delivery("1")) // an attempt has failed
+	require.Equal(t, "no more|{1}", letter())
+}
+
 func TestPauseHoldsAndResumeWakes(t *testing.T) {
 	t.Parallel()
 	b := controlled(t)

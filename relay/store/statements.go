@@ -67,7 +67,8 @@ SET delivery_status = 'success', attempt_number = d.attempt, request_url = d.url
 FROM d WHERE w.id = d.id AND w.delivery_status <> 'success'`
 
 // updateOutcomes records any other outcome of deliveries that have a row, as long as the lease is still ours: whoever else holds it
-// is attempting the delivery and will say what became of it. $25 is the owner of leases.
+// is attempting the delivery and will say what became of it. A row that kept no body, since it had been delivered once, gets what was sent now: its
+// event may be archived before the next attempt. $25 is the owner of leases.
 const updateOutcomes = `
 WITH d AS MATERIALIZED (SELECT * FROM ` + outcomeRows + `),
 held AS MATERIALIZED (
@@ -85,6 +86,8 @@ SET delivery_status = d.state, attempt_number = d.attempt, error_message = nulli
   completed_at = CASE WHEN d.due IS NULL THEN ` + finished + ` END,
   request_url = CASE WHEN d.class <> '' THEN d.url ELSE w.request_url END,
   request_method = CASE WHEN d.class <> '' THEN d.method ELSE w.request_method END,
+  request_headers = CASE WHEN w.request_body IS NULL AND d.body IS NOT NULL THEN d.headers::jsonb ELSE w.request_headers END,
+  request_body = coalesce(w.request_body, d.body),
   request_signature = CASE WHEN d.class <> '' THEN nullif(d.signature, '') ELSE w.request_signature END,
   response_status_code = CASE WHEN d.class <> '' THEN nullif(d.status, 0) ELSE w.response_status_code END,
   response_body = CASE WHEN d.class <> '' THEN nullif(d.answer, '') ELSE w.response_body END,
@@ -98,11 +101,11 @@ const insertDead = `
   SELECT d.id, d.event, d.endpoint, d.url, d.method, d.headers::jsonb,
     d.body, d.attempt, nullif(d.error, ''), nullif(d.code, ''), nullif(d.status, 0), nullif(d.answer, ''), d.replay, d.key, d.lsn, d.n`
 
-// deadAgain is for a delivery that has been replayed in vain.
+// deadAgain is for a delivery that has been replayed in vain. One that was skipped before may have kept no body.
 const deadAgain = `
   ON CONFLICT (delivery_id) DO UPDATE SET attempts = excluded.attempts, last_error = excluded.last_error, last_error_code = excluded.last_error_code,
     last_status_code = excluded.last_status_code, last_response_body = excluded.last_response_body, request_url = excluded.request_url,
-    request_method = excluded.request_method, replay = excluded.replay, dead_at = now(), replayed_at = NULL, discarded_at = NULL`
+    request_method = excluded.request_method, request_headers = excluded.request_headers, request_body = excluded.request_body, replay = excluded.replay, dead_at = now(), replayed_at = NULL, discarded_at = NULL`
 
 const insertAttempts = `
   INSERT INTO {tenant}.webhook_delivery_attempts (delivery_id, webhook_endpoint_id, attempt_number, error_class, response_status_code,

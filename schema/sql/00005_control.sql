@@ -399,6 +399,9 @@ $$;
 -- +goose StatementEnd
 
 -- Gives a waiting delivery up: it becomes a dead letter, and what waits behind it goes on. False: it does not wait.
+--
+-- One that had been delivered and has not been attempted since it was sent again keeps no body, and only the relay can make one. Its letter can be replayed
+-- for as long as the event is there, and says so.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.skip(schema text, delivery uuid, reason text DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -409,14 +412,16 @@ BEGIN
   IF q.delivery_id IS NULL THEN
     RETURN false;
   END IF;
-  EXECUTE format('INSERT INTO %1$I.webhook_dead_letters (delivery_id, webhook_event_id, webhook_endpoint_id, request_url, request_method, request_headers,
+  EXECUTE format('INSERT INTO %1$I.webhook_dead_letters AS l (delivery_id, webhook_event_id, webhook_endpoint_id, request_url, request_method, request_headers,
         request_body, attempts, last_error, last_error_code, last_status_code, last_response_body, replay, order_key, order_lsn, order_n)
       SELECT d.id, d.webhook_event_id, d.webhook_endpoint_id, d.request_url, d.request_method, d.request_headers, d.request_body,
-        CASE d.delivery_status WHEN ''retrying'' THEN d.attempt_number ELSE 0 END, coalesce($2, ''skipped by an operator''), ''skipped'',
-        d.response_status_code, d.response_body, d.replay, $3, $4, $5
+        CASE d.delivery_status WHEN ''retrying'' THEN d.attempt_number ELSE 0 END,
+        coalesce($2, ''skipped by an operator'') || CASE WHEN d.request_body IS NULL THEN '' (no body is kept: it can be sent again while its event is there)''
+          ELSE '''' END, ''skipped'', d.response_status_code, d.response_body, d.replay, $3, $4, $5
       FROM %1$I.webhook_deliveries d WHERE d.id = $1
       ON CONFLICT (delivery_id) DO UPDATE SET attempts = excluded.attempts, last_error = excluded.last_error, last_error_code = excluded.last_error_code,
-        replay = excluded.replay, dead_at = now(), replayed_at = NULL, discarded_at = NULL', schema)
+        request_headers = excluded.request_headers, request_body = coalesce(excluded.request_body, l.request_body), replay = excluded.replay,
+        dead_at = now(), replayed_at = NULL, discarded_at = NULL', schema)
     USING delivery, reason, q.order_key, q.order_lsn, q.order_n;
   EXECUTE format('UPDATE %I.webhook_deliveries d SET delivery_status = ''failed'', error_code = ''skipped'', error_message = coalesce($2, ''skipped by an operator''),
         next_retry_at = NULL, completed_at = now() WHERE d.id = $1', schema) USING delivery, reason;
