@@ -55,25 +55,36 @@ queued AS (
 dead AS (` + insertDead + ` FROM d JOIN fresh USING (id) WHERE d.state = 'failed'` + deadAgain + `)
 ` + insertAttempts + ` FROM d JOIN fresh USING (id) WHERE d.class <> ''`
 
-// updateDelivered records the success of deliveries that have a row. It is a fact whoever holds the lease by now.
+// updateDelivered records the success of deliveries that have a row. It is a fact whoever holds the lease by now, and also if the delivery has been
+// given up meanwhile: then nobody has to send its dead letter again. Only a delivery that was sent again after the attempt began stays as it is: the batch
+// is repeated after an unclear commit, and what somebody has asked for since is not to be undone.
 const updateDelivered = `
 WITH d AS MATERIALIZED (SELECT * FROM ` + attemptRows + `),
 held AS MATERIALIZED (SELECT q.delivery_id FROM outbox_relay.retry_queue q WHERE q.delivery_id = ANY($1::uuid[]) ORDER BY q.delivery_id FOR UPDATE),
-done AS (DELETE FROM outbox_relay.retry_queue q USING held WHERE q.delivery_id = held.delivery_id)
+stale AS MATERIALIZED (SELECT w.id FROM d JOIN {tenant}.webhook_deliveries w USING (id) WHERE w.id = ANY($1::uuid[]) AND ` + sentAgain + `),
+done AS (DELETE FROM outbox_relay.retry_queue q USING held WHERE q.delivery_id = held.delivery_id AND NOT EXISTS (SELECT FROM stale s WHERE s.id = q.delivery_id)),
+closed AS (
+  UPDATE {tenant}.webhook_dead_letters l SET replayed_at = now()
+  WHERE l.delivery_id = ANY($1::uuid[]) AND l.replayed_at IS NULL AND l.discarded_at IS NULL)
 UPDATE {tenant}.webhook_deliveries w
 SET delivery_status = 'success', attempt_number = d.attempt, request_url = d.url, request_method = d.method, request_body = NULL,
   request_signature = nullif(d.signature, ''), response_status_code = nullif(d.status, 0), response_body = NULL, response_time_ms = d.took / 1000,
   error_message = NULL, error_code = NULL, next_retry_at = NULL, max_attempts_reached = false, attempted_at = ` + started + `, completed_at = ` + finished + `
-FROM d WHERE w.id = d.id AND w.delivery_status <> 'success'`
+FROM d WHERE w.id = d.id AND w.delivery_status <> 'success' AND NOT (` + sentAgain + `)`
+
+// sentAgain tells of a delivery w that the attempt d is one of an earlier round: requeue notes when the new one began.
+const sentAgain = `w.replay > 0 AND w.attempted_at > ` + started
 
 // updateOutcomes records any other outcome of deliveries that have a row, as long as the lease is still ours: whoever else holds it
-// is attempting the delivery and will say what became of it. A row that kept no body, since it had been delivered once, gets what was sent now: its
+// is attempting the delivery and will say what became of it. So is a lease of another replay, which a batch that is repeated may meet. A row that kept no body, since it had been delivered once, gets what was sent now: its
 // event may be archived before the next attempt. $25 is the owner of leases.
 const updateOutcomes = `
 WITH d AS MATERIALIZED (SELECT * FROM ` + outcomeRows + `),
 held AS MATERIALIZED (
   SELECT q.delivery_id AS id FROM outbox_relay.retry_queue q
-  WHERE q.delivery_id = ANY($1::uuid[]) AND q.leased_by = $25::uuid ORDER BY q.delivery_id FOR UPDATE),
+  WHERE q.delivery_id = ANY($1::uuid[]) AND q.leased_by = $25::uuid
+    AND NOT EXISTS (SELECT FROM d JOIN {tenant}.webhook_deliveries w USING (id) WHERE d.id = q.delivery_id AND w.replay <> d.replay)
+  ORDER BY q.delivery_id FOR UPDATE OF q),
 back AS (
   UPDATE outbox_relay.retry_queue q SET due_at = ` + queuedAt + `, leased_by = NULL
   FROM d JOIN held USING (id) WHERE q.delivery_id = d.id AND d.due IS NOT NULL),

@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
@@ -71,4 +72,52 @@ func TestSkippedLetterGetsItsBody(t *testing.T) {
 	b.resend(d)
 	b.record(failed(b.claimAgain(d), store.Failed))
 	assert.Equal(t, `2|{"made":"anew"}|{"content-type": "application/json"}`, b.row("replay, request_body, request_headers", "a.webhook_dead_letters"))
+}
+
+// TestLateSuccessClosesTheDeadLetter: the delivery was given up by one replica while another one still waited for an answer.
+func TestLateSuccessClosesTheDeadLetter(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	other := outbox.NewUUID()
+	mine := b.claimOne("a", b.endpoint("a"))
+	b.exec("UPDATE outbox_relay.retry_queue SET due_at = now()")
+	claimed, _, err := b.store.Claim(t.Context(), other, store.ClaimOptions{N: 1, Lease: time.Hour})
+	require.NoError(t, err)
+	require.Len(t, claimed, 1)
+	broken, err := b.store.Record(t.Context(), other, nil, []store.Outcome{failed(&claimed[0].Delivery, store.Failed)})
+	require.NoError(t, err)
+	require.Empty(t, broken)
+	require.Equal(t, 1, b.count("a.webhook_dead_letters WHERE replayed_at IS NULL"))
+
+	b.record(succeeded(mine))
+	assert.Equal(t, "success", b.row("delivery_status", "a.webhook_deliveries"))
+	assert.Equal(t, 0, b.count("a.webhook_dead_letters WHERE replayed_at IS NULL"))
+	assert.Zero(t, get[int64](b, "SELECT outbox_relay.replay('a')"), "it has been delivered")
+}
+
+// TestRepeatedBatchDoesNotUndoAResend: the first commit was unclear, and somebody has sent the delivery again since.
+func TestRepeatedBatchDoesNotUndoAResend(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	const state = "delivery_status, replay, (SELECT count(*) FROM outbox_relay.retry_queue)"
+	for name, end := range map[string]func(d *store.Delivery) store.Outcome{
+		"success": succeeded,
+		"dead":    func(d *store.Delivery) store.Outcome { return failed(d, store.Failed) },
+	} {
+		d := b.claimOne("a", b.endpoint("a"))
+		b.insertEvent(d)
+		from := "a.webhook_deliveries WHERE id = '" + d.ID.String() + "'"
+		outcome := end(d)
+		b.record(outcome)
+		b.resend(d)
+		b.record(outcome)
+		require.Equal(t, "pending|1|1", b.row(state, from), name)
+		again := b.claimAgain(d)
+		b.record(outcome)
+		require.Equal(t, "pending|1|1", b.row(state, from), name)
+		delivered := succeeded(again)
+		delivered.Result.Started = time.Now()
+		b.record(delivered)
+		require.Equal(t, "success|1|0", b.row(state, from), name)
+	}
 }

@@ -300,17 +300,18 @@ BEGIN
     RETURN false;
   END IF;
 
+  -- attempted_at tells an attempt of an earlier round, whose success may be recorded late, from one of this.
   EXECUTE format('UPDATE %I.webhook_deliveries d SET delivery_status = ''pending'', attempt_number = 1, replay = d.replay + 1, next_retry_at = $2,
-      request_body = coalesce($3, d.request_body), completed_at = NULL, max_attempts_reached = false, error_message = ''replay'', error_code = ''deferred'',
-      response_status_code = NULL, response_body = NULL, response_time_ms = NULL WHERE d.id = $1', schema)
+      request_body = coalesce($3, d.request_body), attempted_at = clock_timestamp(), completed_at = NULL, max_attempts_reached = false,
+      error_message = ''replay'', error_code = ''deferred'', response_status_code = NULL, response_body = NULL, response_time_ms = NULL WHERE d.id = $1', schema)
     USING delivery, due, dead.request_body;
   GET DIAGNOSTICS n = ROW_COUNT;
   IF n = 0 AND dead.id IS NULL THEN
     RAISE EXCEPTION 'delivery % does not exist in "%"', delivery, schema USING ERRCODE = 'OR002', HINT = 'Retention has just removed it.';
   ELSIF n = 0 THEN -- retention has taken the row, the dead letter has all that was in it
     EXECUTE format('INSERT INTO %I.webhook_deliveries (id, webhook_event_id, webhook_endpoint_id, delivery_status, request_url, request_method,
-        request_headers, request_body, next_retry_at, relayed, replay, error_code, error_message)
-        VALUES ($1, $2, $3, ''pending'', $4, $5, $6, $7, $8, true, $9, ''deferred'', ''replay'')', schema)
+        request_headers, request_body, next_retry_at, attempted_at, relayed, replay, error_code, error_message)
+        VALUES ($1, $2, $3, ''pending'', $4, $5, $6, $7, $8, clock_timestamp(), true, $9, ''deferred'', ''replay'')', schema)
       USING delivery, dead.webhook_event_id, dead.webhook_endpoint_id, dead.request_url, dead.request_method, dead.request_headers, dead.request_body, due,
             dead.replay + 1;
   END IF;
