@@ -61,10 +61,12 @@ type RecoveryPage struct {
 	scanned      int
 }
 
-// Deliveries of another dispatcher count as well: nobody wants those again. One of ours that was cancelled is no delivery, but its row stands.
+// Deliveries of another dispatcher count as well: nobody wants those again. One of ours that was cancelled is no delivery, but its row stands. Each kind has
+// an index of its own, and is looked up event by event: of an EXISTS the planner may as well make a hash of all deliveries that the endpoint ever had.
 const recoveryPage = `
 SELECT ` + eventColumns + `,
-  EXISTS (SELECT FROM {tenant}.webhook_deliveries d WHERE d.webhook_event_id = e.id AND d.webhook_endpoint_id = $2::uuid) AS has
+  coalesce((SELECT true FROM {tenant}.webhook_deliveries d WHERE d.relayed AND d.webhook_event_id = e.id AND d.webhook_endpoint_id = $2::uuid LIMIT 1),
+    (SELECT true FROM {tenant}.webhook_deliveries d WHERE NOT d.relayed AND d.webhook_event_id = e.id AND d.webhook_endpoint_id = $2::uuid LIMIT 1), false) AS has
 FROM {tenant}.webhook_events e
 WHERE e.id > $1::uuid AND e.occurred_at >= $3::timestamptz AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $4::text::pg_snapshot))
 ORDER BY e.id LIMIT $5::int4`

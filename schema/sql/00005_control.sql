@@ -474,6 +474,17 @@ END
 $$;
 -- +goose StatementEnd
 
+-- A recovery asks of each event whether it has a delivery, be it one of an older dispatcher. Of those a tenant that began with the relay has none.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.tenant_indexes() RETURNS TABLE (tbl text, name text, uniq boolean, spec text)
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $fn$
+VALUES
+('webhook_events', 'webhook_events_xid_idx', false, '(xid)'),
+('webhook_deliveries', 'webhook_deliveries_relayed_key', true, '(webhook_event_id, webhook_endpoint_id) WHERE relayed'),
+('webhook_deliveries', 'webhook_deliveries_older_idx', false, '(webhook_event_id, webhook_endpoint_id) WHERE NOT relayed')
+$fn$;
+-- +goose StatementEnd
+
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
 -- An application needs all of these but wake_next, in_flight, parked_heads and wake_parked_heads: the functions that it calls call the others with its rights.
 GRANT EXECUTE ON FUNCTION outbox_relay.check_control(text), outbox_relay.lock_order(uuid[]), outbox_relay.wake_next(uuid[], uuid[]),

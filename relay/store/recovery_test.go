@@ -1,0 +1,49 @@
+package store_test
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+// recovery asks for a recovery of an endpoint from a day ago on, and takes it to where it is ready.
+func (b *bundle) recovery(endpoint outbox.UUID) store.Recovery {
+	b.t.Helper()
+	number := get[int64](b, `SELECT outbox_relay.recover_endpoint('a', $1, since => now() - interval '1 day')`, endpoint)
+	return store.Recovery{Number: number, Endpoint: store.Endpoint{Tenant: "a", ID: endpoint}, Ready: true}
+}
+
+// TestRecoveryReadsLittle looks at one page of a recovery where the endpoint has 40,000 deliveries, half of them of an older dispatcher. It must not read
+// them all, analyzed or not.
+func TestRecoveryReadsLittle(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	b.exec(`INSERT INTO a.webhook_events (id, event_type, aggregate_id, aggregate_type)
+		SELECT lpad(to_hex(i), 32, '0')::uuid, 'x.y', gen_random_uuid(), 'x' FROM generate_series(1, 41000) i`)
+	b.exec(`INSERT INTO a.webhook_deliveries (id, webhook_event_id, webhook_endpoint_id, request_url, request_method, relayed)
+		SELECT gen_random_uuid(), lpad(to_hex(i), 32, '0')::uuid, $1, 'u', 'POST', i % 2 = 0 FROM generate_series(1, 41000) i WHERE i % 41 > 0`, e)
+	r := b.recovery(e)
+	read := func() int {
+		return get[int](b, `SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::int FROM pg_stat_all_tables WHERE schemaname = 'a' AND relname = 'webhook_deliveries'`)
+	}
+	before := read()
+	for _, prepare := range []string{"SELECT", "ANALYZE a.webhook_deliveries"} {
+		b.exec(prepare)
+		db, err := store.New(t.Context(), store.Config{URL: b.url, Slot: b.slot, Log: slog.New(slog.DiscardHandler)})
+		require.NoError(t, err)
+		page, err := db.RecoveryPage(t.Context(), r, 500)
+		require.NoError(t, err)
+		db.Close() // its statistics are complete when its connection has ended
+		require.Len(t, page.Events, 12, "one of 41 has no delivery")
+		require.Eventually(t, func() bool { return read() > before }, 10*time.Second, 10*time.Millisecond)
+		assert.Less(t, read()-before, 2000, prepare)
+		before = read()
+	}
+}
