@@ -164,6 +164,7 @@ func TestPurgeTakesOnlyWhatIsOver(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a")
 	e := b.endpoint("a")
+	b.exec("UPDATE outbox_relay.tenants SET since = '2024-01-01'")
 	old := func(d *store.Delivery) *store.Delivery { // as if it had been made 100 days ago
 		d.ID = outbox.UUID{0x01, 0x90, 0, 0, 0, byte(b.count("a.webhook_deliveries"))}
 		return d

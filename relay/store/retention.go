@@ -22,10 +22,16 @@ const (
 
 // The ids of deliveries are version 7: their order is that of time, and so the primary key finds the old ones. $1 is the greatest id of the time
 // before which rows go, $2 the age, $3 how many at most.
+//
+// An older dispatcher's deliveries stay. They may be many, with ids of the same kind, and all of them before ours: nothing from before the tenant was
+// added, $4, is looked at, but for an hour by which clocks may differ. So what is left of an earlier time as a tenant stays as well.
 const (
 	purgeDeliveries = `
 DELETE FROM {tenant}.webhook_deliveries d WHERE d.id = ANY(ARRAY(
-  SELECT o.id FROM {tenant}.webhook_deliveries o WHERE o.id < $1::uuid AND o.relayed AND o.delivery_status IN ('success', 'cancelled')
+  SELECT o.id FROM {tenant}.webhook_deliveries o WHERE o.id < $1::uuid AND o.relayed
+    AND o.id >= (SELECT (lpad(to_hex((extract(epoch FROM t.since - interval '1 hour') * 1000)::int8), 12, '0') || repeat('0', 20))::uuid
+      FROM outbox_relay.tenants t WHERE t.schema = $4::text)
+    AND o.delivery_status IN ('success', 'cancelled')
     AND o.completed_at < now() - $2::int8 * interval '1 microsecond'
     AND NOT EXISTS (SELECT FROM outbox_relay.retry_queue q WHERE q.delivery_id = o.id)
   ORDER BY o.id LIMIT $3::int4))`
@@ -51,7 +57,11 @@ func (s *Store) Purge(ctx context.Context, tenant string, kind Kept, age time.Du
 	sql := map[Kept]string{
 		KeptDeliveries: purgeDeliveries, KeptAttempts: purgeAttempts, KeptDeadLetters: purgeDeadLetters, KeptStats: purgeStats,
 	}[kind]
-	tag, err := s.pool.Exec(ctx, forTenant(sql, tenant), idBefore(time.Now().Add(-age)), age.Microseconds(), limit)
+	args := []any{idBefore(time.Now().Add(-age)), age.Microseconds(), limit}
+	if kind == KeptDeliveries {
+		args = append(args, tenant)
+	}
+	tag, err := s.pool.Exec(ctx, forTenant(sql, tenant), args...)
 	switch {
 	case isTenants(err):
 		return 0, &TenantError{Tenant: tenant, Err: err}

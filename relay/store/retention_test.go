@@ -1,0 +1,41 @@
+package store_test
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+// TestPurgeDoesNotReadWhatIsNotOurs has 20,000 deliveries of an older dispatcher, with ids like ours, before ten old ones of the relay's and many new ones.
+func TestPurgeDoesNotReadWhatIsNotOurs(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	b.exec("UPDATE outbox_relay.tenants SET since = now() - interval '150 days'")
+	const insert = `INSERT INTO a.webhook_deliveries (id, webhook_event_id, webhook_endpoint_id, delivery_status, request_url, request_method, relayed, completed_at)
+		SELECT (lpad(to_hex((extract(epoch FROM made) * 1000)::int8), 12, '0') || '7' || substr(md5(i::text), 1, 19))::uuid, gen_random_uuid(), $1, 'success', 'u', 'POST', $4, made
+		FROM generate_series(1, $2::int) i, LATERAL (SELECT now() - $3::interval + i * interval '1 s' AS made) m`
+	b.exec(insert, e, 20_000, "200 days", false)
+	b.exec(insert, e, 10, "149 days", true)
+	b.exec(insert, e, 40_000, "30 days", true)
+	b.exec("ANALYZE a.webhook_deliveries")
+	db, err := store.New(t.Context(), store.Config{URL: b.url, Slot: b.slot, Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	for _, want := range []int64{6, 4, 0} {
+		n, err := db.Purge(t.Context(), "a", store.KeptDeliveries, 90*24*time.Hour, 6)
+		require.NoError(t, err)
+		assert.Equal(t, want, n)
+	}
+	db.Close() // its statistics are complete when its connection has ended
+	read := func() int {
+		return get[int](b, `SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::int FROM pg_stat_all_tables WHERE schemaname = 'a' AND relname = 'webhook_deliveries'`)
+	}
+	require.Eventually(t, func() bool { return read() > 0 }, 10*time.Second, 10*time.Millisecond)
+	assert.Less(t, read(), 1000)
+	assert.Equal(t, 20_000, b.count("a.webhook_deliveries WHERE NOT relayed"), "what is not ours stays")
+}
