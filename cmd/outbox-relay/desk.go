@@ -191,6 +191,20 @@ func parseMoment(text string) (m moment, err error) {
 	return moment{at: m.at}, nil
 }
 
+// beyondRetention refuses to go back further than deliveries are kept: what was delivered before cannot be told from what was missed. kept is how long
+// they are, zero for ever.
+func beyondRetention(since, now time.Time, kept time.Duration) error {
+	border := now.Add(-kept).UTC()
+	if kept == 0 || !since.Before(border) {
+		return nil
+	}
+	return hinted{
+		fmt.Errorf("%s is further back than deliveries are kept (retention.deliveries is %s): what was delivered before %s would be sent again",
+			since.UTC().Format(time.RFC3339), durationText(kept), border.Format(time.RFC3339)),
+		"begin at " + border.Add(time.Hour).Truncate(time.Hour).Format(time.RFC3339) + " or later, or say --yes if receivers may get those a second time",
+	}
+}
+
 func rateFlag(rate *float64) *textFlag {
 	text := ""
 	if *rate > 0 {

@@ -338,7 +338,9 @@ func (a *app) endpointsRecoverCommand() *cobra.Command {
 		Short: "Queue what an endpoint missed since a time or an event",
 		Long: `Queue every event since a time, or since an event, that matches the endpoint's subscriptions as they
 are now and has no delivery to it yet: what it missed while it was disabled, or from before it was
-there. Nothing is sent twice; what has a delivery, dead letters included, is left alone.
+there. Nothing is sent twice; what has a delivery, dead letters included, is left alone. Deliveries
+older than retention.deliveries are gone: going back further than that would send again what was
+delivered then, and needs --yes.
 
 The relay that leads does the work. Interrupting the command does not stop it: endpoints show tells
 how far it is.`,
@@ -350,7 +352,10 @@ how far it is.`,
 			if r.since == (moment{}) && r.event.IsZero() {
 				return usage("say since when: --since with a time (%s) or the id of an event", momentHelp)
 			}
-			return a.atDesk(cmd, &q, func(ctx context.Context, d *desk.Desk, _ *config) error {
+			return a.atDesk(cmd, &q, func(ctx context.Context, d *desk.Desk, c *config) error {
+				if err := r.check(ctx, d, c.Retention.Deliveries); err != nil {
+					return err
+				}
 				return a.recover(ctx, &q, d, argument(args), &r)
 			})
 		},
@@ -368,6 +373,7 @@ how far it is.`,
 	}}, "since", "from this `TIME|EVENT` on: "+momentHelp+", or an event's id")
 	flags.Var(rateFlag(&r.rate), "rate", "let `N` deliveries become due each second; all at once unless given")
 	flags.BoolVar(&r.wait, "wait", true, "wait until it is done and show how far it is")
+	flags.BoolVarP(&r.yes, "yes", "y", false, "also further back than retention.deliveries")
 	return cmd
 }
 
@@ -377,6 +383,23 @@ type recovery struct {
 	event outbox.UUID
 	rate  float64
 	wait  bool
+	yes   bool
+}
+
+// check refuses what would send again what nobody missed.
+func (r *recovery) check(ctx context.Context, d *desk.Desk, kept time.Duration) error {
+	if r.yes {
+		return nil
+	}
+	since := r.since.from(d.Now())
+	if !r.event.IsZero() {
+		e, err := d.Event(ctx, r.event, false)
+		if err != nil || e.Gone {
+			return err // of one that is gone there is no time to go back to, as Recover says
+		}
+		since = e.OccurredAt.Time
+	}
+	return beyondRetention(since, d.Now(), kept)
 }
 
 // How often to ask how far a recovery is, and after how long to wonder why it does not begin.

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,7 +42,7 @@ func oneSchema(_ *cobra.Command, args []string) error {
 }
 
 func (a *app) tenantsAddCommand() *cobra.Command {
-	var unprocessed bool
+	var unprocessed, yes bool
 	var since moment
 	cmd := &cobra.Command{
 		Use:   "add SCHEMA",
@@ -51,7 +52,8 @@ are added, the foreign key from deliveries to events goes, nothing is rewritten,
 writers for more than a second. Repeating it does no harm.
 
 Every event committed after it is delivered. Events from before are not, unless --unprocessed or
---since queues them, once.
+--since queues them, once. For a schema that has been a tenant before, going back further than
+retention.deliveries needs --yes: what was delivered before that would be sent again.
 
 The role of database.url must own the schema and its tables.`,
 		Example: `  outbox-relay tenants add acme
@@ -68,6 +70,11 @@ The role of database.url must own the schema and its tables.`,
 			if err != nil {
 				return err
 			}
+			if since != (moment{}) && !yes {
+				if err := checkSince(cmd.Context(), &c, args[0], options.Since); err != nil {
+					return err
+				}
+			}
 			if err := schema.AddTenant(cmd.Context(), c.Database.URL, args[0], options); err != nil {
 				return err
 			}
@@ -80,7 +87,23 @@ The role of database.url must own the schema and its tables.`,
 	}
 	cmd.Flags().BoolVar(&unprocessed, "unprocessed", false, "also deliver the events whose processed_at is null")
 	cmd.Flags().Var(timeFlag(&since), "since", "also deliver events since this `TIME`: "+momentHelp)
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "also further back than retention.deliveries")
 	return cmd
+}
+
+// checkSince refuses to go back too far for a schema that has been a tenant before, as a column of its table tells: from any other the relay has
+// delivered nothing yet.
+func checkSince(ctx context.Context, c *config, schema string, since time.Time) error {
+	var before bool
+	err := withDatabase(ctx, c, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class r ON r.oid = a.attrelid
+			JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
+			WHERE n.nspname = $1::text AND r.relname = 'webhook_deliveries' AND a.attname = 'relayed' AND NOT a.attisdropped)`, schema).Scan(&before)
+	})
+	if err != nil || !before {
+		return err
+	}
+	return beyondRetention(since, time.Now(), c.Retention.Deliveries)
 }
 
 func (a *app) tenantsRemoveCommand() *cobra.Command {
