@@ -39,14 +39,15 @@ type Trigger struct {
 }
 
 const (
+	// An adopted table's default for the id may find nothing in our search path, which is empty.
 	saveStats = `
-INSERT INTO {tenant}.webhook_delivery_stats AS s (webhook_endpoint_id, date_recorded, total_attempts, successful_deliveries, failed_deliveries,
+INSERT INTO {tenant}.webhook_delivery_stats AS s (id, webhook_endpoint_id, date_recorded, total_attempts, successful_deliveries, failed_deliveries,
   timeout_deliveries, avg_response_time_ms, min_response_time_ms, max_response_time_ms, most_common_error_code, error_rate)
-SELECT u.id, u.day::date, u.ok + u.failed + u.late, u.ok, u.failed, u.late, u.total / (u.ok + u.failed + u.late), u.least, u.most, nullif(u.error, ''),
+SELECT gen_random_uuid(), u.id, u.day::date, u.ok + u.failed + u.late, u.ok, u.failed, u.late, u.total / (u.ok + u.failed + u.late), u.least, u.most, nullif(u.error, ''),
   round(100.0 * (u.failed + u.late) / (u.ok + u.failed + u.late), 2)
 FROM unnest($1::uuid[], $2::text[], $3::int4[], $4::int4[], $5::int4[], $6::int8[], $7::int4[], $8::int4[], $9::text[])
   AS u (id, day, ok, failed, late, total, least, most, error)
-JOIN {tenant}.webhook_endpoints e ON e.id = u.id ORDER BY 1, 2
+JOIN {tenant}.webhook_endpoints e ON e.id = u.id ORDER BY 2, 3
 ON CONFLICT (webhook_endpoint_id, date_recorded) DO UPDATE SET
   total_attempts = s.total_attempts + excluded.total_attempts,
   successful_deliveries = s.successful_deliveries + excluded.successful_deliveries,

@@ -1,0 +1,23 @@
+package store_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+// TestUsageNeedsNoDefault: that of an adopted table may be a function that finds what it calls by the search path, and ours is empty.
+func TestUsageNeedsNoDefault(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	b.exec(`CREATE SCHEMA platform; CREATE FUNCTION platform.fresh() RETURNS uuid LANGUAGE sql AS 'SELECT gen_random_uuid()'`)
+	b.exec(`SET search_path = platform; CREATE FUNCTION platform.uuid7() RETURNS uuid LANGUAGE plpgsql AS 'BEGIN RETURN fresh(); END'; RESET search_path`)
+	b.exec(`ALTER TABLE a.webhook_delivery_stats ALTER COLUMN id SET DEFAULT platform.uuid7(); GRANT USAGE ON SCHEMA platform TO public`)
+	u := &store.Usage{Endpoint: store.Endpoint{Tenant: "a", ID: b.endpoint("a")}, Day: time.Now().UTC(), Successes: 1, LastUsed: time.Now()}
+	require.NoError(t, b.store.SaveUsage(t.Context(), "a", []*store.Usage{u}, nil))
+	assert.Equal(t, "1", b.row("total_attempts", "a.webhook_delivery_stats"))
+}
