@@ -8,10 +8,13 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// QueueCountLimit is how far rows of the retry queue are counted: every replica asks every few seconds, and must not read a queue of millions for it.
+const QueueCountLimit = 100_000
+
 // Stats is what the database says of the relay's backlog.
 type Stats struct {
-	Queued    int64         // rows of the retry queue
-	Due       int64         // of these, due now
+	Queued    int64         // rows of the retry queue; from QueueCountLimit on the server's estimate, if that is greater
+	Due       int64         // of these, due now; QueueCountLimit stands for that many or more
 	OldestDue time.Duration // for how long the oldest of these has been due; zero if none is
 
 	SlotExists    bool
@@ -24,9 +27,14 @@ type Stats struct {
 
 const (
 	queueStats = `
-SELECT count(*), count(*) FILTER (WHERE q.due_at <= now()),
-  coalesce(extract(epoch FROM now() - min(q.due_at) FILTER (WHERE q.due_at <= now())) * 1e6, 0)::int8
-FROM outbox_relay.retry_queue q`
+WITH n AS MATERIALIZED (
+  SELECT (SELECT count(*) FROM (SELECT FROM outbox_relay.retry_queue q LIMIT $1::int8) q) AS queued,
+    (SELECT count(*) FROM (SELECT FROM outbox_relay.retry_queue q WHERE q.due_at <= now() LIMIT $1::int8) q) AS due,
+    (SELECT min(q.due_at) FROM outbox_relay.retry_queue q WHERE q.due_at <= now()) AS oldest)
+SELECT CASE WHEN n.queued < $1::int8 THEN n.queued
+    ELSE greatest(n.queued, (SELECT c.reltuples::int8 FROM pg_catalog.pg_class c WHERE c.oid = 'outbox_relay.retry_queue'::regclass)) END,
+  n.due, coalesce(extract(epoch FROM now() - n.oldest) * 1e6, 0)::int8
+FROM n`
 	slotStats = `
 SELECT r.active, coalesce(r.wal_status, ''), coalesce(pg_wal_lsn_diff(w.lsn, r.confirmed_flush_lsn), 0)::int8,
   coalesce(pg_wal_lsn_diff(w.lsn, r.restart_lsn), 0)::int8, coalesce(r.safe_wal_size, -1)
@@ -40,7 +48,7 @@ func (s *Store) Stats(ctx context.Context) (Stats, error) {
 		oldest int64
 	)
 	b := &pgx.Batch{}
-	b.Queue(queueStats).QueryRow(func(row pgx.Row) error { return row.Scan(&st.Queued, &st.Due, &oldest) })
+	b.Queue(queueStats, int64(QueueCountLimit)).QueryRow(func(row pgx.Row) error { return row.Scan(&st.Queued, &st.Due, &oldest) })
 	b.Queue(slotStats, s.slot).Query(func(rows pgx.Rows) error {
 		if rows.Next() {
 			st.SlotExists = true

@@ -1,0 +1,56 @@
+package store_test
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+func (b *bundle) stats() store.Stats {
+	b.t.Helper()
+	s, err := b.store.Stats(b.t.Context())
+	require.NoError(b.t, err)
+	return s
+}
+
+// TestStatsCountSoFarOnly: the figures are asked for every few seconds, and must not cost more the longer the queue is.
+func TestStatsCountSoFarOnly(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	const insert = `INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at) SELECT gen_random_uuid(), 'a', $1, %s FROM generate_series(1, $2::int) i`
+	e := b.endpoint("a")
+	b.exec(replaceDue(insert, "'infinity'"), e, 3)
+	assert.Equal(t, []int64{3, 0, 0}, queueOf(b.stats()))
+	b.exec(replaceDue(insert, "now() - interval '1 minute'"), e, 2)
+	s := b.stats()
+	assert.Equal(t, []int64{5, 2}, queueOf(s)[:2])
+	assert.InDelta(t, time.Minute, s.OldestDue, float64(20*time.Second))
+
+	b.exec(replaceDue(insert, "'infinity'"), e, store.QueueCountLimit+30_000)
+	assert.GreaterOrEqual(t, b.stats().Queued, int64(store.QueueCountLimit))
+	b.exec("ANALYZE outbox_relay.retry_queue")
+	db, err := store.New(t.Context(), store.Config{URL: b.url, Slot: b.slot, Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	read := func() int {
+		return get[int](b, `SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::int FROM pg_stat_all_tables WHERE schemaname = 'outbox_relay' AND relname = 'retry_queue'`)
+	}
+	b.store.Close() // statistics of a connection are complete when it has ended
+	before := read()
+	require.Eventually(t, func() bool { last := before; before = read(); return before == last && before > 0 }, 10*time.Second, 100*time.Millisecond)
+	s, err = db.Stats(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, []int64{store.QueueCountLimit + 30_005, 2}, queueOf(s)[:2], "an estimate that is right after ANALYZE")
+	db.Close()
+	require.Eventually(t, func() bool { return read() > before }, 10*time.Second, 10*time.Millisecond)
+	assert.LessOrEqual(t, read()-before, store.QueueCountLimit+10)
+}
+
+func queueOf(s store.Stats) []int64 { return []int64{s.Queued, s.Due, int64(s.OldestDue)} }
+
+func replaceDue(insert, due string) string { return strings.Replace(insert, "%s", due, 1) }
