@@ -63,12 +63,16 @@ type RecoveryPage struct {
 
 // Deliveries of another dispatcher count as well: nobody wants those again. One of ours that was cancelled is no delivery, but its row stands. Each kind has
 // an index of its own, and is looked up event by event: of an EXISTS the planner may as well make a hash of all deliveries that the endpoint ever had.
+//
+// A transaction that this very statement's snapshot does not know yet cannot have written what it sees: the row was restored from a dump of another
+// cluster, it is in no log of this one, and so it is looked at like any older event.
 const recoveryPage = `
 SELECT ` + eventColumns + `,
   coalesce((SELECT true FROM {tenant}.webhook_deliveries d WHERE d.relayed AND d.webhook_event_id = e.id AND d.webhook_endpoint_id = $2::uuid LIMIT 1),
     (SELECT true FROM {tenant}.webhook_deliveries d WHERE NOT d.relayed AND d.webhook_event_id = e.id AND d.webhook_endpoint_id = $2::uuid LIMIT 1), false) AS has
 FROM {tenant}.webhook_events e
-WHERE e.id > $1::uuid AND e.occurred_at >= $3::timestamptz AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $4::text::pg_snapshot))
+WHERE e.id > $1::uuid AND e.occurred_at >= $3::timestamptz
+  AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $4::text::pg_snapshot) OR e.xid >= pg_snapshot_xmax(pg_current_snapshot()))
 ORDER BY e.id LIMIT $5::int4`
 
 // RecoveryPage reads the next part of a recovery: at most n events are looked at. What is wrong with the tenant's own tables is a *TenantError.

@@ -47,3 +47,24 @@ func TestRecoveryReadsLittle(t *testing.T) {
 		before = read()
 	}
 }
+
+// TestRecoveryAfterALogicalRestore: the xids of a dump are those of another cluster, and may be ahead of this one's for years.
+func TestRecoveryAfterALogicalRestore(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	const insert = `INSERT INTO a.webhook_events (id, event_type, aggregate_id, aggregate_type, xid) SELECT $1::uuid, 'x.y', $1::uuid, 'x', `
+	old, restored, later := outbox.UUID{1}, outbox.UUID{2}, outbox.UUID{3}
+	b.exec(insert+`NULL`, old)
+	b.exec(insert+`((pg_snapshot_xmax(pg_current_snapshot())::text::int8 + 1000000)::text)::xid8`, restored)
+	r := b.recovery(e)
+	b.exec(insert+`pg_current_xact_id()`, later)
+	page, err := b.store.RecoveryPage(t.Context(), r, 500)
+	require.NoError(t, err)
+	ids := make([]outbox.UUID, 0, 2)
+	for i := range page.Events {
+		ids = append(ids, page.Events[i].ID)
+	}
+	assert.Equal(t, []outbox.UUID{old, restored}, ids, "what was committed after the request comes by the log")
+	assert.True(t, page.Done)
+}
