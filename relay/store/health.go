@@ -28,19 +28,26 @@ type Health struct {
 // Trouble is an endpoint that every replica has seen failing.
 type Trouble struct {
 	Endpoint
-	Failing   time.Duration // from the first failure to the last one known
+	Failing   time.Duration // from the first failure to the last one known; zero while failures have not come steadily
 	Warned    bool
 	OpenFor   time.Duration // what is left of the breaker's time; zero or less: nothing
 	LastError string
 }
 
+// An endpoint that nothing is sent to does not fail. Two failures with five days of silence between them are not five days of failing: no pause may be
+// longer than a quarter of the time, and after one of three days, a weekend and a night, the time begins anew.
 const (
+	steadily = `h.pause <= (h.failed_at - h.failing_since) / 4`
+	goesOn   = `h.failing_since IS NOT NULL AND excluded.failing_since - h.failed_at <= interval '3 days'`
+
 	saveFailing = `
 INSERT INTO outbox_relay.endpoint_health AS h (tenant, endpoint_id, failing_since, failed_at, open_until, last_error)
 SELECT n.tenant, n.id, CASE WHEN n.failing > 0 THEN now() - n.failing * interval '1 microsecond' END, CASE WHEN n.failing > 0 THEN now() END,
   CASE WHEN n.open > 0 THEN now() + n.open * interval '1 microsecond' END, nullif(n.error, '')
 FROM unnest($1::text[], $2::uuid[], $3::int8[], $4::int8[], $5::text[]) AS n (tenant, id, failing, open, error) ORDER BY 1, 2
-ON CONFLICT (tenant, endpoint_id) DO UPDATE SET failing_since = coalesce(h.failing_since, excluded.failing_since),
+ON CONFLICT (tenant, endpoint_id) DO UPDATE SET
+  failing_since = CASE WHEN excluded.failing_since IS NULL OR ` + goesOn + ` THEN h.failing_since ELSE excluded.failing_since END,
+  pause = CASE WHEN excluded.failing_since IS NULL THEN h.pause WHEN ` + goesOn + ` THEN greatest(h.pause, excluded.failing_since - h.failed_at) ELSE '0' END,
   failed_at = coalesce(excluded.failed_at, h.failed_at),
   open_until = coalesce(excluded.open_until, h.open_until), last_error = coalesce(excluded.last_error, h.last_error), updated_at = now()`
 
@@ -105,7 +112,7 @@ func age(t, now time.Time) int64 {
 // Troubled lists the endpoints in trouble, those that have failed the longest first.
 func (s *Store) Troubled(ctx context.Context) ([]Trouble, error) {
 	rows, err := s.pool.Query(ctx, `
-SELECT h.tenant, h.endpoint_id, coalesce(extract(epoch FROM h.failed_at - h.failing_since) * 1e6, 0)::int8, h.warned_at IS NOT NULL,
+SELECT h.tenant, h.endpoint_id, coalesce(extract(epoch FROM CASE WHEN `+steadily+` THEN h.failed_at - h.failing_since END) * 1e6, 0)::int8, h.warned_at IS NOT NULL,
   coalesce(extract(epoch FROM h.open_until - now()) * 1e6, 0)::int8, coalesce(h.last_error, '')
 FROM outbox_relay.endpoint_health h ORDER BY h.failing_since NULLS LAST, 1, 2`)
 	if err != nil {

@@ -68,6 +68,48 @@ func TestHealthOfAFailureAfterASuccessBeginsAnew(t *testing.T) {
 	assert.InDelta(t, 10*time.Second, list[0].Failing, float64(5*time.Second))
 }
 
+// TestHealthWantsFailuresToComeSteadily: that nothing was sent for days does not make an endpoint fail for days.
+func TestHealthWantsFailuresToComeSteadily(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	const hour, day = time.Hour, 24 * time.Hour
+	repeat := func(pause time.Duration, n int) (list []time.Duration) {
+		for range n {
+			list = append(list, pause)
+		}
+		return list
+	}
+	weekdays := append(append(repeat(day, 4), 64*hour), repeat(day, 4)...)
+	for _, test := range []struct {
+		name   string
+		pauses []time.Duration // before each failure but the first
+		want   time.Duration
+	}{
+		{"one", nil, 0},
+		{"two, five days apart", []time.Duration{5 * day}, 0},
+		{"two, a day apart", []time.Duration{day}, 0},
+		{"two deliveries that were given up, two days apart", append(append(repeat(time.Minute, 5), 2*day), repeat(time.Minute, 5)...), 0},
+		{"one a day", repeat(day, 5), 5 * day},
+		{"every minute", repeat(time.Minute, 60), time.Hour},
+		{"every hour, after a month of silence", append([]time.Duration{30 * day}, repeat(hour, 120)...), 5 * day},
+		{"on the days of one week", repeat(day, 4), 4 * day},
+		{"on those of two weeks", weekdays, 8*day + 64*hour},
+		{"after a weekend", weekdays[:5], 0},
+	} {
+		e := store.Endpoint{Tenant: "a", ID: outbox.NewUUID()}
+		b.saveHealth(store.Health{Endpoint: e, Failing: ago(time.Millisecond), LastError: "refused"})
+		for _, pause := range test.pauses {
+			b.exec(`UPDATE outbox_relay.endpoint_health SET failing_since = failing_since - $2::interval, failed_at = failed_at - $2::interval WHERE endpoint_id = $1`, e.ID, pause)
+			b.saveHealth(store.Health{Endpoint: e, Failing: ago(time.Millisecond), LastError: "refused"})
+		}
+		for _, trouble := range b.troubled() {
+			if trouble.Endpoint == e {
+				assert.InDelta(t, test.want, trouble.Failing, float64(time.Minute), test.name)
+			}
+		}
+	}
+}
+
 func TestDisable(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a")

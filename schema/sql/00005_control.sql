@@ -8,6 +8,9 @@
 --
 -- Locks are taken in the order in which the recorder takes them: that of the endpoint's order (lock_order), rows of the queue, rows of the tenant.
 
+ALTER TABLE outbox_relay.endpoint_health ADD COLUMN IF NOT EXISTS pause interval NOT NULL DEFAULT '0';
+COMMENT ON COLUMN outbox_relay.endpoint_health.pause IS 'longest time without a failure since failing_since';
+
 -- Raises unless the caller may control the tenant.
 --
 -- It judges who has logged in: inside a function that runs as its owner nothing else of the caller can be told. SET ROLE neither adds to that nor takes
