@@ -35,9 +35,9 @@ type Trouble struct {
 }
 
 // An endpoint that nothing is sent to does not fail. Two failures with five days of silence between them are not five days of failing: no pause may be
-// longer than a quarter of the time, and after one of three days, a weekend and a night, the time begins anew.
+// longer than a third of the time, and after one of three days, a weekend and a night, the time begins anew.
 const (
-	steadily = `h.pause <= (h.failed_at - h.failing_since) / 4`
+	steadily = `h.pause <= (h.failed_at - h.failing_since) / 3`
 	goesOn   = `h.failing_since IS NOT NULL AND excluded.failing_since - h.failed_at <= interval '3 days'`
 
 	saveFailing = `
