@@ -33,22 +33,18 @@ func TestStatsCountSoFarOnly(t *testing.T) {
 	assert.InDelta(t, time.Minute, s.OldestDue, float64(20*time.Second))
 
 	b.exec(replaceDue(insert, "'infinity'"), e, store.QueueCountLimit+30_000)
-	assert.GreaterOrEqual(t, b.stats().Queued, int64(store.QueueCountLimit))
 	b.exec("ANALYZE outbox_relay.retry_queue")
 	db, err := store.New(t.Context(), store.Config{URL: b.url, Slot: b.slot, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	read := func() int {
 		return get[int](b, `SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::int FROM pg_stat_all_tables WHERE schemaname = 'outbox_relay' AND relname = 'retry_queue'`)
 	}
-	b.store.Close() // statistics of a connection are complete when it has ended
-	before := read()
-	require.Eventually(t, func() bool { last := before; before = read(); return before == last && before > 0 }, 10*time.Second, 100*time.Millisecond)
 	s, err = db.Stats(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, []int64{store.QueueCountLimit + 30_005, 2}, queueOf(s)[:2], "an estimate that is right after ANALYZE")
-	db.Close()
-	require.Eventually(t, func() bool { return read() > before }, 10*time.Second, 10*time.Millisecond)
-	assert.LessOrEqual(t, read()-before, store.QueueCountLimit+10)
+	db.Close() // its statistics are complete when its connection has ended
+	require.Eventually(t, func() bool { return read() > store.QueueCountLimit/2 }, 10*time.Second, 10*time.Millisecond)
+	assert.LessOrEqual(t, read(), store.QueueCountLimit+100) // a few by the calls above
 }
 
 func queueOf(s store.Stats) []int64 { return []int64{s.Queued, s.Due, int64(s.OldestDue)} }
