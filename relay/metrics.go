@@ -84,8 +84,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.epoch = gauge("epoch", "Epoch of the latest leadership of this replica.")
 	m.slotLag = gauge("slot_lag_bytes", "WAL between the position that is recorded and what the server has written.")
 	m.slotDelay = gauge("slot_lag_seconds", "Age of the latest commit read from the log; 0 when everything has been read.")
-	m.queueDepth = gauge("queue_deliveries", "Deliveries that wait in the retry queue.")
-	m.queueDue = gauge("queue_due_deliveries", "Deliveries in the retry queue that are due.")
+	m.queueDepth = gauge("queue_deliveries", "Deliveries that wait in the retry queue, counted up to 100,000; beyond that the server's estimate.")
+	m.queueDue = gauge("queue_due_deliveries", "Deliveries in the retry queue that are due; 100,000 stands for that many or more.")
 	m.queueAge = gauge("queue_oldest_due_seconds", "How long the longest due delivery of the retry queue has been due.")
 	m.breakersOpen = gauge("breakers_open", "Endpoints whose breaker is open.")
 	return m

@@ -56,11 +56,12 @@ func scanEvent(rows pgx.Rows, more ...any) (e outbox.Event, err error) {
 	return e, err
 }
 
-// A row without xid is older than the column, so it was committed before every snapshot of ours.
+// A row without xid is older than the column, so it was committed before every snapshot of ours. One with an xid that is still to come was brought by a
+// logical restore.
 const backfillPage = `
 SELECT ` + eventColumns + `
 FROM {tenant}.webhook_events e
-WHERE e.id > $1::uuid AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $2::text::pg_snapshot))
+WHERE e.id > $1::uuid AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $2::text::pg_snapshot) OR e.xid >= pg_snapshot_xmax(pg_current_snapshot()))
   AND (CASE $3::text WHEN 'unprocessed' THEN e.processed_at IS NULL WHEN 'since' THEN e.occurred_at >= $4::timestamptz ELSE true END
     OR NOT pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot))`
 
