@@ -35,7 +35,7 @@ type demoReceiver struct {
 func newDemoReceivers(seed uint64, oracle *demoOracle) []*demoReceiver {
 	receivers := []*demoReceiver{
 		{name: "healthy", about: "takes everything", healthy: true, retries: 3, answer: func() int { return http.StatusOK }},
-		{name: "flaky", about: "fails one request in five: 500, 503, 429 or a dropped connection", retries: 10, answer: flakyAnswer(seed)},
+		{name: "flaky", about: "fails one request in five: 500, 503, a dropped connection, now and then 429", retries: 10, answer: flakyAnswer(seed)},
 		{name: "dead", about: "answers 500 to everything", retries: 2, answer: func() int { return http.StatusInternalServerError }},
 	}
 	for _, r := range receivers {
@@ -44,18 +44,22 @@ func newDemoReceivers(seed uint64, oracle *demoOracle) []*demoReceiver {
 	return receivers
 }
 
-// flakyAnswer fails each way for one request in twenty.
+// flakyAnswer fails for one request in five. It asks for a pause (429) only now and then: the relay heeds that for the whole endpoint.
 func flakyAnswer(seed uint64) func() int {
 	var mu sync.Mutex
 	rnd := mathrand.New(mathrand.NewPCG(seed, 0)) //nolint:gosec // a show that can be repeated, not a secret
-	failures := []int{http.StatusInternalServerError, http.StatusServiceUnavailable, http.StatusTooManyRequests, 0}
+	failures := []int{http.StatusInternalServerError, http.StatusServiceUnavailable, 0}
 	return func() int {
 		mu.Lock()
 		defer mu.Unlock()
-		if n := rnd.IntN(20); n < len(failures) {
-			return failures[n]
+		switch n := rnd.IntN(600); {
+		case n == 0:
+			return http.StatusTooManyRequests
+		case n < 120:
+			return failures[n%len(failures)]
+		default:
+			return http.StatusNoContent
 		}
-		return http.StatusNoContent
 	}
 }
 
