@@ -93,7 +93,7 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 
 // A checkpoint is a snapshot of the database that is saved once everything it shows has been recorded: what a later heal need not look at.
 type checkpoint struct {
-	saved    store.Snapshot    // the one before
+	saved    store.Snapshot    // the one before; zero: none, and the audit goes back to the admission of each tenant
 	changes  map[string]uint64 // of the routing tables when that was taken
 	taken    time.Time
 	snapshot store.Snapshot
@@ -143,10 +143,8 @@ func (c *checkpoint) advance(ctx context.Context, s *session) error {
 	if err := s.checkPublished(ctx); err != nil {
 		return err
 	}
-	if c.saved.String() != "" {
-		if err := s.audit(ctx, c.saved, c.snapshot, c.changes); err != nil {
-			return err
-		}
+	if err := s.audit(ctx, c.saved, c.snapshot, c.changes); err != nil {
+		return err
 	}
 	if err := s.store.SaveSnapshot(ctx, s.epoch, c.snapshot); err != nil {
 		return fmt.Errorf("save snapshot: %w", err)

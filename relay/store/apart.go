@@ -43,6 +43,7 @@ func (w *writer) eachApart(ctx context.Context, conn *pgx.Conn) ([]TenantError, 
 	}
 	p := pipeline{conn: conn}
 	w.begin(&p)
+	p.add("SET LOCAL lock_timeout = '1s'") // for each tenant whose table is locked, all others wait once more
 	p.add("SET CONSTRAINTS ALL IMMEDIATE") // a deferred constraint of one tenant's would fail the COMMIT of all
 	// If our own table is what cannot be written to, no tenant is to blame.
 	p.add("LOCK TABLE outbox_relay.retry_queue IN ROW EXCLUSIVE MODE")

@@ -31,7 +31,7 @@ func TestNew(t *testing.T) {
 	_, err := b.open().Record(t.Context(), b.owner, nil, []store.Outcome{succeeded(deliver("a", b.endpoint("a")))})
 	require.NoError(t, err)
 	for name, want := range map[string]string{
-		"application_name": "outbox-relay", "search_path": "", "synchronous_commit": "on", "statement_timeout": "0", "lock_timeout": "1000",
+		"application_name": "outbox-relay", "search_path": "", "synchronous_commit": "on", "statement_timeout": "0", "lock_timeout": "5000",
 		"idle_in_transaction_session_timeout": "30000", "transaction_isolation": "read committed", "DateStyle": "ISO, DMY", "jit": "off",
 	} {
 		assert.Equal(t, want, get[string](b, "SELECT value FROM a.settings WHERE name = $1", name), name)

@@ -62,8 +62,8 @@ func (w *writer) write(ctx context.Context, pool *pgxpool.Pool) ([]TenantError, 
 }
 
 // recordingSQL is said in every transaction, since behind a pooler the session may be another one each time: a commit that was reported is durable,
-// a lock on a table of one tenant keeps the others waiting for a second at most, and a process that freezes half-way does not keep the next leader out.
-const recordingSQL = `SELECT set_config('synchronous_commit', 'on', true), set_config('lock_timeout', '1s', true),
+// a lock is waited for only so long (the backend of a relay that was killed may hold some for a moment), and a process that freezes half-way does not keep the next leader out.
+const recordingSQL = `SELECT set_config('synchronous_commit', 'on', true), set_config('lock_timeout', '5s', true),
   set_config('idle_in_transaction_session_timeout', '30s', true)`
 
 // begin starts the transaction and, for a leader, makes sure first that it is still the leader.
