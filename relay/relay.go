@@ -5,8 +5,8 @@
 //	                                             │  └───────────────► a pending row ─────────────────┘
 //	                         retry queue ─► claimer
 //
-// One goroutine owns the replication connection and does everything up to the dispatcher; it is the session. Workers, recorder, claimer and the
-// janitor belong to the engine and outlive sessions: every replica works the retry queue, only the leader of the slot has a session.
+// One goroutine owns the replication connection and does everything up to the dispatcher; it is the session. Workers, recorder, claimer and
+// keeper belong to the engine and outlive sessions: every replica works the retry queue, only the leader of the slot has a session.
 //
 // What could go wrong, and where that is answered: a receiver that hangs (dispatcher: sweep hands its attempts to the retry queue), a burst
 // (dispatcher: admit waits or defers), a database that is away (recorder: keeps and repeats), two leaders (store.ErrFenced: the older one ends

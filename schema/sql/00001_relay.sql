@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS outbox_relay.progress (
   updated_at        timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 10);
 COMMENT ON COLUMN outbox_relay.progress.lsn IS 'every commit that ends here or before has its outcomes recorded';
-COMMENT ON COLUMN outbox_relay.progress.high_lsn IS 'greatest end of any commit with a recorded outcome; from lsn to here a restart looks before it sends';
+COMMENT ON COLUMN outbox_relay.progress.high_lsn IS 'greatest commit record with a recorded outcome; from lsn to here a restart looks before it sends';
 COMMENT ON COLUMN outbox_relay.progress.snapshot IS 'every transaction visible here is handled: where healing a lost slot starts from';
 
 CREATE TABLE IF NOT EXISTS outbox_relay.tenants (
