@@ -184,9 +184,19 @@ func (a *auditor) look(u *store.Unaccounted, out []store.Outcome) []store.Outcom
 // audit looks, before a snapshot is saved, at what it shows and the one before does not. A tenant whose subscriptions have changed meanwhile is left
 // out: what they would match now they did not match then.
 func (s *session) audit(ctx context.Context, from, to store.Snapshot, changes map[string]uint64) error {
+	var steady []string
 	for _, name := range s.known() {
+		if t := s.tenant(name); t != nil && t.is(stateActive) && !t.isFilling() && t.changed() == changes[name] {
+			steady = append(steady, name)
+		}
+	}
+	eventful, err := s.store.Eventful(ctx, steady, from, to)
+	if err != nil {
+		return err
+	}
+	for _, name := range eventful {
 		t := s.tenant(name)
-		if t == nil || !t.is(stateActive) || t.isFilling() || t.changed() != changes[name] {
+		if t == nil {
 			continue
 		}
 		a := auditor{store: s.store, cfg: s.cfg, table: t, span: store.Range{Tenant: name, From: from, To: to}, epoch: s.epoch, repair: true}

@@ -50,6 +50,8 @@ type Database struct {
 	// MaxConnections bounds the pool; the stream uses one connection more.
 	MaxConnections int           `mapstructure:"max_connections"`
 	ConnectTimeout time.Duration `mapstructure:"connect_timeout"`
+	// WALBudget is how much of the log the server may keep for the slot before its disk is in danger, where the server itself has no limit. Zero: unknown.
+	WALBudget ByteSize `mapstructure:"wal_budget"`
 }
 
 // StreamURL is the DSN the replication stream connects with.

@@ -28,6 +28,9 @@ type metrics struct {
 	heals, auditFindings           prometheus.Counter
 	leader, epoch, slotLag         prometheus.Gauge
 	slotDelay                      prometheus.Gauge
+	slotRetained, slotSafe         prometheus.Gauge
+	slotTimeLeft                   prometheus.Gauge
+	slotStatus                     map[string]prometheus.Gauge
 	queueDepth, queueDue           prometheus.Gauge
 	queueAge                       prometheus.Gauge
 	breakersOpen                   prometheus.Gauge
@@ -84,6 +87,17 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.epoch = gauge("epoch", "Epoch of the latest leadership of this replica.")
 	m.slotLag = gauge("slot_lag_bytes", "WAL between the position that is recorded and what the server has written.")
 	m.slotDelay = gauge("slot_lag_seconds", "Age of the latest commit read from the log; 0 when everything has been read.")
+	m.slotRetained = gauge("slot_retained_bytes", "WAL that the server keeps for the slot.")
+	m.slotSafe = gauge("slot_safe_bytes", "WAL that may still be written before the slot is lost, or database.wal_budget is used up; +Inf where neither limit is set.")
+	m.slotTimeLeft = gauge("slot_time_left_seconds", "Time until then, at the rate of the last minute.")
+	status := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: "outbox_relay", Name: "slot_wal_status", Help: "1 for what pg_replication_slots says of the slot's WAL; missing: there is no slot.",
+	}, []string{"status"})
+	reg.MustRegister(status)
+	m.slotStatus = make(map[string]prometheus.Gauge)
+	for _, s := range []string{"reserved", "extended", "unreserved", "lost", "missing"} {
+		m.slotStatus[s] = status.WithLabelValues(s)
+	}
 	m.queueDepth = gauge("queue_deliveries", "Deliveries that wait in the retry queue, counted up to 100,000; beyond that the server's estimate.")
 	m.queueDue = gauge("queue_due_deliveries", "Deliveries in the retry queue that are due; 100,000 stands for that many or more.")
 	m.queueAge = gauge("queue_oldest_due_seconds", "How long the longest due delivery of the retry queue has been due.")
@@ -154,10 +168,30 @@ func (m *metrics) breakerChanged(from, to gobreaker.State) {
 	}
 }
 
+// slot shows what is known of the slot's log.
+func (m *metrics) slot(s *store.Stats, o outlook) {
+	m.slotLag.Set(float64(s.LagBytes))
+	m.slotRetained.Set(float64(s.RetainedBytes))
+	m.slotSafe.Set(o.left)
+	m.slotTimeLeft.Set(o.seconds())
+	is := s.WALStatus
+	if !s.SlotExists {
+		is = "missing"
+	}
+	for name, g := range m.slotStatus {
+		if name == is {
+			g.Set(1)
+		} else {
+			g.Set(0)
+		}
+	}
+}
+
 // observe asks the database now and then what the gauges should show, until ctx is done.
 func (e *engine) observe(ctx context.Context) error {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
+	var budget walBudget
 	for {
 		select {
 		case <-ctx.Done():
@@ -171,6 +205,9 @@ func (e *engine) observe(ctx context.Context) error {
 		e.metrics.queueDepth.Set(float64(s.Queued))
 		e.metrics.queueDue.Set(float64(s.Due))
 		e.metrics.queueAge.Set(s.OldestDue.Seconds())
-		e.metrics.slotLag.Set(float64(s.LagBytes))
+		now := time.Now()
+		o := budget.look(now, &s, int64(e.cfg.Database.WALBudget))
+		e.metrics.slot(&s, o)
+		budget.tell(now, &s, o, e.log)
 	}
 }

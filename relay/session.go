@@ -153,6 +153,8 @@ func (s *session) attend(ctx context.Context) {
 		})
 	})
 	group.Go(func() { s.each(ctx, nil, func() error { return snapshot.advance(ctx, s) }) })
+	var stall stallWatch
+	group.Go(func() { s.each(ctx, nil, func() error { return stall.look(ctx, s) }) })
 	group.Go(func() { s.each(ctx, s.backfill, func() error { return s.fill(ctx) }) })
 	group.Go(func() { s.each(ctx, nil, func() error { return s.recoverMissed(ctx) }) })
 	group.Wait()

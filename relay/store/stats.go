@@ -23,6 +23,7 @@ type Stats struct {
 	LagBytes      int64  // of the log that is not confirmed yet
 	RetainedBytes int64  // of the log that the server keeps for the slot
 	SafeBytes     int64  // that may still be written before the slot is lost; negative: no limit, or unknown
+	Written       int64  // of the log since the cluster was made: the server's position as a number
 }
 
 const (
@@ -37,7 +38,8 @@ SELECT CASE WHEN n.queued < $1::int8 THEN n.queued
 FROM n`
 	slotStats = `
 SELECT r.active, coalesce(r.wal_status, ''), coalesce(pg_wal_lsn_diff(w.lsn, r.confirmed_flush_lsn), 0)::int8,
-  coalesce(pg_wal_lsn_diff(w.lsn, r.restart_lsn), 0)::int8, coalesce(r.safe_wal_size, -1)
+  coalesce(pg_wal_lsn_diff(w.lsn, r.restart_lsn), 0)::int8, coalesce(r.safe_wal_size, -1),
+  pg_wal_lsn_diff(w.lsn, '0/0')::int8
 FROM pg_catalog.pg_replication_slots r, (SELECT pg_current_wal_lsn() AS lsn) w WHERE r.slot_name = $1::text`
 )
 
@@ -52,7 +54,7 @@ func (s *Store) Stats(ctx context.Context) (Stats, error) {
 	b.Queue(slotStats, s.slot).Query(func(rows pgx.Rows) error {
 		if rows.Next() {
 			st.SlotExists = true
-			return rows.Scan(&st.SlotActive, &st.WALStatus, &st.LagBytes, &st.RetainedBytes, &st.SafeBytes)
+			return rows.Scan(&st.SlotActive, &st.WALStatus, &st.LagBytes, &st.RetainedBytes, &st.SafeBytes, &st.Written)
 		}
 		return rows.Err()
 	})
@@ -61,4 +63,27 @@ func (s *Store) Stats(ctx context.Context) (Stats, error) {
 	}
 	st.OldestDue = max(time.Duration(oldest)*time.Microsecond, 0)
 	return st, nil
+}
+
+// Sender is what the server says of the process that streams from the slot.
+type Sender struct {
+	Flushed int64 // position of the log up to which it could be sent
+	// Waiting: the process has nothing to do. Standby: it waits for a standby that the server is told to wait for (synchronized_standby_slots). Both are
+	// false where it is at work, or where this role may not know.
+	Waiting, Standby bool
+}
+
+// The names are spelt WalSenderWaitForWAL up to version 16, and WalSenderWaitForWal from 17 on.
+const sender = `
+SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::int8, coalesce(lower(a.wait_event) = 'walsenderwaitforwal', false),
+  coalesce(lower(a.wait_event) = 'waitforstandbyconfirmation', false)
+FROM (SELECT) one LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = $1::text LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = r.active_pid`
+
+// Sender reads it.
+func (s *Store) Sender(ctx context.Context) (Sender, error) {
+	var w Sender
+	if err := s.pool.QueryRow(ctx, sender, s.slot).Scan(&w.Flushed, &w.Waiting, &w.Standby); err != nil {
+		return Sender{}, fmt.Errorf("look at the process that streams from slot %q: %w", s.slot, err)
+	}
+	return w, nil
 }

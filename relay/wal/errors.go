@@ -22,6 +22,7 @@ var (
 	ErrSlotActive         = errors.New("replication slot is in use")
 	ErrShutdown           = errors.New("the server shuts down or ended the session")
 	ErrSilent             = errors.New("the server does not answer")
+	ErrStalled            = errors.New("the server answers, but the log does not come")
 )
 
 // StreamError says what the stream was doing, what is wrong, one of the Err values of this package, and what the server said. errors.Is finds both.
@@ -76,7 +77,7 @@ func (e *StreamError) Hint() string {
 		return "the relay makes it anew and queues what it missed from the tables; raise max_slot_wal_keep_size to avoid it"
 	case errors.Is(e.Kind, ErrSlotActive):
 		return "another relay has the slot; it is taken over when that one ends. Two databases of one server need two slot names"
-	case errors.Is(e.Kind, ErrShutdown), errors.Is(e.Kind, ErrSilent):
+	case errors.Is(e.Kind, ErrShutdown), errors.Is(e.Kind, ErrSilent), errors.Is(e.Kind, ErrStalled):
 		return "the relay reconnects by itself; if this repeats, look into the server's log and at the network"
 	}
 	return ""

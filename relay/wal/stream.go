@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -64,6 +65,10 @@ type Stream struct {
 	heard    bool      // something arrived since the last tick
 	heardAt  time.Time // the tick that saw the last arrival
 	pingedAt time.Time // when an answer was asked for; zero if the server has spoken since
+
+	reached atomic.Uint64 // the position that the server has said it has come to
+	still   atomic.Int64  // ticks in a row that saw neither a piece of the log nor that position move
+	moved   bool          // one of the two did since the last tick
 }
 
 func newStream(conn *pgconn.PgConn, o Options, senderTimeout time.Duration) *Stream {
@@ -92,8 +97,18 @@ func newStream(conn *pgconn.PgConn, o Options, senderTimeout time.Duration) *Str
 // SystemID identifies the database cluster; a restored logical backup has another than its origin.
 func (s *Stream) SystemID() string { return s.systemID }
 
+// SenderTimeout is how long the server waits for a sign of life before it gives the slot to another one: its wal_sender_timeout, or a minute where that
+// is off.
+func (s *Stream) SenderTimeout() time.Duration { return s.timeout }
+
 // Slot is what the catalog said of the slot when the stream was opened.
 func (s *Stream) Slot() Slot { return s.slot }
+
+// Standing tells how far the server says it has read the log, and for how long Run has listened without any of it arriving or that position moving. The
+// time that the handler takes does not count. It is safe for concurrent use.
+func (s *Stream) Standing() (at LSN, still time.Duration) {
+	return LSN(s.reached.Load()), time.Duration(s.still.Load()) * tick
+}
 
 // Run hands what arrives to h until ctx is done, h returns an error or the session ends; the error is never nil. It tells the server the position
 // that confirmed returns: soon after it has moved, when the server asks, and every StatusInterval. What lies below that position is never sent
@@ -229,6 +244,7 @@ func (s *Stream) copyData(ctx context.Context, h Handler, data []byte) error {
 	const header = 1 + 8 + 8 + 8 // of 'w': start and end of the piece, time
 	switch {
 	case len(data) > header && data[0] == pglogrepl.XLogDataByteID:
+		s.moved = true
 		return s.change(ctx, h, data[header:])
 	case len(data) > 0 && data[0] == pglogrepl.PrimaryKeepaliveMessageByteID:
 		k, err := pglogrepl.ParsePrimaryKeepaliveMessage(data[1:])
@@ -266,6 +282,8 @@ func (s *Stream) change(ctx context.Context, h Handler, msg []byte) error {
 }
 
 func (s *Stream) keepalive(ctx context.Context, h Handler, k pglogrepl.PrimaryKeepaliveMessage) error {
+	s.moved = s.moved || uint64(k.ServerWALEnd) != s.reached.Load()
+	s.reached.Store(uint64(k.ServerWALEnd))
 	if !s.decoder.open { // else the position may lie behind rows that are still to come
 		s.handed = max(s.handed, k.ServerWALEnd)
 		if err := h.Keepalive(ctx, s.handed, k.ReplyRequested); err != nil {
@@ -286,6 +304,12 @@ func (s *Stream) keepalive(ctx context.Context, h Handler, k pglogrepl.PrimaryKe
 // tick does what is due and sets the time of the next one.
 func (s *Stream) tick(ctx context.Context, h Handler) error {
 	now := time.Now()
+	if s.moved {
+		s.moved = false
+		s.still.Store(0)
+	} else {
+		s.still.Add(1)
+	}
 	switch {
 	case s.heard:
 		s.heard, s.heardAt, s.pingedAt = false, now, time.Time{}
