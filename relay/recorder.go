@@ -141,11 +141,12 @@ func (r *recorder) linger(ctx context.Context, last time.Time) error {
 }
 
 // take returns the oldest outcomes, a batch at most: a larger transaction is not faster, but costs memory on both sides. Not so with many tenants:
-// every one of them costs the server a statement, whose parsing and planning a few outcomes have to pay for. Then a batch has some for each.
+// every one of them costs the server a statement, whose parsing and planning a few outcomes have to pay for. Then a batch has some for each, but not
+// more than a quarter of the window: what is being written has its room there, and the workers would run out of work meanwhile.
 func (r *recorder) take() (jobs []*job, out []store.Outcome, s *session, force bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n := min(len(r.out), max(r.cfg.Record.Batch, outcomesPerTenant*r.tenants))
+	n := min(len(r.out), max(r.cfg.Record.Batch, min(outcomesPerTenant*r.tenants, r.cfg.Window.Deliveries/4)))
 	of := make(map[string]struct{}, r.tenants)
 	bytes := 0
 	for i := range r.out[:n] {
