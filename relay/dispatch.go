@@ -71,6 +71,8 @@ type dispatcher struct {
 	breakerOpened func(key laneKey, openFor time.Duration)
 	// beat keeps the stream alive while admit and postpone make it wait. It is called in their goroutine, without the lock.
 	beat func(context.Context)
+	// doubt is called when a tenure has run out while there is work of it. It is called under the lock.
+	doubt func()
 	// spawn starts one more worker. It is called under the lock, Config.Delivery.Workers times at most.
 	spawn func()
 
@@ -107,7 +109,7 @@ func newDispatcher(cfg *Config, m *metrics) *dispatcher {
 	return &dispatcher{
 		cfg: cfg, metrics: m, now: time.Now, room: make(chan struct{}, 1),
 		deferred: func(*job, string, time.Duration) {}, lease: func(*job) {}, claimedDone: func() {},
-		breakerOpened: func(laneKey, time.Duration) {}, spawn: func() {}, beat: func(context.Context) {},
+		breakerOpened: func(laneKey, time.Duration) {}, doubt: func() {}, spawn: func() {}, beat: func(context.Context) {},
 		lanes: make(map[laneKey]*lane), parties: make(map[string]*party), hosts: make(map[string]*host),
 	}
 }

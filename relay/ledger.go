@@ -14,6 +14,8 @@ import (
 //
 // One ledger belongs to one session of leadership. It is safe for concurrent use.
 type ledger struct {
+	tenure *tenure // of the session
+
 	mu      sync.Mutex
 	commits []commit // commits[head:] are not covered yet; commits[head] has number base+head
 	head    int

@@ -257,6 +257,9 @@ func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) e
 			}
 			if p != nil {
 				s.confirm(p.LSN)
+				if s.tenure.proved(start, time.Now()) {
+					r.dispatcher.sure()
+				}
 			}
 			return nil
 		}

@@ -32,6 +32,7 @@ type session struct {
 	confirmed atomic.Uint64 // durable position; what the slot is told
 	read      atomic.Uint64 // events
 	stream    *wal.Stream
+	tenure    *tenure
 	end       context.CancelCauseFunc
 
 	start     wal.LSN        // commits below are recorded
@@ -65,11 +66,15 @@ type transaction struct {
 
 // session opens the stream, which is the lock of leadership, and works until it ends. A nil error means that ctx is done.
 func (e *engine) session(ctx context.Context) error {
-	stream, err := wal.Open(ctx, e.streamOptions())
-	if err != nil {
+	began := time.Now()
+	options := e.streamOptions()
+	s := &session{engine: e, relations: make(map[uint32]*relation), gates: make(map[store.Backfill]wal.LSN)}
+	options.Heard = func(now time.Time) { s.tenure.heard(now) }
+	var err error
+	if s.stream, err = wal.Open(ctx, options); err != nil {
 		return err
 	}
-	s := &session{engine: e, stream: stream, relations: make(map[uint32]*relation), gates: make(map[store.Backfill]wal.LSN)}
+	s.tenure = newTenure(began, s.stream.SenderTimeout())
 	err = s.run(ctx)
 	return errors.Join(err, s.close(ctx))
 }
@@ -104,6 +109,7 @@ func (s *session) run(parent context.Context) error {
 	s.confirmed.Store(uint64(progress.LSN))
 	s.dispatcher.beat = func(ctx context.Context) { _ = s.stream.Beat(ctx) } // the stream will meet the error itself
 	s.ledger = newLedger(progress.LSN, progress.High)
+	s.ledger.tenure = s.tenure
 	if err := s.loadTenants(ctx); err != nil {
 		return err
 	}

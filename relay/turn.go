@@ -93,7 +93,12 @@ func (d *dispatcher) nextJob() *job {
 			d.busy(l)
 			continue
 		}
-		if left := l.until.Sub(d.now()); left > 0 {
+		now := d.now()
+		if of := l.queue.head.ledger; of != nil && !of.tenure.holds(now) {
+			d.doubt() // sure waits for the answer, or the session ends
+			continue
+		}
+		if left := l.until.Sub(now); left > 0 {
 			d.deferQueue(l, deferThrottled, spread(left))
 			continue
 		}
@@ -105,6 +110,15 @@ func (d *dispatcher) nextJob() *job {
 		return d.start(l, settle)
 	}
 	return nil
+}
+
+// sure lets begin what had to wait since its leader was not sure to be the only one.
+func (d *dispatcher) sure() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, l := range d.lanes {
+		d.rouse(l)
+	}
 }
 
 // rest waits for wake, or for the end.

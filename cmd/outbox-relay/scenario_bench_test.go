@@ -258,7 +258,7 @@ func (c *crowd) awaitQuiet(ctx context.Context, b testing.TB, n int64) {
 func (s *site) awaitLeader(ctx context.Context, b testing.TB) {
 	b.Helper()
 	for active := false; !active; {
-		require.NoError(b, s.pool.QueryRow(ctx, `SELECT active FROM pg_replication_slots WHERE slot_name = $1`, s.slot).Scan(&active))
+		require.NoError(b, s.pool.QueryRow(ctx, `SELECT coalesce(bool_or(active), false) FROM pg_replication_slots WHERE slot_name = $1`, s.slot).Scan(&active))
 		select {
 		case <-ctx.Done():
 		case <-time.After(20 * time.Millisecond):

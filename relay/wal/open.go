@@ -28,6 +28,8 @@ type Options struct {
 	StatusInterval time.Duration
 	// OnNotice is called, by the goroutine of Run, for each notice and warning of the server. Nil logs them.
 	OnNotice func(*pgconn.Notice)
+	// Heard is called, by the goroutine of Run, for each message of the server, before it is handed over. Nil: nobody wants to know.
+	Heard func(now time.Time)
 	// Log may be nil.
 	Log *slog.Logger
 }

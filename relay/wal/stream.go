@@ -36,9 +36,9 @@ const (
 	// replyGap is the least time between answers that say the same. A server that shuts down asks again at each answer (181,000 times in 11 s
 	// have been seen) until its last byte is confirmed, which takes a commit of the recorder.
 	replyGap = 10 * time.Millisecond
-	// patienceTwelfths is how long an answer is waited for that was asked for after a third of the server's wal_sender_timeout, in twelfths of that. It
-	// adds up to three quarters: this leader is to stop before the server gives its slot to another one.
-	patienceTwelfths = 5
+	// patienceThirds is how long an answer is waited for that was asked for after a third of the server's wal_sender_timeout, in thirds of that. This leader
+	// is to stop before the server gives its slot to another one.
+	patienceThirds = 1
 	// farewell bounds Close.
 	farewell = 5 * time.Second
 )
@@ -48,6 +48,7 @@ type Stream struct {
 	conn     *pgconn.PgConn
 	log      *slog.Logger
 	onNotice func(*pgconn.Notice)
+	onHeard  func(time.Time)
 	systemID string
 	slot     Slot
 	interval time.Duration // between status updates at most
@@ -83,6 +84,9 @@ func newStream(conn *pgconn.PgConn, o Options, senderTimeout time.Duration) *Str
 		s.onNotice = func(n *pgconn.Notice) {
 			s.log.Warn("notice of the server", "severity", n.Severity, "code", n.Code, "message", n.Message)
 		}
+	}
+	if s.onHeard = o.Heard; s.onHeard == nil {
+		s.onHeard = func(time.Time) {}
 	}
 	if s.interval <= 0 {
 		s.interval = defaultStatusInterval
@@ -143,6 +147,7 @@ func (s *Stream) Run(ctx context.Context, h Handler, confirmed func() LSN) error
 		switch {
 		case err == nil:
 			s.heard = true
+			s.onHeard(time.Now())
 			err = s.take(ctx, h, msg)
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -313,9 +318,9 @@ func (s *Stream) tick(ctx context.Context, h Handler) error {
 	switch {
 	case s.heard:
 		s.heard, s.heardAt, s.pingedAt = false, now, time.Time{}
-	case !s.pingedAt.IsZero() && now.Sub(s.pingedAt) >= s.timeout*patienceTwelfths/12:
+	case !s.pingedAt.IsZero() && now.Sub(s.pingedAt) >= s.timeout*patienceThirds/3:
 		s.dead = true
-		return &StreamError{Op: fmt.Sprintf("stream from slot %q", s.slot.Name), Kind: ErrSilent, Err: fmt.Errorf("nothing received for %s", s.timeout*3/4)}
+		return &StreamError{Op: fmt.Sprintf("stream from slot %q", s.slot.Name), Kind: ErrSilent, Err: fmt.Errorf("nothing received for %s", s.timeout*(1+patienceThirds)/3)}
 	case !s.decoder.open && s.handed != 0:
 		if err := h.Keepalive(ctx, s.handed, false); err != nil {
 			return err

@@ -274,7 +274,7 @@ func TestSilentServer(t *testing.T) {
 		answered := time.Now()
 		err := <-ended
 		require.ErrorIs(t, err, ErrSilent)
-		assert.InDelta(t, 45, time.Since(answered).Seconds(), 0.5)
+		assert.InDelta(t, 40, time.Since(answered).Seconds(), 0.5)
 		assert.True(t, p.stream.dead)
 	})
 }
