@@ -42,6 +42,34 @@ func (c *Config) ceilings() []ceiling {
 	}
 }
 
+// Share returns the configuration of one of n relays in one process: what bounds the process is divided between them, so that they hold no more
+// together than one would. Connections to receivers need no division: they are the client's, and the relays share it.
+func (c Config) Share(n int) Config {
+	if n > 1 {
+		c.Window.Deliveries /= n
+		c.Window.Bytes /= ByteSize(n)
+		c.Delivery.Workers /= n
+		c.Delivery.HostConcurrency /= n
+		c.Fit(func(string) bool { return false })
+	}
+	return c
+}
+
+// Shareable returns every fault of a configuration that does not suffice for n relays, each a *[FieldError].
+func (c Config) Shareable(n int) []error {
+	var f faults
+	least := func(key string, value, least any, short bool) {
+		if short {
+			f.add(key, value, "is shared by %d databases: must be at least %v", n, least)
+		}
+	}
+	least("window.deliveries", c.Window.Deliveries, n, c.Window.Deliveries < n)
+	least("window.bytes", c.Window.Bytes, MiB*ByteSize(n), c.Window.Bytes < MiB*ByteSize(n))
+	least("delivery.workers", c.Delivery.Workers, n, c.Delivery.Workers < n)
+	least("delivery.host_concurrency", c.Delivery.HostConcurrency, n, c.Delivery.HostConcurrency < n)
+	return f
+}
+
 // Fit lowers what nobody has given to what it must not be above: with delivery.workers at 7, one endpoint gets 7 as well, and not a fault for a
 // default. Values that were given are left for Validate to judge.
 func (c *Config) Fit(given func(key string) bool) {

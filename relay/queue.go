@@ -30,11 +30,14 @@ func (e *engine) claimDue(ctx context.Context) error {
 		}
 		var full bool
 		var err error
-		if !told {
+		if !e.admitted.Load() {
+			err = e.admit(ctx)
+		}
+		if err == nil && !told {
 			err = e.heedBreakers(ctx)
 			told = err == nil
 		}
-		if told {
+		if err == nil {
 			full, err = e.claimBatch(ctx)
 		}
 		if ctx.Err() != nil {
@@ -52,6 +55,13 @@ func (e *engine) claimDue(ctx context.Context) error {
 			wait = time.Millisecond
 		}
 	}
+}
+
+// admit makes sure, before the first claim, that the queue is this deployment's own. Only leading proves more, and a replica that stands by never does.
+func (e *engine) admit(ctx context.Context) error {
+	err := e.store.Admit(ctx, e.cfg.Database.InstanceID)
+	e.admitted.Store(err == nil)
+	return err
 }
 
 // heedBreakers learns which breakers an earlier process, or another replica, has open: a restart is no reason to try a dead host again.

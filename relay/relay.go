@@ -38,12 +38,17 @@ const (
 	RegistryPublication = "outbox_relay_registry"
 )
 
-// Options are what Run needs besides its configuration. All fields but Abort are required.
+// Options are what Run needs besides its configuration. Config, Version, Log and Registry are required.
 type Options struct {
 	Config   Config
 	Version  string // sent as part of User-Agent
 	Log      *slog.Logger
-	Registry *prometheus.Registry
+	Registry prometheus.Registerer
+	// Client makes the attempts; Run does not close it. Nil: Run makes one of its own. Relays of one process share one, see [Config.Share].
+	Client *delivery.Client
+	// Patient has Run wait out also what only a person can mend, and a database that does not answer at the start: it is one of several, and the
+	// others are to go on.
+	Patient bool
 	// Status is told what the relay is doing; its zero value is ready for use.
 	Status *Status
 	// Abort, once closed, ends a drain at once. Nil: a drain takes its time.
@@ -74,6 +79,7 @@ func (s *Status) set(ready bool, format string, args ...any) {
 type engine struct {
 	cfg        *Config
 	log        *slog.Logger
+	patient    bool
 	status     *Status
 	store      *store.Store
 	client     *delivery.Client
@@ -84,6 +90,7 @@ type engine struct {
 	owner      outbox.UUID   // this process, in leases
 	claim      chan struct{} // something is due in the retry queue
 	claimLater atomic.Bool   // claiming waits for room
+	admitted   atomic.Bool   // this is no copy of somebody's database: claiming may begin
 	backfill   chan struct{} // a tenant has a backfill to do
 	attention  chan struct{} // an endpoint takes deliveries again
 	keeper     *keeper
@@ -93,24 +100,31 @@ type engine struct {
 
 // Run relays until ctx is done, then drains: what is in flight may finish within Config.Shutdown.Drain, the rest is deferred, and what is known
 // is recorded within Config.Record.Timeout. A clean stop returns nil. Faults that may pass (a database that is away, a slot that another
-// replica holds) are waited out; those that only a person can mend end it.
+// replica holds) are waited out; those that only a person can mend end it, unless Options.Patient says otherwise.
 func Run(ctx context.Context, o Options) error {
 	if err := o.Config.Validate(); err != nil {
 		return err
+	}
+	if o.Client == nil {
+		client, err := delivery.NewClient(o.Config.ClientConfig(o.Version), delivery.NewMetrics(o.Registry), o.Log) //nolint:contextcheck // it lives until Close
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		o.Client = client
 	}
 	e, err := newEngine(ctx, &o)
 	if err != nil {
 		return err
 	}
 	defer e.store.Close()
-	defer e.client.Close()
 	return e.run(ctx, o.Abort)
 }
 
 func newEngine(ctx context.Context, o *Options) (*engine, error) {
 	cfg := &o.Config
 	e := &engine{
-		cfg: cfg, log: o.Log, status: o.Status, owner: outbox.NewUUID(),
+		cfg: cfg, log: o.Log, patient: o.Patient, status: o.Status, client: o.Client, owner: outbox.NewUUID(),
 		claim: make(chan struct{}, 1), backfill: make(chan struct{}, 1), attention: make(chan struct{}, 1), quit: make(chan struct{}),
 		defaults: cfg.EndpointDefaults(),
 	}
@@ -118,15 +132,11 @@ func newEngine(ctx context.Context, o *Options) (*engine, error) {
 		e.status = new(Status)
 	}
 	var err error
-	if e.client, err = delivery.NewClient(cfg.ClientConfig(o.Version), delivery.NewMetrics(o.Registry), o.Log); err != nil { //nolint:contextcheck // it lives until Close
-		return nil, err
-	}
 	e.store, err = store.New(ctx, store.Config{
 		URL: cfg.Database.URL, MaxConns: int32(cfg.Database.MaxConnections), Slot: cfg.Database.Slot, //nolint:gosec // validated: small
-		ConnectTimeout: cfg.Database.ConnectTimeout, Log: o.Log,
+		ConnectTimeout: cfg.Database.ConnectTimeout, Log: o.Log, Lazy: o.Patient,
 	})
 	if err != nil {
-		e.client.Close()
 		return nil, err
 	}
 	e.metrics = newMetrics(o.Registry)
@@ -209,11 +219,14 @@ func (e *engine) lead(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // the relay was told to stop; what the session could not do, the next one does
 		}
+		if errors.Is(err, store.ErrInstance) {
+			e.admitted.Store(false)
+		}
 		if time.Since(began) > time.Minute {
 			wait = retryLeadAfter
 		}
 		switch {
-		case isFinal(err):
+		case isFinal(err) && !e.patient:
 			return err
 		case errors.Is(err, wal.ErrSlotActive):
 			e.status.set(true, "standing by: another relay leads slot %q", e.cfg.Database.Slot)
@@ -224,7 +237,7 @@ func (e *engine) lead(ctx context.Context) error {
 		default:
 			standing = false
 			e.status.set(false, "no stream: %v", err)
-			e.log.Warn("the stream has ended, starting again", "in", wait, "error", err)
+			e.tellEnd(err, wait)
 		}
 		t := time.NewTimer(spread(wait))
 		select {
@@ -237,6 +250,20 @@ func (e *engine) lead(ctx context.Context) error {
 			wait = min(2*wait, 10*time.Second)
 		}
 	}
+}
+
+// tellEnd says why there is no stream, and who is to do something about it.
+func (e *engine) tellEnd(err error, wait time.Duration) {
+	if !isFinal(err) {
+		e.log.Warn("the stream has ended, starting again", "in", wait, "error", err)
+		return
+	}
+	var hinted interface{ Hint() string }
+	hint := "outbox-relay check says more"
+	if errors.As(err, &hinted) {
+		hint = hinted.Hint()
+	}
+	e.log.Error("there is no stream until somebody mends this, trying again", "in", wait, "error", err, "hint", hint)
 }
 
 // isFinal tells the faults that waiting does not mend.

@@ -88,6 +88,21 @@ func (s *Store) instanceError(ctx context.Context, o LeadOptions) error {
 		kind, s.slot, instance, system, o.InstanceID, o.SystemID)
 }
 
+const admit = `
+SELECT p.instance_id IN ('', $2::text) AND (p.system_identifier IN ('', s.system_identifier::text) OR p.instance_id <> '')
+FROM outbox_relay.progress p, pg_catalog.pg_control_system() s WHERE p.slot = $1::text`
+
+// Admit returns ErrInstance where Lead would, without beginning anything: a copy of a database holds a queue of deliveries that its original makes.
+// Where nobody has led the slot and nobody has migrated the database there is no telling, and the answer is the same.
+func (s *Store) Admit(ctx context.Context, instanceID string) error {
+	var ours bool
+	err := s.pool.QueryRow(ctx, admit, s.slot, instanceID).Scan(&ours)
+	if err == nil && !ours || errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("slot %q: %w", s.slot, ErrInstance)
+	}
+	return wrap(err, "read whose the slot is")
+}
+
 // SaveSnapshot keeps a snapshot of which everything has been recorded: what a heal need not look at. ErrFenced: the epoch is over.
 func (s *Store) SaveSnapshot(ctx context.Context, epoch int64, snap Snapshot) error {
 	tag, err := s.pool.Exec(ctx, `UPDATE outbox_relay.progress p SET snapshot = nullif($3::text, '')::pg_snapshot, updated_at = now()

@@ -28,6 +28,8 @@ type Config struct {
 	MaxConns int32
 	// ConnectTimeout bounds the opening of each connection. Zero means what the DSN says, else no bound.
 	ConnectTimeout time.Duration
+	// Lazy has New open the pool without a look whether the database answers.
+	Lazy bool
 	// Slot names the row of outbox_relay.progress.
 	Slot string
 	// Log is told of deliveries that Claim could not load; required.
@@ -53,7 +55,7 @@ const sessionSQL = `SELECT set_config(s.name, w.value, false) FROM pg_catalog.pg
   ('default_transaction_isolation', 'read committed'), ('default_transaction_read_only', 'off'),
   ('client_encoding', 'UTF8'), ('DateStyle', 'ISO')) AS w (name, value) ON lower(s.name) = lower(w.name)`
 
-// New opens the pool and makes sure that the database answers.
+// New opens the pool and, unless it is lazy, makes sure that the database answers.
 func New(ctx context.Context, cfg Config) (*Store, error) {
 	pc, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
@@ -82,9 +84,11 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open connection pool: %w", err)
 	}
-	if err := pool.Ping(ctx); err != nil {
-		pool.Close()
-		return nil, fmt.Errorf("connect to database: %w", err)
+	if !cfg.Lazy {
+		if err := pool.Ping(ctx); err != nil {
+			pool.Close()
+			return nil, fmt.Errorf("connect to database: %w", err)
+		}
 	}
 	pc = pc.Copy()
 	pc.MaxConns = 1
