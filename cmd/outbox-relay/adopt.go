@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/neo-commons/outbox-relay/relay"
 	"github.com/neo-commons/outbox-relay/schema"
 )
 
@@ -19,7 +18,7 @@ const adoptPatience = 30 * time.Second
 
 // autoAdopt registers schemas that match the patterns as soon as they hold the tables of a tenant, until ctx is done. A schema that cannot be
 // adopted is told of once, and again when the reason changes.
-func autoAdopt(ctx context.Context, c *relay.Config, log *slog.Logger) error {
+func autoAdopt(ctx context.Context, c *config, log *slog.Logger) error {
 	if len(c.Tenants.AutoAdopt) == 0 {
 		return nil
 	}
@@ -56,8 +55,8 @@ func autoAdopt(ctx context.Context, c *relay.Config, log *slog.Logger) error {
 	}
 }
 
-func candidates(ctx context.Context, c *relay.Config) ([]string, error) {
-	conn, err := dial(ctx, "database.url", c.Database.URL, c.Database.ConnectTimeout, nil)
+func candidates(ctx context.Context, c *config) ([]string, error) {
+	conn, err := dial(ctx, c.key("url"), c.Database.URL, c.Database.ConnectTimeout, nil)
 	if err != nil {
 		return nil, err
 	}

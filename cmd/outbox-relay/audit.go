@@ -20,6 +20,7 @@ const auditShown = 20
 
 // auditResult is what the command prints as JSON.
 type auditResult struct {
+	Database string `json:"database,omitempty"` // its name, where there are several
 	Since   time.Time           `json:"since,omitzero"`
 	Until   time.Time           `json:"until,omitzero"`
 	Tenants []relay.AuditReport `json:"tenants"`
@@ -46,6 +47,7 @@ meanwhile. They do the same by themselves for whatever is new, every half minute
 Subscriptions are judged as they are now: an event from before its subscription counts as missing.
 Without --thorough, only events that have no delivery at all are looked at. Events of the last half
 minute, of suspended tenants and of tenants whose earlier events are still being queued are left out.
+Of several databases each has its turn; tenants are named within one.
 
 Exit codes: 0 nothing is missing, or it has been queued; 1 deliveries are missing.`,
 		Example: `  outbox-relay audit                            # all tenants, the last day
@@ -61,10 +63,14 @@ Exit codes: 0 nothing is missing, or it has been queued; 1 deliveries are missin
 			if keep := c.Retention.Deliveries; keep > 0 && o.Since.Before(now.Add(-keep)) {
 				return usage("--since reaches back further than retention.deliveries (%s): what was delivered before has no row any more and would count as missing", keep)
 			}
-			if len(args) > 0 {
+			if len(args) > 0 { // of one database: the others have tenants of their own
 				o.Tenants = args
+				if c, err = a.pick(&c); err != nil {
+					return err
+				}
+				return a.audit(cmd.Context(), &c, o, output)
 			}
-			return a.audit(cmd.Context(), &c, o, output)
+			return a.inEach(cmd.Context(), &c, output != "json", func(one *config) error { return a.audit(cmd.Context(), one, o, output) })
 		},
 	}
 	since = moment{ago: 24 * time.Hour}
@@ -82,10 +88,10 @@ func (a *app) audit(ctx context.Context, c *config, o relay.AuditOptions, output
 		URL: c.Database.URL, MaxConns: 2, ConnectTimeout: c.Database.ConnectTimeout, Slot: c.Database.Slot, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
-		return withHint("database.url", err)
+		return withHint(c.key("url"), err)
 	}
 	defer st.Close()
-	result := auditResult{Since: o.Since, Until: o.Until}
+	result := auditResult{Database: c.name, Since: o.Since, Until: o.Until}
 	o.Found = func(tenant string, event, endpoint outbox.UUID) {
 		if len(result.First) < auditShown {
 			result.First = append(result.First, missingDelivery{tenant, event, endpoint})

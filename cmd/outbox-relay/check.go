@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -20,7 +21,8 @@ func (a *app) checkCommand() *cobra.Command {
   warn  the relay works, but somebody should know
   FAIL  the relay, or a tenant, does not work until this is mended
 
-What to do stands behind the arrow. Nothing is changed. The exit code is 1 if anything fails.
+What to do stands behind the arrow. Nothing is changed. The exit code is 1 if anything fails. Of
+several databases each has its turn.
 
 Run it with the role the relay logs in with: it is that role's rights that are checked.`,
 		Example: `  outbox-relay check --config /etc/outbox-relay/config.yaml
@@ -31,24 +33,31 @@ Run it with the role the relay logs in with: it is that role's rights that are c
 			if err != nil {
 				return err
 			}
-			k := checker{config: &c, out: a.out}
-			if err := k.check(cmd.Context()); err != nil {
-				return err
-			}
-			if k.failed > 0 {
-				say(a.err, "%d failed\n", k.failed)
-				return errFailed
-			}
-			return nil
+			seen := make(map[string]string)
+			return a.inEach(cmd.Context(), &c, true, func(one *config) error {
+				k := checker{config: one, out: a.out, seen: seen}
+				if err := k.check(cmd.Context()); err != nil {
+					return err
+				}
+				if k.failed > 0 {
+					say(a.err, "%d failed\n", k.failed)
+					return errFailed
+				}
+				return nil
+			})
 		},
 	}
 }
+
+//nolint:gochecknoglobals // a constant
+var databaseKeys = regexp.MustCompile(`\bdatabase\.(url|replication_url|slot|instance_id|max_connections|connect_timeout)\b`)
 
 // checker prints what it finds as it goes.
 type checker struct {
 	config *config
 	out    io.Writer
 	failed int
+	seen   map[string]string // databases by cluster and name, with what they are called in the configuration
 
 	conn     *pgx.Conn
 	settings map[string]string // of the server
@@ -59,6 +68,9 @@ func (k *checker) print(grade, fact, finding, remedy string) {
 	line := fmt.Sprintf("%-4s  %s: %s", grade, fact, finding)
 	if remedy != "" {
 		line += " → " + remedy
+	}
+	if k.config.name != "" { // keys of the section database are here those of an entry
+		line = databaseKeys.ReplaceAllString(line, k.config.key("$1"))
 	}
 	say(k.out, "%s\n", strings.ReplaceAll(line, "\n", "; "))
 }
@@ -88,7 +100,7 @@ type fact struct {
 // check looks at one thing after the other. The error is that of a check that was broken off, not of anything found.
 func (k *checker) check(ctx context.Context) error {
 	c := k.config.Database
-	conn, err := dial(ctx, "database.url", c.URL, c.ConnectTimeout, nil)
+	conn, err := dial(ctx, k.config.key("url"), c.URL, c.ConnectTimeout, nil)
 	if err != nil {
 		k.failError("database", err)
 		return ctx.Err()

@@ -48,7 +48,14 @@ func (k *checker) server(ctx context.Context) error {
 		return fmt.Errorf("server_version_num: %w", err)
 	}
 	what := fmt.Sprintf("PostgreSQL %s, database %s, role %s", k.settings["server_version"], database, role)
+	place := k.systemID + "/" + database
+	other := k.seen[place]
+	if other == "" {
+		k.seen[place] = k.config.name
+	}
 	switch major := version / 10000; {
+	case other != "":
+		k.fail("database", what+": the same as that of "+other, "drop one of the two entries, or every event is sent twice")
 	case major < oldestVersion:
 		k.fail("database", what, fmt.Sprintf("use PostgreSQL %d to %d", oldestVersion, newestVersion))
 	case major > newestVersion:

@@ -25,6 +25,10 @@ type config struct {
 	relay.Config `mapstructure:",squash"`
 	Server       server  `mapstructure:"server"`
 	Log          logging `mapstructure:"log"`
+	// Databases is the list of them; empty: there is one, Config.Database.
+	Databases []entry `mapstructure:"-"`
+	// name is that of the entry whose database is Config.Database, see each.
+	name string
 }
 
 type server struct {
@@ -106,9 +110,12 @@ func loadConfig(file string, flags *pflag.FlagSet) (config, error) {
 	}
 	leaves := leavesOf(&c)
 	faults.unknownKeys(v, leaves)
-	faults.unknownEnv(os.Environ(), leaves)
+	list := v.Get(databasesKey)
+	if none, ok := list.([]any); ok && len(none) == 0 {
+		list = nil
+	}
 	flags.Visit(func(f *pflag.Flag) {
-		if key, ok := flagKeys()[f.Name]; ok {
+		if key, ok := flagKeys()[f.Name]; ok && (list == nil || key != "database.url") {
 			v.Set(key, f.Value.String())
 		}
 	})
@@ -125,6 +132,13 @@ func loadConfig(file string, flags *pflag.FlagSet) (config, error) {
 		}
 	}
 	c.Fit(func(key string) bool { return v.Get(key) != nil })
+	if list != nil {
+		r := databaseReader{common: c.Database, flags: flags, broken: broken}
+		r.read(list)
+		c.Databases, leaves = r.entries, append(leaves, r.leaves...)
+		faults.faults = append(faults.faults, r.faults.faults...)
+	}
+	faults.unknownEnv(os.Environ(), leaves)
 	for _, fault := range split(c.validateAll()) {
 		if f, ok := errors.AsType[*relay.FieldError](fault); !ok || !broken[f.Key] {
 			faults.faults = append(faults.faults, fault)
@@ -137,7 +151,7 @@ func loadConfig(file string, flags *pflag.FlagSet) (config, error) {
 }
 
 func (c *config) validateAll() error {
-	errs := []error{c.Validate()}
+	errs := c.validateDatabases()
 	fault := func(key, value, remedy string) {
 		errs = append(errs, &relay.FieldError{Key: key, Value: strconv.Quote(value), Remedy: remedy})
 	}
@@ -185,31 +199,30 @@ type leaf struct {
 }
 
 // leavesOf lists the keys in the order of the structs.
-func leavesOf(c *config) []leaf {
-	var leaves []leaf
-	var walk func(prefix string, v reflect.Value)
-	walk = func(prefix string, v reflect.Value) {
-		for i := range v.NumField() {
-			name, squash := strings.CutSuffix(v.Type().Field(i).Tag.Get("mapstructure"), ",squash")
-			switch field := v.Field(i); {
-			case squash:
-				walk(prefix, field)
-			case field.Kind() == reflect.Struct:
-				walk(prefix+name+".", field)
-			default:
-				leaves = append(leaves, leaf{prefix + name, field})
-			}
+func leavesOf(c *config) []leaf { return leavesIn("", reflect.ValueOf(c).Elem()) }
+
+// leavesIn lists those of a struct whose tags say what they are called.
+func leavesIn(prefix string, v reflect.Value) (leaves []leaf) {
+	for i := range v.NumField() {
+		name, squash := strings.CutSuffix(v.Type().Field(i).Tag.Get("mapstructure"), ",squash")
+		switch field := v.Field(i); {
+		case squash:
+			leaves = append(leaves, leavesIn(prefix, field)...)
+		case name == "" || name == "-":
+		case field.Kind() == reflect.Struct:
+			leaves = append(leaves, leavesIn(prefix+name+".", field)...)
+		default:
+			leaves = append(leaves, leaf{prefix + name, field})
 		}
 	}
-	walk("", reflect.ValueOf(c).Elem())
 	return leaves
 }
 
 // unknownKeys finds what the file says and the relay does not know.
 func (e *configError) unknownKeys(v *viper.Viper, leaves []leaf) {
-	known := make([]string, len(leaves))
-	for i, l := range leaves {
-		known[i] = l.key
+	known := []string{databasesKey}
+	for _, l := range leaves {
+		known = append(known, l.key)
 	}
 	keys := v.AllKeys()
 	slices.Sort(keys)
@@ -217,6 +230,7 @@ func (e *configError) unknownKeys(v *viper.Viper, leaves []leaf) {
 		section := slices.ContainsFunc(known, func(k string) bool { return strings.HasPrefix(k, key+".") })
 		switch {
 		case slices.Contains(known, key), section && v.Get(key) == nil: // a section whose keys are all commented out
+		case strings.HasPrefix(key, databasesKey+"."): // its reader says that it is a list
 		case section:
 			e.add(key, "", "is a section: indent its keys below it")
 		default:
@@ -228,7 +242,8 @@ func (e *configError) unknownKeys(v *viper.Viper, leaves []leaf) {
 // unknownEnv finds misspelt variables. Not every variable with our prefix is meant for us: Kubernetes adds OUTBOX_RELAY_SERVICE_HOST,
 // OUTBOX_RELAY_PORT_9464_TCP and more when a Service has this name. So only what starts like a section, or nearly is a key, counts.
 func (e *configError) unknownEnv(environ []string, leaves []leaf) {
-	var names, sections []string
+	var names []string
+	sections := []string{envName(databasesKey) + "_"}
 	for _, l := range leaves {
 		section, _, _ := strings.Cut(l.key, ".")
 		names = append(names, envName(l.key))
@@ -248,7 +263,7 @@ func (e *configError) unknownEnv(environ []string, leaves []leaf) {
 }
 
 func envName(key string) string {
-	return envPrefix + "_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
+	return envPrefix + "_" + strings.ToUpper(strings.NewReplacer(".", "_", "-", "_").Replace(key))
 }
 
 // didYouMean offers the known name that takes the fewest edits, if that is few enough to be a slip. A key in the wrong section is one too.

@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -156,17 +158,28 @@ func (c *config) write(w io.Writer) error {
 	root := &yaml.Node{Kind: yaml.MappingNode}
 	sections := map[string]*yaml.Node{}
 	for _, l := range leavesOf(c) {
-		name, key, _ := strings.Cut(l.key, ".")
+		name, _, _ := strings.Cut(l.key, ".")
 		if sections[name] == nil {
 			sections[name] = &yaml.Node{Kind: yaml.MappingNode}
 			root.Content = append(root.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: name}, sections[name])
 		}
-		var value yaml.Node
-		if err := value.Encode(l.plain()); err != nil {
-			return fmt.Errorf("print %s: %w", l.key, err)
+		if err := l.printInto(sections[name]); err != nil {
+			return err
 		}
-		value.Style = yaml.FlowStyle
-		sections[name].Content = append(sections[name].Content, &yaml.Node{Kind: yaml.ScalarNode, Value: key}, &value)
+	}
+	if len(c.Databases) > 0 {
+		list := &yaml.Node{Kind: yaml.SequenceNode}
+		for i := range c.Databases {
+			e := &c.Databases[i]
+			item := &yaml.Node{Kind: yaml.MappingNode}
+			for _, l := range append([]leaf{{e.prefix() + "name", reflect.ValueOf(&e.Name).Elem()}}, e.leaves()...) {
+				if err := l.printInto(item); err != nil {
+					return err
+				}
+			}
+			list.Content = append(list.Content, item)
+		}
+		root.Content = slices.Insert(root.Content, 2, &yaml.Node{Kind: yaml.ScalarNode, Value: databasesKey}, list) // behind the section database
 	}
 	enc := yaml.NewEncoder(w)
 	enc.SetIndent(2)
@@ -174,6 +187,18 @@ func (c *config) write(w io.Writer) error {
 		return fmt.Errorf("print the configuration: %w", err)
 	}
 	return enc.Close()
+}
+
+// printInto adds the key and its value to a mapping.
+func (l leaf) printInto(section *yaml.Node) error {
+	var value yaml.Node
+	if err := value.Encode(l.plain()); err != nil {
+		return fmt.Errorf("print %s: %w", l.key, err)
+	}
+	value.Style = yaml.FlowStyle
+	key := &yaml.Node{Kind: yaml.ScalarNode, Value: l.key[strings.LastIndexByte(l.key, '.')+1:]}
+	section.Content = append(section.Content, key, &value)
+	return nil
 }
 
 // plain is the value as the file would have it, with passwords hidden.
@@ -194,7 +219,7 @@ func (l leaf) plain() any {
 	case []netip.Prefix:
 		return append([]netip.Prefix{}, v...)
 	case string:
-		if l.key == "database.url" || l.key == "database.replication_url" {
+		if strings.HasSuffix(l.key, ".url") || strings.HasSuffix(l.key, ".replication_url") {
 			return hidePassword(v)
 		}
 	}

@@ -71,7 +71,7 @@ func dial(ctx context.Context, key, dsn string, timeout time.Duration, params ma
 
 // withDatabase runs f with a connection to the database of the configuration.
 func withDatabase(ctx context.Context, c *config, f func(conn *pgx.Conn) error) (err error) {
-	conn, err := dial(ctx, "database.url", c.Database.URL, c.Database.ConnectTimeout, nil)
+	conn, err := dial(ctx, c.key("url"), c.Database.URL, c.Database.ConnectTimeout, nil)
 	if err != nil {
 		return err
 	}
@@ -82,11 +82,15 @@ func withDatabase(ctx context.Context, c *config, f func(conn *pgx.Conn) error) 
 // loadAndReach reads the configuration and makes sure that the database answers within database.connect_timeout, before a package that has
 // no such bound is let loose on it.
 func (a *app) loadAndReach(cmd *cobra.Command) (config, error) {
-	c, err := a.load(cmd)
+	c, err := a.loadOne(cmd)
 	if err != nil {
 		return c, err
 	}
-	return c, withDatabase(cmd.Context(), &c, func(*pgx.Conn) error { return nil })
+	return c, reach(cmd.Context(), &c)
+}
+
+func reach(ctx context.Context, c *config) error {
+	return withDatabase(ctx, c, func(*pgx.Conn) error { return nil })
 }
 
 // hangUp says goodbye even when ctx is over.

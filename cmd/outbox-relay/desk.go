@@ -39,7 +39,7 @@ func (q *inquiry) addTo(cmd *cobra.Command) {
 
 // atDesk runs f with a desk for the tenant.
 func (a *app) atDesk(cmd *cobra.Command, q *inquiry, f func(ctx context.Context, d *desk.Desk, c *config) error) error {
-	c, err := a.load(cmd)
+	c, err := a.loadOne(cmd)
 	if err != nil {
 		return err
 	}

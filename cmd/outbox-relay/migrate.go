@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 
 	"github.com/spf13/cobra"
@@ -15,7 +16,7 @@ func (a *app) migrateCommand() *cobra.Command {
 		Short: "Bring the database up to date: schema outbox_relay, publications, slot, tenants",
 		Long: `Create or update what the relay needs in the database: the schema outbox_relay, the role
 outbox_relay_runner, two publications and the replication slot database.slot; then every registered
-tenant. It may be repeated, and run while relays work.
+tenant. It may be repeated, and run while relays work. Of several databases each has its turn.
 
 The role of database.url needs CREATE on the database, CREATEROLE (once), REPLICATION and the
 ownership of the tenants' tables. The relay itself does not: let it log in as a role of its own,
@@ -30,31 +31,44 @@ Creating the slot waits for the transactions that are open in the database at th
 			if onlyPrint {
 				return a.printMigration(cmd)
 			}
-			c, err := a.loadAndReach(cmd)
+			c, err := a.load(cmd)
 			if err != nil {
 				return err
 			}
-			if err := schema.Migrate(cmd.Context(), c.Database.URL, schema.Options{Slot: c.Database.Slot, Progress: a.progress}); err != nil {
-				return err
-			}
-			say(a.out, "The database is up to date. Next: outbox-relay tenants add SCHEMA, or outbox-relay run\n")
-			return nil
+			return a.inEach(cmd.Context(), &c, true, func(one *config) error { return a.migrate(cmd.Context(), one) })
 		},
 	}
 	cmd.Flags().BoolVar(&onlyPrint, "print", false, "print the SQL instead of running it")
 	return cmd
 }
 
+func (a *app) migrate(ctx context.Context, c *config) error {
+	if err := reach(ctx, c); err != nil {
+		return err
+	}
+	if err := schema.Migrate(ctx, c.Database.URL, schema.Options{Slot: c.Database.Slot, Progress: a.progress}); err != nil {
+		return err
+	}
+	say(a.out, "The database is up to date. Next: outbox-relay tenants add SCHEMA, or outbox-relay run\n")
+	return nil
+}
+
 // printMigration needs the name of the slot and no database.
 func (a *app) printMigration(cmd *cobra.Command) error {
 	c, err := a.load(cmd)
-	if faults, ok := errors.AsType[*configError](err); ok && c.Database.URL == "" {
-		err = faults.without("database.url")
+	for _, one := range c.each() {
+		if faults, ok := errors.AsType[*configError](err); ok && one.Database.URL == "" {
+			err = faults.without(one.key("url"))
+		}
 	}
 	if err != nil {
 		return err
 	}
-	return schema.Print(a.out, schema.Options{Slot: c.Database.Slot})
+	one, err := a.pick(&c)
+	if err != nil {
+		return err
+	}
+	return schema.Print(a.out, schema.Options{Slot: one.Database.Slot})
 }
 
 // progress tells a person what takes its time.

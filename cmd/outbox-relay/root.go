@@ -27,6 +27,7 @@ type app struct {
 	abort    <-chan struct{} // closed by the second signal: stop without draining
 
 	configFile string
+	database   string // of --database: the name of one of several
 	started    bool // a command has begun: what fails before that is a fault of the command line
 }
 
@@ -84,12 +85,7 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	if err == nil {
 		return exitOK
 	}
-	if !errors.Is(err, errFailed) {
-		say(a.err, "error: %v\n", err)
-	}
-	if hint := hintOf(err); hint != "" {
-		say(a.err, "hint: %s\n", hint)
-	}
+	a.complain(err)
 	if !a.started || errors.As(err, new(usageError)) {
 		say(a.err, "hint: see %s --help\n", cmd.CommandPath())
 		return exitUsage
@@ -98,6 +94,16 @@ func (a *app) execute(ctx context.Context, args []string) int {
 		return exitUsage
 	}
 	return exitFailure
+}
+
+// complain says what is wrong, unless that has been said, and what to do about it.
+func (a *app) complain(err error) {
+	if !errors.Is(err, errFailed) {
+		say(a.err, "error: %v\n", err)
+	}
+	if hint := hintOf(err); hint != "" {
+		say(a.err, "hint: %s\n", hint)
+	}
 }
 
 // hintOf is what to do about an error, if it says so.
@@ -150,11 +156,12 @@ func (a *app) root() *cobra.Command {
 	flags.String("database-url", "", "`DSN` of the database (database.url)")
 	flags.String("log-level", "", "log this `LEVEL` and above: debug, info, warn, error (log.level)")
 	flags.String("log-format", "", "log as `FORMAT`: json, text, or auto: text on a terminal (log.format)")
-	root.AddCommand(a.runCommand(), a.migrateCommand(), a.checkCommand(), a.demoCommand(), a.tenantsCommand(), a.configCommand(), a.versionCommand())
-	root.AddCommand(a.deliveriesCommand())
-	root.AddCommand(a.deadlettersCommand())
-	root.AddCommand(a.endpointsCommand())
-	root.AddCommand(a.eventsCommand(), a.auditCommand())
+	root.AddCommand(a.runCommand(), a.demoCommand(), a.configCommand(), a.versionCommand())
+	for _, cmd := range []*cobra.Command{
+		a.migrateCommand(), a.checkCommand(), a.tenantsCommand(), a.deliveriesCommand(), a.deadlettersCommand(), a.endpointsCommand(), a.eventsCommand(), a.auditCommand(),
+	} {
+		root.AddCommand(a.onDatabase(cmd))
+	}
 	return root
 }
 

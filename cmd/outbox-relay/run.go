@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	stdlog "log"
 	"log/slog"
@@ -12,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/neo-commons/outbox-relay/relay"
 	"github.com/neo-commons/outbox-relay/relay/admin"
 )
 
@@ -25,11 +23,13 @@ is left is deferred, and what is known is recorded; a second signal skips the wa
 by killing the relay: it delivers again what was not recorded.
 
 Any number of relays may run on one database. One reads the log, the others stand by for it; all
-work the retry queue.
+work the retry queue. One relay serves several databases where the configuration has the list
+databases: then one that is away, or not set up, is waited for, while the others go on.
 
 While it runs, server.listen serves
   /livez    200 as long as the process works
-  /readyz   200 when the relay works, as leader or standing by; 503 and the reason otherwise
+  /readyz   200 when the relay works, as leader or standing by; 503 and the reason otherwise, with a
+            line for each of several databases, of which all have to work
   /metrics  for Prometheus`,
 		Example: `  outbox-relay run --config /etc/outbox-relay/config.yaml
   outbox-relay run --database-url postgres://relay@db/app --listen :9464 --log-format json`,
@@ -55,29 +55,28 @@ func (a *app) run(ctx context.Context, c *config) error {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector(),
 	)
-	status := new(relay.Status)
+	relays := newRelays(c, log)
 	group, ctx := errgroup.WithContext(ctx)
 
 	// Health and metrics are there until the drain is over.
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
 	if c.Server.Listen != "" {
-		pages, err := admin.Listen(ctx, c.Server.Listen, admin.Options{Health: status, Registry: registry, Log: log})
+		pages, err := admin.Listen(ctx, c.Server.Listen, admin.Options{Health: relays, Registry: registry, Log: log})
 		if err != nil {
 			return err
 		}
 		log.Info("serving health and metrics", "address", pages.Addr())
 		group.Go(func() error { return pages.Run(serving) })
 	}
-	group.Go(func() error { return autoAdopt(ctx, &c.Config, log) })
+	for _, r := range relays {
+		group.Go(func() error { return autoAdopt(ctx, r.config, r.log) })
+	}
 	group.Go(func() error {
 		defer stopServing()
 		log.Info("starting", "version", version())
-		err := relay.Run(ctx, relay.Options{
-			Config: c.Config, Version: version(), Log: log, Registry: registry, Status: status, Abort: a.abort,
-		})
-		if err != nil {
-			return withHint("database.url", fmt.Errorf("run: %w", err))
+		if err := relays.run(ctx, registry, log, a.abort); err != nil {
+			return err
 		}
 		log.Info("stopped")
 		return nil

@@ -200,7 +200,7 @@ func (a *app) tenantsListCommand() *cobra.Command {
 			if output != "table" && output != "json" {
 				return usage("--output %q: must be table or json", output)
 			}
-			c, err := a.load(cmd)
+			c, err := a.loadOne(cmd)
 			if err != nil {
 				return err
 			}
