@@ -20,11 +20,11 @@ const auditShown = 20
 
 // auditResult is what the command prints as JSON.
 type auditResult struct {
-	Database string `json:"database,omitempty"` // its name, where there are several
-	Since   time.Time           `json:"since,omitzero"`
-	Until   time.Time           `json:"until,omitzero"`
-	Tenants []relay.AuditReport `json:"tenants"`
-	First   []missingDelivery   `json:"first,omitempty"`
+	Database string              `json:"database,omitempty"` // its name, where there are several
+	Since    time.Time           `json:"since,omitzero"`
+	Until    time.Time           `json:"until,omitzero"`
+	Tenants  []relay.AuditReport `json:"tenants"`
+	First    []missingDelivery   `json:"first,omitempty"`
 }
 
 type missingDelivery struct {

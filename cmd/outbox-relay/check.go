@@ -49,7 +49,6 @@ Run it with the role the relay logs in with: it is that role's rights that are c
 	}
 }
 
-//nolint:gochecknoglobals // a constant
 var databaseKeys = regexp.MustCompile(`\bdatabase\.(url|replication_url|slot|instance_id|max_connections|connect_timeout)\b`)
 
 // checker prints what it finds as it goes.

@@ -10,8 +10,6 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"github.com/neo-commons/outbox-relay/relay"
 )
 
 const twoDatabases = `
@@ -236,20 +234,4 @@ func TestExampleOfAList(t *testing.T) {
 	c, err := loadText(t, strings.ReplaceAll(example[1], "\n#", "\n"))
 	require.NoError(t, err)
 	assert.Equal(t, []string{"orders", "billing"}, c.names())
-}
-
-func TestShareIsNoMoreThanTheWhole(t *testing.T) {
-	t.Parallel()
-	c := relay.DefaultConfig()
-	c.Database.URL = dsn
-	assert.Equal(t, c, c.Share(1))
-	for n := 2; n <= 64; n++ {
-		one := c.Share(n)
-		require.NoError(t, one.Validate(), n)
-		assert.LessOrEqual(t, one.Window.Deliveries*n, c.Window.Deliveries)
-		assert.LessOrEqual(t, one.Window.Bytes*relay.ByteSize(n), c.Window.Bytes)
-		assert.LessOrEqual(t, one.Delivery.Workers*n, c.Delivery.Workers)
-		assert.LessOrEqual(t, one.Delivery.HostConcurrency*n, c.Delivery.HostConcurrency)
-		assert.Equal(t, c.Delivery.MaxConnections, one.Delivery.MaxConnections)
-	}
 }

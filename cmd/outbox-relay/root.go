@@ -28,7 +28,7 @@ type app struct {
 
 	configFile string
 	database   string // of --database: the name of one of several
-	started    bool // a command has begun: what fails before that is a fault of the command line
+	started    bool   // a command has begun: what fails before that is a fault of the command line
 }
 
 // errFailed ends a command that has already said what is wrong.

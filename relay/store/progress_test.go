@@ -82,6 +82,43 @@ func TestLead(t *testing.T) {
 	assert.Equal(t, store.Progress{Epoch: 5, LSN: 1<<32 + 2, High: pglogrepl.LSN(0xA_FFFF_FFFF)}, p)
 }
 
+// Whoever may lead may claim, and nobody else.
+func TestAdmit(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	system := get[string](b, "SELECT system_identifier::text FROM pg_control_system()")
+	for _, test := range []struct {
+		instance, system string // that the database knows
+		ours             string
+		admitted         bool
+	}{
+		{"", "", "", true},
+		{"", "", "prod", true},
+		{"prod", "", "prod", true},
+		{"prod", system, "prod", true},
+		{"", system, "", true},
+		{"prod", system, "staging", false},
+		{"prod", system, "", false}, // a copy that nobody has given a name
+		{"", "77", "", false},
+		{"", "77", "prod", false},
+		{"prod", "77", "staging", false},
+		{"prod", "77", "prod", true}, // restored into another cluster: healing mends it
+	} {
+		b.exec("UPDATE outbox_relay.progress SET instance_id = $1, system_identifier = $2", test.instance, test.system)
+		err := b.store.Admit(t.Context(), test.ours)
+		_, leading := b.store.Lead(t.Context(), store.LeadOptions{InstanceID: test.ours, SystemID: system})
+		if test.admitted {
+			require.NoError(t, err, test)
+			assert.NotErrorIs(t, leading, store.ErrInstance, test)
+		} else {
+			require.ErrorIs(t, err, store.ErrInstance, test)
+			require.ErrorIs(t, leading, store.ErrInstance, test)
+		}
+	}
+	b.exec("DELETE FROM outbox_relay.progress")
+	require.ErrorIs(t, b.store.Admit(t.Context(), ""), store.ErrInstance)
+}
+
 func TestSaveSnapshot(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
