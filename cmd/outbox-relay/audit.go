@@ -47,7 +47,8 @@ meanwhile. They do the same by themselves for whatever is new, every half minute
 Subscriptions are judged as they are now: an event from before its subscription counts as missing.
 Without --thorough, only events that have no delivery at all are looked at. Events of the last half
 minute, of suspended tenants and of tenants whose earlier events are still being queued are left out.
-Of several databases each has its turn; tenants are named within one.
+Of several databases each has its turn, with an object for each in JSON; tenants are named within
+one.
 
 Exit codes: 0 nothing is missing, or it has been queued; 1 deliveries are missing.`,
 		Example: `  outbox-relay audit                            # all tenants, the last day
