@@ -8,6 +8,7 @@ import (
 
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/relay/store"
+	"github.com/neo-commons/outbox-relay/relay/wal"
 )
 
 // runLength is how many deliveries of one ordered key are claimed together.
@@ -57,9 +58,13 @@ func (e *engine) claimDue(ctx context.Context) error {
 	}
 }
 
-// admit makes sure, before the first claim, that the queue is this deployment's own. Only leading proves more, and a replica that stands by never does.
+// admit makes sure, before the first claim, that the queue is this deployment's own and not a copy of it. Leading proves as much, but a replica that
+// stands by never does.
 func (e *engine) admit(ctx context.Context) error {
-	err := e.store.Admit(ctx, e.cfg.Database.InstanceID)
+	system, err := wal.Identify(ctx, e.streamOptions())
+	if err == nil {
+		err = e.store.Admit(ctx, store.LeadOptions{InstanceID: e.cfg.Database.InstanceID, SystemID: system})
+	}
 	e.admitted.Store(err == nil)
 	return err
 }

@@ -102,6 +102,7 @@ func (s *session) run(parent context.Context) error {
 		return fmt.Errorf("take leadership of slot %q: %w", s.cfg.Database.Slot, err)
 	}
 	s.engine.epoch = progress.Epoch
+	s.admitted.Store(true)
 	s.epoch, s.start, s.startHigh = progress.Epoch, progress.LSN, progress.High
 	if s.handled, err = s.store.Handled(ctx); err != nil {
 		return err

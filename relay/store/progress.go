@@ -89,14 +89,14 @@ func (s *Store) instanceError(ctx context.Context, o LeadOptions) error {
 }
 
 const admit = `
-SELECT p.instance_id IN ('', $2::text) AND (p.system_identifier IN ('', s.system_identifier::text) OR p.instance_id <> '')
-FROM outbox_relay.progress p, pg_catalog.pg_control_system() s WHERE p.slot = $1::text`
+SELECT p.instance_id IN ('', $2::text) AND (p.system_identifier IN ('', $3::text) OR $3::text = '' OR p.instance_id <> '')
+FROM outbox_relay.progress p WHERE p.slot = $1::text`
 
 // Admit returns ErrInstance where Lead would, without beginning anything: a copy of a database holds a queue of deliveries that its original makes.
 // Where nobody has led the slot and nobody has migrated the database there is no telling, and the answer is the same.
-func (s *Store) Admit(ctx context.Context, instanceID string) error {
+func (s *Store) Admit(ctx context.Context, o LeadOptions) error {
 	var ours bool
-	err := s.pool.QueryRow(ctx, admit, s.slot, instanceID).Scan(&ours)
+	err := s.pool.QueryRow(ctx, admit, s.slot, o.InstanceID, o.SystemID).Scan(&ours)
 	if err == nil && !ours || errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("slot %q: %w", s.slot, ErrInstance)
 	}

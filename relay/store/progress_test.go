@@ -86,7 +86,7 @@ func TestLead(t *testing.T) {
 func TestAdmit(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	system := get[string](b, "SELECT system_identifier::text FROM pg_control_system()")
+	const system = "76"
 	for _, test := range []struct {
 		instance, system string // that the database knows
 		ours             string
@@ -105,8 +105,9 @@ func TestAdmit(t *testing.T) {
 		{"prod", "77", "prod", true}, // restored into another cluster: healing mends it
 	} {
 		b.exec("UPDATE outbox_relay.progress SET instance_id = $1, system_identifier = $2", test.instance, test.system)
-		err := b.store.Admit(t.Context(), test.ours)
-		_, leading := b.store.Lead(t.Context(), store.LeadOptions{InstanceID: test.ours, SystemID: system})
+		us := store.LeadOptions{InstanceID: test.ours, SystemID: system}
+		err := b.store.Admit(t.Context(), us)
+		_, leading := b.store.Lead(t.Context(), us)
 		if test.admitted {
 			require.NoError(t, err, test)
 			assert.NotErrorIs(t, leading, store.ErrInstance, test)
@@ -116,7 +117,7 @@ func TestAdmit(t *testing.T) {
 		}
 	}
 	b.exec("DELETE FROM outbox_relay.progress")
-	require.ErrorIs(t, b.store.Admit(t.Context(), ""), store.ErrInstance)
+	require.ErrorIs(t, b.store.Admit(t.Context(), store.LeadOptions{}), store.ErrInstance)
 }
 
 func TestSaveSnapshot(t *testing.T) {
