@@ -49,7 +49,7 @@ Run it with the role the relay logs in with: it is that role's rights that are c
 	}
 }
 
-var databaseKeys = regexp.MustCompile(`\bdatabase\.(url|replication_url|slot|instance_id|max_connections|connect_timeout)\b`)
+var databaseKeys = regexp.MustCompile(`\bdatabase\.(url|replication_url|slot|instance_id|max_connections|connect_timeout|wal_budget)\b`)
 
 // checker prints what it finds as it goes.
 type checker struct {
