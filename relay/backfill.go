@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/neo-commons/outbox-relay/relay/failpoint"
 	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/neo-commons/outbox-relay/relay/wal"
 )
@@ -81,6 +82,7 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 	if err := s.store.RecordBackfill(ctx, s.epoch, page, out); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.HealQueued)
 	s.queued(out)
 	if page.Done {
 		s.log.Info("backfill done", "tenant", t.schema)
@@ -146,6 +148,7 @@ func (c *checkpoint) advance(ctx context.Context, s *session) error {
 	if err := s.audit(ctx, c.saved, c.snapshot, c.changes); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.Audited)
 	if err := s.store.SaveSnapshot(ctx, s.epoch, c.snapshot); err != nil {
 		return fmt.Errorf("save snapshot: %w", err)
 	}

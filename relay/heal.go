@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/neo-commons/outbox-relay/relay/failpoint"
 	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/neo-commons/outbox-relay/relay/wal"
 )
@@ -68,18 +69,22 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 	if err != nil {
 		return fmt.Errorf("take leadership to heal slot %q: %w", e.cfg.Database.Slot, err)
 	}
+	failpoint.Hit(failpoint.HealLed)
 	if o.Tenants, err = e.servedTenants(ctx); err != nil {
 		return err
 	}
 	if o.LSN, err = wal.Renew(ctx, e.streamOptions()); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.HealRenewed)
 	if o.Snapshot, err = e.store.Settled(ctx); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.HealSettled)
 	if err := e.store.Heal(ctx, o); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.HealMarked)
 	e.metrics.heals.Inc()
 	e.log.Warn("healed: a new slot is in place, and what was missed is being queued", "slot", e.cfg.Database.Slot, "position", o.LSN,
 		"restored", o.Restored, "cause", cause, "check", "outbox-relay audit, and whatever dropped or outran the slot")

@@ -8,6 +8,7 @@ import (
 
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/failpoint"
 	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/neo-commons/outbox-relay/relay/wal"
@@ -30,7 +31,7 @@ func (s *session) Begin(ctx context.Context, b wal.Begin) error {
 	s.tx = transaction{
 		begin:  b,
 		skip:   b.CommitLSN < s.start,
-		repeat: b.CommitLSN <= s.startHigh,
+		repeat: b.CommitLSN <= s.startHigh && !failpoint.Planted(failpoint.AckCommitLSN),
 		entry:  noCommit,
 	}
 	return nil
@@ -64,6 +65,9 @@ func (s *session) Commit(_ context.Context, c wal.Commit) error {
 	if s.tx.skip {
 		return nil
 	}
+	if failpoint.Planted(failpoint.AckCommitLSN) {
+		c.EndLSN = c.CommitLSN
+	}
 	s.ledger.end(s.tx.entry, c.EndLSN)
 	if s.tx.entry == noCommit { // events that match nothing may be all there is
 		s.position(false)
@@ -75,6 +79,9 @@ func (s *session) Commit(_ context.Context, c wal.Commit) error {
 // Keepalive tells that the server has sent everything before lsn. When nothing is in the works, that position is recorded, now and then, or at
 // once if the server asks: it does so while it shuts down.
 func (s *session) Keepalive(ctx context.Context, lsn wal.LSN, replyRequested bool) error {
+	if failpoint.Planted(failpoint.NoKeepaliveAck) {
+		return nil
+	}
 	if err := s.recorder.err(); wal.IsShutdown(err) {
 		return err
 	}
@@ -128,6 +135,7 @@ func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error
 		s.tx.entry = s.ledger.begin(s.tx.begin.CommitLSN)
 	}
 	jobs := s.jobs(t, &e)
+	failpoint.Hit(failpoint.Decoded)
 	for range jobs {
 		s.ledger.add(s.tx.entry)
 	}

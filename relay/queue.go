@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/relay/failpoint"
 	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/neo-commons/outbox-relay/relay/wal"
 )
@@ -101,6 +102,9 @@ func (e *engine) claimBatch(ctx context.Context) (full bool, err error) {
 	})
 	if err != nil {
 		return false, fmt.Errorf("claim due deliveries: %w", err)
+	}
+	if len(rows) > 0 {
+		failpoint.Hit(failpoint.Claimed)
 	}
 	if len(caps) == 0 {
 		e.claimLater.Store(false) // what is due was not kept out: there is nothing to wait for

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/failpoint"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
@@ -246,6 +247,10 @@ func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) e
 	for {
 		start := time.Now()
 		try, cancel := context.WithTimeout(ctx, recordPatience)
+		failpoint.Hit(failpoint.Recording)
+		if failpoint.Planted(failpoint.AckBeforePersist) && p != nil {
+			s.confirm(p.LSN)
+		}
 		broken, err := r.store.Record(try, r.owner, p, out)
 		cancel()
 		if err == nil {
@@ -255,6 +260,7 @@ func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) e
 				r.log.Error("outcomes of a tenant could not be recorded", "tenant", broken[i].Tenant, "suspended", broken[i].Suspended,
 					"discarded", broken[i].Discarded, "error", broken[i].Err)
 			}
+			failpoint.Hit(failpoint.Persisted)
 			if p != nil {
 				s.confirm(p.LSN)
 				if s.tenure.proved(start, time.Now()) {

@@ -27,6 +27,7 @@ import (
 
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/failpoint"
 	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/neo-commons/outbox-relay/relay/wal"
 )
@@ -183,6 +184,7 @@ func (e *engine) run(ctx context.Context, abort <-chan struct{}) error {
 func (e *engine) drain(stopAttempts func(), abort <-chan struct{}) {
 	e.status.set(false, "stopping")
 	drained := e.dispatcher.drain()
+	failpoint.Hit(failpoint.Draining)
 	_, _, _, running := e.dispatcher.load()
 	e.log.Info("stopping", "in_flight", running, "drain", e.cfg.Shutdown.Drain)
 	patience := time.NewTimer(e.cfg.Shutdown.Drain)

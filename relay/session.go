@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/neo-commons/outbox-relay/relay/failpoint"
 	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/neo-commons/outbox-relay/relay/wal"
@@ -101,6 +102,7 @@ func (s *session) run(parent context.Context) error {
 	if err != nil {
 		return fmt.Errorf("take leadership of slot %q: %w", s.cfg.Database.Slot, err)
 	}
+	failpoint.Hit(failpoint.Taken)
 	s.engine.epoch = progress.Epoch
 	s.admitted.Store(true)
 	s.epoch, s.start, s.startHigh = progress.Epoch, progress.LSN, progress.High

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/relay/failpoint"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
@@ -31,7 +32,9 @@ func (e *engine) work(ctx context.Context) error {
 
 // attempt makes one attempt and hands its outcome on.
 func (e *engine) attempt(ctx context.Context, j *job) {
+	failpoint.Hit(failpoint.Sending)
 	res := e.client.Attempt(ctx, j.endpoint, j.Message, j.Attempts+1)
+	failpoint.Hit(failpoint.Answered)
 	if !j.committed.IsZero() {
 		e.metrics.answered(j.committed, res.Started.Add(res.Duration))
 	}
@@ -105,6 +108,7 @@ func decide(j *job, res delivery.Result) store.Outcome {
 
 // deferJob makes a delivery a pending row. It is called under the dispatcher's lock.
 func (e *engine) deferJob(j *job, reason string, due time.Duration) {
+	failpoint.Hit(failpoint.Deferred)
 	e.metrics.deferred(reason)
 	o := store.Outcome{Delivery: &j.Delivery, Status: store.Pending, Due: due, Reason: reason}
 	if due == parked {

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/failpoint"
 )
 
 // pageBytes is about how much of payloads a page of a backfill holds.
@@ -105,6 +106,9 @@ func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, 
 	sql, args := backfillPage, []any{page.from, page.upto, mode, since, n, border}
 	if lower != nil {
 		sql, args = sql+backfillFrom, append(args, *lower)
+	}
+	if failpoint.Planted(failpoint.HealByID) {
+		sql += ` AND e.id > coalesce((SELECT max(d.webhook_event_id::text)::uuid FROM {tenant}.webhook_deliveries d), $1::uuid)`
 	}
 	rows, err := s.pool.Query(ctx, forTenant(sql+backfillOrder, tenant), args...)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/failpoint"
 )
 
 // chunkBytes is about how much of bodies goes into one statement: PostgreSQL refuses parameters of more than 1 GiB.
@@ -88,6 +89,9 @@ func (t *tenantBatch) statements(owner outbox.UUID) []statement {
 
 	var list []statement
 	add := func(sql string, outcomes []*Outcome, full bool, more ...any) {
+		if failpoint.Planted(failpoint.NoOnConflict) {
+			sql = strings.Replace(sql, "ON CONFLICT (webhook_event_id, webhook_endpoint_id) WHERE relayed DO NOTHING", "", 1)
+		}
 		for chunk := range chunks(outcomes, full) {
 			list = append(list, statement{forTenant(sql, t.tenant), append(arguments(chunk, full), more...)})
 		}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/neo-commons/outbox-relay/relay/failpoint"
 )
 
 // later is the mark from which a tenant may have missed events: the last checkpoint, or its admission if that came after it.
@@ -111,12 +113,19 @@ WHERE p.slot = $1::text AND p.epoch = $2::int8`
 func (s *Store) Heal(ctx context.Context, o HealOptions) error {
 	upto := o.Snapshot.String()
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if failpoint.Planted(failpoint.HealWithoutSwitch) {
+			_, err := tx.Exec(ctx, healTenants, s.slot, upto, o.Tenants)
+			return err
+		}
 		statement := healTenants
 		if o.Restored {
 			statement = restoreTenants
 			if _, err := tx.Exec(ctx, restoreQueue, o.Tenants); err != nil {
 				return err
 			}
+		}
+		if failpoint.Planted(failpoint.HealWithoutMarks) {
+			o.Tenants = []string{}
 		}
 		if _, err := tx.Exec(ctx, statement, s.slot, upto, o.Tenants); err != nil {
 			return err

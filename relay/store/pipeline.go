@@ -6,6 +6,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/neo-commons/outbox-relay/relay/failpoint"
 )
 
 // A pipeline sends statements whose results do not matter in one round trip.
@@ -51,5 +53,7 @@ func (p *pipeline) run(ctx context.Context) error {
 	if p.err != nil {
 		return p.err
 	}
-	return p.conn.PgConn().ExecBatch(ctx, &p.batch).Close()
+	answers := p.conn.PgConn().ExecBatch(ctx, &p.batch)
+	failpoint.Hit(failpoint.Committing)
+	return answers.Close()
 }

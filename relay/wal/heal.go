@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/neo-commons/outbox-relay/relay/failpoint"
 )
 
 // Identify returns the identifier of the database cluster.
@@ -70,6 +72,7 @@ func renew(ctx context.Context, conn *pgconn.PgConn, o Options) (at LSN, err err
 	if _, err := query(ctx, conn, drop); err != nil {
 		return 0, fault(op, err, nil)
 	}
+	failpoint.Hit(failpoint.HealDropped)
 	rows, err := query(ctx, conn, "SELECT pg_catalog.current_setting('server_version_num')")
 	if err != nil {
 		return 0, fault("read server version", err, nil)

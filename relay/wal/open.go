@@ -12,6 +12,8 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/neo-commons/outbox-relay/relay/failpoint"
 )
 
 // Options say what to stream and from where.
@@ -111,7 +113,15 @@ func startReplication(ctx context.Context, conn *pgconn.PgConn, o Options, datab
 		"publication_names " + quoteLiteral(quoteIdentifiers(o.Publications)),
 		"binary 'true'",
 	}
-	err := pglogrepl.StartReplication(ctx, conn, o.Slot, 0, pglogrepl.StartReplicationOptions{PluginArgs: args})
+	var from LSN // where the slot stands
+	if failpoint.Planted(failpoint.StartInFuture) {
+		system, err := pglogrepl.IdentifySystem(ctx, conn)
+		if err != nil {
+			return err
+		}
+		from = system.XLogPos
+	}
+	err := pglogrepl.StartReplication(ctx, conn, o.Slot, from, pglogrepl.StartReplicationOptions{PluginArgs: args})
 	if err != nil {
 		return explainStart(ctx, conn, o.Slot, database, err)
 	}

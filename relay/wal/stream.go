@@ -15,6 +15,8 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/neo-commons/outbox-relay/relay/failpoint"
 )
 
 // Handler takes what a Stream reads, in the goroutine of Run and in the order of the log. Its first error ends Run, which returns it as it is.
@@ -365,9 +367,14 @@ func (s *Stream) send(ctx context.Context, now time.Time, ping bool) error {
 	}
 	err := s.conn.Conn().SetWriteDeadline(deadline)
 	if err == nil {
-		err = pglogrepl.SendStandbyStatusUpdate(ctx, s.conn, pglogrepl.StandbyStatusUpdate{
+		status := pglogrepl.StandbyStatusUpdate{
 			WALWritePosition: s.sent, WALFlushPosition: s.sent, WALApplyPosition: s.sent, ClientTime: now, ReplyRequested: ping,
-		})
+		}
+		if failpoint.Planted(failpoint.FlushZero) {
+			status.WALWritePosition, status.WALFlushPosition = max(s.sent, s.handed), 0
+		}
+		err = pglogrepl.SendStandbyStatusUpdate(ctx, s.conn, status)
+		failpoint.Hit(failpoint.Acked)
 	}
 	if err != nil {
 		s.dead = true
