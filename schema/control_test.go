@@ -214,6 +214,27 @@ func TestReplayWaitsForWhatIsInFlight(t *testing.T) {
 	require.Equal(t, "1 4 5*", get[string](b, waiting))
 }
 
+// TestRowsOfTheLogWaitForABackfill: what the log brought of a key does not go before events that are still to be queued from the tables.
+func TestRowsOfTheLogWaitForABackfill(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	b.exec("UPDATE outbox_relay.retry_queue SET due_at = 'infinity'")
+	b.exec("UPDATE outbox_relay.tenants SET backfill = 'missed', backfill_upto = pg_current_snapshot(), backfill_done_at = NULL")
+	wakes := []string{"wake_parked_heads()", "wake('acme', '" + endpointID + "')", "wake_next(ARRAY['" + endpointID + "'::uuid], ARRAY['" + endpointID + "'::uuid])"}
+	for _, wake := range wakes {
+		require.Zero(t, get[int64](b, "SELECT outbox_relay."+wake), wake)
+	}
+	b.exec("UPDATE outbox_relay.retry_queue SET order_lsn = '0/0' WHERE delivery_id = $1", delivery("1"))
+	for _, wake := range wakes {
+		require.Equal(t, int64(1), get[int64](b, "SELECT outbox_relay."+wake), wake)
+		require.Equal(t, "1 2* 3* 4* 5*", get[string](b, waiting), wake)
+		b.exec("UPDATE outbox_relay.retry_queue SET due_at = 'infinity'")
+	}
+	b.exec("UPDATE outbox_relay.retry_queue SET order_lsn = '0/1' WHERE delivery_id = $1", delivery("1"))
+	b.exec("UPDATE outbox_relay.tenants SET backfill_done_at = now()")
+	require.Equal(t, int64(1), get[int64](b, "SELECT outbox_relay.wake_parked_heads()"), "the last event is queued")
+}
+
 // TestReplaySeesAClaimUnderWay: a claim that has not committed counts, and one that comes later does not get the first row.
 func TestReplaySeesAClaimUnderWay(t *testing.T) {
 	t.Parallel()

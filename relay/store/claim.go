@@ -45,7 +45,8 @@ type ClaimOptions struct {
 // claimDue takes what is due, past rows that another replica is taking at this moment. A row whose lease has run out is due like any other.
 //
 // The window is the longest due, and of these every endpoint gets its first before any gets its second: a long backlog of one does not keep the
-// others out. Of an ordered key only the head is taken, and with it the rows behind it, up to the first that somebody else holds.
+// others out. Of an ordered key only the head is taken, and with it the rows behind it, up to the first that somebody else holds, or that events still to
+// be queued from the tables will come in front of.
 const claimDue = `
 WITH due AS MATERIALIZED (
   SELECT q.delivery_id, q.endpoint_id, q.order_key, q.order_lsn, q.order_n, q.due_at FROM outbox_relay.retry_queue q
@@ -58,13 +59,14 @@ chosen AS MATERIALIZED (
   SELECT r.delivery_id, r.rank FROM ranked r LEFT JOIN unnest($5::uuid[], $6::int4[]) AS cap (endpoint_id, n) USING (endpoint_id)
   WHERE cap.n IS NULL OR r.rank <= cap.n),
 head AS MATERIALIZED (
-  SELECT q.delivery_id, q.endpoint_id, q.order_key, q.order_lsn, q.order_n FROM chosen c JOIN outbox_relay.retry_queue q USING (delivery_id)
+  SELECT q.delivery_id, q.endpoint_id, q.order_key, q.order_lsn, q.order_n,
+    CASE WHEN q.order_key IS NOT NULL THEN outbox_relay.is_filling(q.tenant) END AS filling FROM chosen c JOIN outbox_relay.retry_queue q USING (delivery_id)
   WHERE q.due_at <= now() ORDER BY c.rank, q.due_at LIMIT $2::int4 FOR UPDATE OF q SKIP LOCKED),
 follower AS MATERIALIZED (
   SELECT h.delivery_id AS head, n.delivery_id, n.nr FROM head h CROSS JOIN LATERAL (
     SELECT q.delivery_id, row_number() OVER (ORDER BY q.order_lsn, q.order_n, q.delivery_id) AS nr FROM outbox_relay.retry_queue q
     WHERE q.endpoint_id = h.endpoint_id AND q.order_key = h.order_key
-      AND (q.order_lsn, q.order_n, q.delivery_id) > (h.order_lsn, h.order_n, h.delivery_id)
+      AND (q.order_lsn, q.order_n, q.delivery_id) > (h.order_lsn, h.order_n, h.delivery_id) AND (q.order_lsn = '0/0' OR NOT h.filling)
     ORDER BY q.order_lsn, q.order_n, q.delivery_id LIMIT $7::int4 - 1) n
   WHERE h.order_key IS NOT NULL),
 held AS MATERIALIZED (

@@ -51,15 +51,23 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                     AND q.leased_by IS NOT NULL AND q.due_at > now() AND q.due_at < 'infinity')
 $$;
 
+-- Tells whether events are still being queued from the tables, whose places are before those of all rows that the log has brought (order_lsn 0/0). Until
+-- they are, the first row of a key that the log has brought is not really the first.
+CREATE OR REPLACE FUNCTION outbox_relay.is_filling(schema text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT EXISTS (SELECT FROM outbox_relay.tenants t WHERE t.schema = is_filling.schema AND t.backfill IS NOT NULL AND t.backfill_done_at IS NULL)
+$$;
+
 -- Makes the first row of each key due, if it is parked and nothing of the key is in flight: the one before it has gone. The caller holds the lock of the
 -- endpoints.
 CREATE OR REPLACE FUNCTION outbox_relay.wake_next(endpoints uuid[], keys uuid[]) RETURNS bigint
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
   WITH head AS (
     SELECT n.delivery_id FROM (SELECT DISTINCT u.e, u.k FROM unnest(endpoints, keys) u (e, k)) p
-     CROSS JOIN LATERAL (SELECT q.delivery_id, q.due_at FROM outbox_relay.retry_queue q WHERE q.endpoint_id = p.e AND q.order_key = p.k
+     CROSS JOIN LATERAL (SELECT q.delivery_id, q.due_at, q.order_lsn, q.tenant FROM outbox_relay.retry_queue q WHERE q.endpoint_id = p.e AND q.order_key = p.k
                           ORDER BY q.order_lsn, q.order_n, q.delivery_id LIMIT 1) n
-     WHERE CASE WHEN n.due_at = 'infinity' THEN NOT outbox_relay.in_flight(p.e, p.k) END -- which few are asked
+     WHERE CASE WHEN n.due_at = 'infinity' -- which few are asked
+       THEN NOT outbox_relay.in_flight(p.e, p.k) AND (n.order_lsn = '0/0' OR NOT outbox_relay.is_filling(n.tenant)) END
   ), woken AS (
     UPDATE outbox_relay.retry_queue q SET due_at = now() FROM head h WHERE q.delivery_id = h.delivery_id RETURNING 1
   )
@@ -71,14 +79,15 @@ $$;
 CREATE OR REPLACE FUNCTION outbox_relay.parked_heads(schema text, endpoint uuid) RETURNS SETOF uuid
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   WITH RECURSIVE head AS (
-    (SELECT q.order_key, q.delivery_id, q.due_at, q.tenant FROM outbox_relay.retry_queue q WHERE q.endpoint_id = endpoint AND q.order_key IS NOT NULL
+    (SELECT q.order_key, q.delivery_id, q.due_at, q.tenant, q.order_lsn FROM outbox_relay.retry_queue q WHERE q.endpoint_id = endpoint AND q.order_key IS NOT NULL
       ORDER BY q.order_key, q.order_lsn, q.order_n, q.delivery_id LIMIT 1)
     UNION ALL
     SELECT n.* FROM head h CROSS JOIN LATERAL (
-      SELECT q.order_key, q.delivery_id, q.due_at, q.tenant FROM outbox_relay.retry_queue q WHERE q.endpoint_id = endpoint AND q.order_key > h.order_key
+      SELECT q.order_key, q.delivery_id, q.due_at, q.tenant, q.order_lsn FROM outbox_relay.retry_queue q WHERE q.endpoint_id = endpoint AND q.order_key > h.order_key
        ORDER BY q.order_key, q.order_lsn, q.order_n, q.delivery_id LIMIT 1) n
   )
-  SELECT h.delivery_id FROM head h WHERE h.tenant = schema AND CASE WHEN h.due_at = 'infinity' THEN NOT outbox_relay.in_flight(endpoint, h.order_key) END
+  SELECT h.delivery_id FROM head h WHERE h.tenant = schema AND CASE WHEN h.due_at = 'infinity'
+    THEN NOT outbox_relay.in_flight(endpoint, h.order_key) AND (h.order_lsn = '0/0' OR NOT outbox_relay.is_filling(schema)) END
   UNION ALL
   SELECT q.delivery_id FROM outbox_relay.retry_queue q
    WHERE q.endpoint_id = endpoint AND q.due_at = 'infinity' AND q.order_key IS NULL AND q.tenant = schema
@@ -489,9 +498,9 @@ $fn$;
 -- +goose StatementEnd
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
--- An application needs all of these but wake_next, in_flight, parked_heads and wake_parked_heads: the functions that it calls call the others with its rights.
+-- An application needs all of these but is_filling, wake_next, in_flight, parked_heads and wake_parked_heads: the functions that it calls call the others with its rights.
 GRANT EXECUTE ON FUNCTION outbox_relay.check_control(text), outbox_relay.lock_order(uuid[]), outbox_relay.wake_next(uuid[], uuid[]),
-  outbox_relay.in_flight(uuid, uuid), outbox_relay.parked_heads(text, uuid), outbox_relay.wake(text, uuid, interval),
+  outbox_relay.is_filling(text), outbox_relay.in_flight(uuid, uuid), outbox_relay.parked_heads(text, uuid), outbox_relay.wake(text, uuid, interval),
   outbox_relay.enqueue(text, uuid, uuid, timestamptz, uuid, pg_lsn, int), outbox_relay.unqueue(text, uuid),
   outbox_relay.forget_health(text, uuid), outbox_relay.request_recovery(text, uuid, timestamptz, numeric), outbox_relay.wake_parked_heads(),
   outbox_relay.pause_endpoint(text, uuid, text), outbox_relay.resume_endpoint(text, uuid), outbox_relay.requeue(text, uuid, timestamptz),
