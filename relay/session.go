@@ -110,7 +110,7 @@ func (s *session) run(parent context.Context) error {
 		return err
 	}
 	s.confirmed.Store(uint64(progress.LSN))
-	s.dispatcher.beat = func(ctx context.Context) { _ = s.stream.Beat(ctx) } // the stream will meet the error itself
+	s.dispatcher.beat = s.beat
 	s.ledger = newLedger(progress.LSN, progress.High)
 	s.ledger.tenure = s.tenure
 	if err := s.loadTenants(ctx); err != nil {
@@ -220,6 +220,15 @@ func (s *session) finish(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// beat keeps the stream alive while it waits for room. It comes to an end if the server shuts down: that waits for the stream, and room for the server.
+func (s *session) beat(ctx context.Context) {
+	if err := s.recorder.err(); wal.IsShutdown(err) {
+		s.end(err)
+		return
+	}
+	_ = s.stream.Beat(ctx) // the stream will meet the error itself
 }
 
 // lost ends the session after another replica has taken over.
