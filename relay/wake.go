@@ -11,12 +11,14 @@ import (
 const (
 	// wakeEvery is how often the leader looks for rows that are parked for no reason: somebody may have changed the tables by hand.
 	wakeEvery = 30 * time.Second
+	// wakeAgain is for how long it looks every second once there is a reason: what was parked for it may be locked at the first look, or not be written yet.
+	wakeAgain = 10 * time.Second
 	// wakeWithin is the time over which the deliveries of an endpoint come back that takes them again.
 	wakeWithin = time.Second
 )
 
 // A waker ends waits: of keys whose rows are gone, and of rows whose endpoint takes deliveries again.
-type waker struct{ looked time.Time }
+type waker struct{ looked, reason time.Time }
 
 func (w *waker) wake(ctx context.Context, s *session) error {
 	for _, key := range s.takeWoken() {
@@ -35,7 +37,10 @@ func (w *waker) wake(ctx context.Context, s *session) error {
 		}
 		s.dispatcher.unblock(keys, stamps, still)
 	}
-	if resumed := s.resumed.Swap(false); !resumed && time.Since(w.looked) < wakeEvery {
+	if s.resumed.Swap(false) {
+		w.reason = time.Now()
+	}
+	if time.Since(w.reason) > wakeAgain && time.Since(w.looked) < wakeEvery {
 		return nil
 	}
 	w.looked = time.Now()
