@@ -15,7 +15,7 @@ import (
 // Range chooses events of a tenant whose handling is over: everything that To shows was recorded before To was saved.
 type Range struct {
 	Tenant       string
-	From, To     Snapshot  // those that To shows and From does not; a zero From: since the tenant's admission
+	From, To     Snapshot  // those that To shows and neither From nor the tenant's admission does
 	Since, Until time.Time // and of these, those that occurred in between; zero: no bound
 }
 
@@ -46,12 +46,11 @@ const noDelivery = `
   AND NOT EXISTS (SELECT FROM {tenant}.webhook_deliveries d WHERE d.relayed AND d.webhook_event_id = e.id)`
 
 func (s *Store) rangeArgs(ctx context.Context, r *Range, more ...any) ([]any, error) {
-	from := r.From.String()
-	if from == "" {
-		err := s.pool.QueryRow(ctx, `SELECT t.added_snapshot::text FROM outbox_relay.tenants t WHERE t.schema = $1::text`, r.Tenant).Scan(&from)
-		if err != nil {
-			return nil, fmt.Errorf("read the admission of tenant %q: %w", r.Tenant, err)
-		}
+	var from string
+	err := s.pool.QueryRow(ctx, `SELECT (`+later+`)::text FROM outbox_relay.tenants t, (SELECT nullif($2::text, '')::pg_snapshot AS snapshot) p WHERE t.schema = $1::text`,
+		r.Tenant, r.From.String()).Scan(&from)
+	if err != nil {
+		return nil, fmt.Errorf("read the admission of tenant %q: %w", r.Tenant, err)
 	}
 	bound := func(t time.Time) *time.Time {
 		if t.IsZero() {
