@@ -10,6 +10,7 @@ import (
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
+	"github.com/neo-commons/outbox-relay/relay/wal"
 )
 
 // The audit compares what has been committed with what is recorded, past all that the relay believes of itself: events that were handled long ago by the
@@ -175,7 +176,7 @@ func (a *auditor) look(u *store.Unaccounted, out []store.Outcome) []store.Outcom
 			a.found(a.span.Tenant, u.ID, target.Endpoint.ID)
 		}
 		if a.repair {
-			out = append(out, missed(a.span.Tenant, &u.Event, target, &m, a.cfg.Delivery.Source, deferAudit))
+			out = append(out, missed(a.span.Tenant, &u.Event, target, &m, 0, a.cfg.Delivery.Source, deferAudit))
 		}
 	}
 	return out
@@ -218,13 +219,14 @@ func (s *session) audit(ctx context.Context, from, to store.Snapshot, changes ma
 	return nil
 }
 
-// missed makes a pending row of an event that did not come by the log: its place is before all that does, in the order of the pages.
-func missed(tenant string, e *outbox.Event, target route.Target, m *messages, source, reason string) store.Outcome {
+// missed makes a pending row of an event that did not come by the log, to stand at a place in it; zero: before all that the log brings. Those of one place
+// keep the order of the pages.
+func missed(tenant string, e *outbox.Event, target route.Target, m *messages, at wal.LSN, source, reason string) store.Outcome {
 	ep := target.Endpoint
 	return store.Outcome{
 		Delivery: &store.Delivery{
 			ID: outbox.NewUUID(), Tenant: tenant, EventID: e.ID, EndpointID: ep.ID, URL: ep.URL, Method: ep.Method, Message: m.of(ep.Format, e, source),
-			EventType: e.Type, Subscription: target.Subscription, Order: place(ep, e, 0, 0),
+			EventType: e.Type, Subscription: target.Subscription, Order: place(ep, e, at, 0),
 		},
 		Status: store.Pending, Reason: reason, Park: ep.Paused,
 	}

@@ -76,7 +76,7 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 		e := &page.Events[i]
 		var m messages
 		for _, target := range t.Match(e, nil) {
-			out = append(out, missed(t.schema, e, target, &m, s.cfg.Delivery.Source, deferBackfill))
+			out = append(out, missed(t.schema, e, target, &m, page.Places[i], s.cfg.Delivery.Source, deferBackfill))
 		}
 	}
 	if err := s.store.RecordBackfill(ctx, s.epoch, page, out); err != nil {

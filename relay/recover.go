@@ -66,7 +66,7 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 			if target.Endpoint.ID != r.ID {
 				continue
 			}
-			o := missed(t.schema, e, target, &m, s.cfg.Delivery.Source, deferRecovery)
+			o := missed(t.schema, e, target, &m, 0, s.cfg.Delivery.Source, deferRecovery)
 			if page.Rate > 0 {
 				o.Due = page.Due + time.Duration(float64(len(out))/page.Rate*float64(time.Second))
 			}

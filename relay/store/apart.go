@@ -20,7 +20,7 @@ const lockEndpoints = `SELECT e.id FROM {tenant}.webhook_endpoints e WHERE e.id 
 // and its admission. A backfill that is under way keeps its mode and starts over then.
 const suspend = `
 UPDATE outbox_relay.tenants t
-SET state = 'suspended', reason = $2::text, backfill_upto = NULL, ` + markMissed + `
+SET state = 'suspended', reason = $2::text, backfill_upto = NULL, backfill_place = NULL, ` + markMissed + `
 FROM (SELECT (SELECT g.snapshot FROM outbox_relay.progress g WHERE g.slot = $3::text) AS snapshot) p
 WHERE t.schema = $1::text AND t.state <> 'suspended'`
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/neo-commons/outbox-relay/outbox"
@@ -19,8 +20,9 @@ const pageBytes = 8 << 20
 // Page is a part of a backfill: events that were in a tenant's table before the log carried them.
 type Page struct {
 	Tenant string
-	Events []outbox.Event // by id
-	Done   bool           // there are no more
+	Events []outbox.Event  // by id
+	Places []pglogrepl.LSN // where each stands in the order of the queue; zero: before all that the log brings
+	Done   bool            // there are no more
 
 	from, upto string // the cursor it starts from and the border of the backfill it belongs to
 }
@@ -60,7 +62,7 @@ func scanEvent(rows pgx.Rows, more ...any) (e outbox.Event, err error) {
 // A row without xid is older than the column, so it was committed before every snapshot of ours. One with an xid that is still to come was brought by a
 // logical restore.
 const backfillPage = `
-SELECT ` + eventColumns + `
+SELECT ` + eventColumns + `, coalesce(e.xid IS NULL AND $6::text IS NOT NULL OR pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot), false)
 FROM {tenant}.webhook_events e
 WHERE e.id > $1::uuid AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $2::text::pg_snapshot) OR e.xid >= pg_snapshot_xmax(pg_current_snapshot()))
   AND (CASE $3::text WHEN 'unprocessed' THEN e.processed_at IS NULL WHEN 'since' THEN e.occurred_at >= $4::timestamptz ELSE true END
@@ -92,13 +94,22 @@ func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, 
 		since  *time.Time
 		lower  *string
 		border *string
+		late   string
+		early  string
 	)
 	err := s.pool.QueryRow(ctx, `SELECT t.backfill, t.backfill_since, t.backfill_from::text, t.backfill_border::text, t.backfill_upto::text,
-  coalesce(t.backfill_cursor::text, '00000000-0000-0000-0000-000000000000') FROM outbox_relay.tenants t WHERE t.schema = $1::text AND `+waiting, tenant).
-		Scan(&mode, &since, &lower, &border, &page.upto, &page.from)
+  coalesce(t.backfill_cursor::text, '00000000-0000-0000-0000-000000000000'), coalesce(t.backfill_place, '0/0')::text,
+  coalesce(t.backfill_border_place, '0/0')::text FROM outbox_relay.tenants t WHERE t.schema = $1::text AND `+waiting, tenant).
+		Scan(&mode, &since, &lower, &border, &page.upto, &page.from, &late, &early)
 	if errors.Is(err, pgx.ErrNoRows) {
 		page.Done = true
 		return page, nil
+	}
+	var places [2]pglogrepl.LSN
+	for i, text := range []string{late, early} {
+		if err == nil {
+			places[i], err = pglogrepl.ParseLSN(text)
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -117,12 +128,17 @@ func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, 
 	defer rows.Close()
 	size := 0
 	for size < pageBytes && rows.Next() {
-		e, err := scanEvent(rows)
+		var before bool // the border of an earlier mark
+		e, err := scanEvent(rows, &before)
 		if err != nil {
 			return nil, err
 		}
 		size += len(e.Data) + len(e.Metadata)
-		page.Events = append(page.Events, e)
+		at := places[0]
+		if before {
+			at = places[1]
+		}
+		page.Events, page.Places = append(page.Events, e), append(page.Places, at)
 	}
 	rows.Close()
 	page.Done = size < pageBytes && len(page.Events) < n

@@ -60,13 +60,13 @@ chosen AS MATERIALIZED (
   WHERE cap.n IS NULL OR r.rank <= cap.n),
 head AS MATERIALIZED (
   SELECT q.delivery_id, q.endpoint_id, q.order_key, q.order_lsn, q.order_n,
-    CASE WHEN q.order_key IS NOT NULL THEN outbox_relay.is_filling(q.tenant) END AS filling FROM chosen c JOIN outbox_relay.retry_queue q USING (delivery_id)
+    CASE WHEN q.order_key IS NOT NULL THEN outbox_relay.filling_place(q.tenant) END AS filling FROM chosen c JOIN outbox_relay.retry_queue q USING (delivery_id)
   WHERE q.due_at <= now() ORDER BY c.rank, q.due_at LIMIT $2::int4 FOR UPDATE OF q SKIP LOCKED),
 follower AS MATERIALIZED (
   SELECT h.delivery_id AS head, n.delivery_id, n.nr FROM head h CROSS JOIN LATERAL (
     SELECT q.delivery_id, row_number() OVER (ORDER BY q.order_lsn, q.order_n, q.delivery_id) AS nr FROM outbox_relay.retry_queue q
     WHERE q.endpoint_id = h.endpoint_id AND q.order_key = h.order_key
-      AND (q.order_lsn, q.order_n, q.delivery_id) > (h.order_lsn, h.order_n, h.delivery_id) AND (q.order_lsn = '0/0' OR NOT h.filling)
+      AND (q.order_lsn, q.order_n, q.delivery_id) > (h.order_lsn, h.order_n, h.delivery_id) AND (q.order_lsn <= h.filling) IS NOT FALSE
     ORDER BY q.order_lsn, q.order_n, q.delivery_id LIMIT $7::int4 - 1) n
   WHERE h.order_key IS NOT NULL),
 held AS MATERIALIZED (

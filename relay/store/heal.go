@@ -19,10 +19,12 @@ const later = `CASE WHEN (pg_catalog.pg_snapshot_xmax(p.snapshot), pg_catalog.pg
 // open is the condition for a backfill that is not done.
 const open = `t.backfill IS NOT NULL AND t.backfill_done_at IS NULL`
 
-// markMissed begins a backfill of what a tenant has missed. One that is not done keeps its mode and starts over with the wider border.
+// markMissed begins a backfill of what a tenant has missed. One that is not done keeps its mode, and starts over with the wider border; what it was to queue
+// keeps its place.
 const markMissed = `
   backfill = CASE WHEN ` + open + ` THEN t.backfill ELSE 'missed' END,
   backfill_border = CASE WHEN ` + open + ` THEN coalesce(t.backfill_border, t.backfill_upto) END,
+  backfill_border_place = CASE WHEN ` + open + ` THEN CASE WHEN t.backfill_border IS NULL THEN t.backfill_place ELSE t.backfill_border_place END END,
   backfill_from = CASE WHEN ` + open + ` THEN t.backfill_from ELSE ` + later + ` END,
   backfill_cursor = NULL, backfill_done_at = NULL`
 
@@ -82,14 +84,17 @@ type HealOptions struct {
 	Restored bool
 }
 
+// healPlace is where what was missed stands in the order of the queue: behind what the old slot has brought, and in front of what the new one brings.
+const healPlace = `$4::text::pg_lsn - 1`
+
 const (
 	healTenants = `
-UPDATE outbox_relay.tenants t SET backfill_upto = $2::text::pg_snapshot, ` + markMissed + `
+UPDATE outbox_relay.tenants t SET backfill_upto = $2::text::pg_snapshot, backfill_place = ` + healPlace + `, ` + markMissed + `
 FROM outbox_relay.progress p WHERE p.slot = $1::text AND ($3::text[] IS NULL OR t.schema = ANY($3::text[])) AND t.state <> 'suspended'`
 
 	// A snapshot that shows every transaction there can be.
 	restoreTenants = `
-UPDATE outbox_relay.tenants t SET added_snapshot = $2::text::pg_snapshot, backfill_from = NULL, backfill_border = NULL, backfill_cursor = NULL, backfill_done_at = NULL,
+UPDATE outbox_relay.tenants t SET added_snapshot = $2::text::pg_snapshot, backfill_place = ` + healPlace + `, backfill_from = NULL, backfill_border = NULL, backfill_border_place = NULL, backfill_cursor = NULL, backfill_done_at = NULL,
   backfill_upto = CASE WHEN t.state <> 'suspended' THEN '9223372036854775807:9223372036854775807:'::pg_snapshot END,
   backfill = CASE WHEN ` + open + ` AND t.backfill = 'unprocessed' THEN 'unprocessed' ELSE 'since' END,
   backfill_since = CASE WHEN ` + open + ` AND t.backfill = 'since' THEN least(t.backfill_since, p.updated_at - interval '1 hour') ELSE p.updated_at - interval '1 hour' END
@@ -114,7 +119,7 @@ func (s *Store) Heal(ctx context.Context, o HealOptions) error {
 	upto := o.Snapshot.String()
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if failpoint.Planted(failpoint.HealWithoutSwitch) {
-			_, err := tx.Exec(ctx, healTenants, s.slot, upto, o.Tenants)
+			_, err := tx.Exec(ctx, healTenants, s.slot, upto, o.Tenants, o.LSN.String())
 			return err
 		}
 		statement := healTenants
@@ -127,7 +132,7 @@ func (s *Store) Heal(ctx context.Context, o HealOptions) error {
 		if failpoint.Planted(failpoint.HealWithoutMarks) {
 			o.Tenants = []string{}
 		}
-		if _, err := tx.Exec(ctx, statement, s.slot, upto, o.Tenants); err != nil {
+		if _, err := tx.Exec(ctx, statement, s.slot, upto, o.Tenants, o.LSN.String()); err != nil {
 			return err
 		}
 		tag, err := tx.Exec(ctx, healProgress, s.slot, o.Epoch, o.LSN.String(), upto, o.SystemID)

@@ -251,7 +251,7 @@ BEGIN
   IF backfill IS NOT NULL THEN
     UPDATE outbox_relay.tenants n
        SET backfill = add_tenant.backfill, backfill_since = add_tenant.since, backfill_from = NULL,
-           backfill_upto = pg_current_snapshot(), backfill_border = NULL, backfill_cursor = NULL, backfill_done_at = NULL
+           backfill_upto = pg_current_snapshot(), backfill_border = NULL, backfill_place = NULL, backfill_border_place = NULL, backfill_cursor = NULL, backfill_done_at = NULL
      WHERE n.schema = add_tenant.schema;
   END IF;
 END
@@ -320,6 +320,7 @@ BEGIN
     UPDATE outbox_relay.tenants n
        SET backfill = CASE WHEN n.backfill_done_at IS NULL THEN coalesce(n.backfill, 'missed') ELSE 'missed' END,
            backfill_from = CASE WHEN n.backfill_done_at IS NULL AND n.backfill IN ('unprocessed', 'since') THEN NULL ELSE n.backfill_from END,
+           backfill_place = pg_current_wal_insert_lsn() - 1, -- what it had still to queue when it was suspended keeps its own
            backfill_upto = pg_current_snapshot(), backfill_cursor = NULL, backfill_done_at = NULL
      WHERE n.schema = resume_tenant.schema;
   END IF;

@@ -11,6 +11,11 @@
 ALTER TABLE outbox_relay.endpoint_health ADD COLUMN IF NOT EXISTS pause interval NOT NULL DEFAULT '0';
 COMMENT ON COLUMN outbox_relay.endpoint_health.pause IS 'longest time without a failure since failing_since';
 
+ALTER TABLE outbox_relay.tenants ADD COLUMN IF NOT EXISTS backfill_place pg_lsn, ADD COLUMN IF NOT EXISTS backfill_border_place pg_lsn;
+COMMENT ON COLUMN outbox_relay.tenants.backfill_place IS 'order_lsn of what the backfill queues: after what the log had brought, before what it brings since; null: before everything';
+COMMENT ON COLUMN outbox_relay.tenants.backfill_border_place IS 'the same for what is visible in backfill_border';
+GRANT UPDATE (backfill_place, backfill_border_place) ON outbox_relay.tenants TO outbox_relay_runner;
+
 -- Raises unless the caller may control the tenant.
 --
 -- It judges who has logged in: inside a function that runs as its owner nothing else of the caller can be told. SET ROLE neither adds to that nor takes
@@ -51,11 +56,11 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                     AND q.leased_by IS NOT NULL AND q.due_at > now() AND q.due_at < 'infinity')
 $$;
 
--- Tells whether events are still being queued from the tables, whose places are before those of all rows that the log has brought (order_lsn 0/0). Until
--- they are, the first row of a key that the log has brought is not really the first.
-CREATE OR REPLACE FUNCTION outbox_relay.is_filling(schema text) RETURNS boolean
+-- The first place of events that are still being queued from the tables; null: there are none. Until they are queued, the first row of a key is not really the
+-- first if its place is after theirs.
+CREATE OR REPLACE FUNCTION outbox_relay.filling_place(schema text) RETURNS pg_lsn
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-  SELECT EXISTS (SELECT FROM outbox_relay.tenants t WHERE t.schema = is_filling.schema AND t.backfill IS NOT NULL AND t.backfill_done_at IS NULL)
+  SELECT coalesce(CASE WHEN t.backfill_border IS NULL THEN t.backfill_place ELSE t.backfill_border_place END, '0/0') FROM outbox_relay.tenants t WHERE t.schema = filling_place.schema AND t.backfill IS NOT NULL AND t.backfill_done_at IS NULL
 $$;
 
 -- Makes the first row of each key due, if it is parked and nothing of the key is in flight: the one before it has gone. The caller holds the lock of the
@@ -67,7 +72,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
      CROSS JOIN LATERAL (SELECT q.delivery_id, q.due_at, q.order_lsn, q.tenant FROM outbox_relay.retry_queue q WHERE q.endpoint_id = p.e AND q.order_key = p.k
                           ORDER BY q.order_lsn, q.order_n, q.delivery_id LIMIT 1) n
      WHERE CASE WHEN n.due_at = 'infinity' -- which few are asked
-       THEN NOT outbox_relay.in_flight(p.e, p.k) AND (n.order_lsn = '0/0' OR NOT outbox_relay.is_filling(n.tenant)) END
+       THEN NOT outbox_relay.in_flight(p.e, p.k) AND (n.order_lsn <= outbox_relay.filling_place(n.tenant)) IS NOT FALSE END
   ), woken AS (
     UPDATE outbox_relay.retry_queue q SET due_at = now() FROM head h WHERE q.delivery_id = h.delivery_id RETURNING 1
   )
@@ -87,7 +92,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
        ORDER BY q.order_key, q.order_lsn, q.order_n, q.delivery_id LIMIT 1) n
   )
   SELECT h.delivery_id FROM head h WHERE h.tenant = schema AND CASE WHEN h.due_at = 'infinity'
-    THEN NOT outbox_relay.in_flight(endpoint, h.order_key) AND (h.order_lsn = '0/0' OR NOT outbox_relay.is_filling(schema)) END
+    THEN NOT outbox_relay.in_flight(endpoint, h.order_key) AND (h.order_lsn <= outbox_relay.filling_place(schema)) IS NOT FALSE END
   UNION ALL
   SELECT q.delivery_id FROM outbox_relay.retry_queue q
    WHERE q.endpoint_id = endpoint AND q.due_at = 'infinity' AND q.order_key IS NULL AND q.tenant = schema
@@ -498,9 +503,9 @@ $fn$;
 -- +goose StatementEnd
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
--- An application needs all of these but is_filling, wake_next, in_flight, parked_heads and wake_parked_heads: the functions that it calls call the others with its rights.
+-- An application needs all of these but filling_place, wake_next, in_flight, parked_heads and wake_parked_heads: the functions that it calls call the others with its rights.
 GRANT EXECUTE ON FUNCTION outbox_relay.check_control(text), outbox_relay.lock_order(uuid[]), outbox_relay.wake_next(uuid[], uuid[]),
-  outbox_relay.is_filling(text), outbox_relay.in_flight(uuid, uuid), outbox_relay.parked_heads(text, uuid), outbox_relay.wake(text, uuid, interval),
+  outbox_relay.filling_place(text), outbox_relay.in_flight(uuid, uuid), outbox_relay.parked_heads(text, uuid), outbox_relay.wake(text, uuid, interval),
   outbox_relay.enqueue(text, uuid, uuid, timestamptz, uuid, pg_lsn, int), outbox_relay.unqueue(text, uuid),
   outbox_relay.forget_health(text, uuid), outbox_relay.request_recovery(text, uuid, timestamptz, numeric), outbox_relay.wake_parked_heads(),
   outbox_relay.pause_endpoint(text, uuid, text), outbox_relay.resume_endpoint(text, uuid), outbox_relay.requeue(text, uuid, timestamptz),
