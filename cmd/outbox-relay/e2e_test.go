@@ -144,9 +144,16 @@ type relayProcess struct {
 
 func startRelay(t testing.TB, config string) *relayProcess {
 	t.Helper()
+	return startBinary(t, binary(t), config)
+}
+
+// startBinary starts one of several builds, with more in its environment.
+func startBinary(t testing.TB, path, config string, env ...string) *relayProcess {
+	t.Helper()
 	log, err := os.CreateTemp(t.TempDir(), "relay-*.log")
 	require.NoError(t, err)
-	p := &relayProcess{cmd: exec.Command(binary(t), "run", "--config", config), done: make(chan struct{}), log: log} //nolint:noctx // ended by its signals
+	p := &relayProcess{cmd: exec.Command(path, "run", "--config", config), done: make(chan struct{}), log: log} //nolint:noctx // ended by its signals
+	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	require.NoError(t, p.cmd.Start())
 	go func() {

@@ -16,17 +16,25 @@ import (
 	"github.com/neo-commons/outbox-relay/schema/pgtest"
 )
 
-//nolint:gochecknoglobals // the binary is built once for all tests, in a folder that TestMain removes
-var built struct {
+// builds are binaries, each built once for all tests, in folders that TestMain removes.
+type builds struct {
 	sync.Once
 	dir string
 	err error
 }
 
+//nolint:gochecknoglobals // see builds
+var built, builtFaulty builds
+
 func TestMain(m *testing.M) {
+	if proxied() {
+		return
+	}
 	code := pgtest.Main(m)
-	if built.dir != "" {
-		_ = os.RemoveAll(built.dir)
+	for _, b := range []*builds{&built, &builtFaulty} {
+		if b.dir != "" {
+			_ = os.RemoveAll(b.dir)
+		}
 	}
 	os.Exit(code)
 }
@@ -34,17 +42,29 @@ func TestMain(m *testing.M) {
 // binary returns the path of the real thing, built by the first test that asks.
 func binary(t testing.TB) string {
 	t.Helper()
-	built.Do(func() {
-		if built.dir, built.err = os.MkdirTemp("", "outbox-relay-test-"); built.err != nil {
+	return built.path(t)
+}
+
+// faultyBinary is the real thing with the places where it can be killed, and the bugs that can be planted.
+func faultyBinary(t testing.TB) string {
+	t.Helper()
+	return builtFaulty.path(t, "-tags", "failpoints")
+}
+
+func (b *builds) path(t testing.TB, flags ...string) string {
+	t.Helper()
+	b.Do(func() {
+		if b.dir, b.err = os.MkdirTemp("", "outbox-relay-test-"); b.err != nil {
 			return
 		}
-		out, err := exec.CommandContext(context.Background(), "go", "build", "-o", filepath.Join(built.dir, "outbox-relay"), ".").CombinedOutput()
+		args := append([]string{"build", "-o", filepath.Join(b.dir, "outbox-relay")}, flags...)
+		out, err := exec.CommandContext(context.Background(), "go", append(args, ".")...).CombinedOutput()
 		if err != nil {
-			built.err = fmt.Errorf("build the binary: %w\n%s", err, out)
+			b.err = fmt.Errorf("build the binary: %w\n%s", err, out)
 		}
 	})
-	require.NoError(t, built.err)
-	return filepath.Join(built.dir, "outbox-relay")
+	require.NoError(t, b.err)
+	return filepath.Join(b.dir, "outbox-relay")
 }
 
 // outcome is what a finished command left behind.

@@ -115,7 +115,10 @@ func postmaster(data string) (pid int, ok bool) {
 	// Line 1 is the pid, line 8 the state (src/include/utils/pidfile.h).
 	b, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
 	lines := strings.Split(string(b), "\n")
-	if err != nil || len(lines) < 8 || strings.TrimSpace(lines[7]) != "ready" {
+	if err != nil || len(lines) < 8 {
+		return 0, false
+	}
+	if state := strings.TrimSpace(lines[7]); state != "ready" && state != "standby" { // a hot standby takes them, too
 		return 0, false
 	}
 	pid, err = strconv.Atoi(lines[0])
