@@ -26,7 +26,7 @@ type config struct {
 	Server       server  `mapstructure:"server"`
 	Log          logging `mapstructure:"log"`
 	// Databases is the list of them; empty: there is one, Config.Database.
-	Databases []entry `mapstructure:"-"`
+	Databases []databaseEntry `mapstructure:"-"`
 	// name is that of the entry whose database is Config.Database, see each.
 	name string
 }

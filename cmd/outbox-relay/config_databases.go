@@ -23,16 +23,18 @@ import (
 
 const databasesKey = "databases"
 
-// entry is one database of the list. Once read it is complete: what the file leaves out comes from the section database.
-type entry struct {
+// databaseEntry is one database of the list. Once read it is complete: what the file leaves out comes from the section database.
+type databaseEntry struct {
 	Name           string `mapstructure:"name"`
 	relay.Database `mapstructure:",squash"`
 }
 
-func (e *entry) prefix() string { return databasesKey + "." + e.Name + "." }
+func (e *databaseEntry) prefix() string { return databasesKey + "." + e.Name + "." }
 
 // leaves are those of the section, called by the entry.
-func (e *entry) leaves() []leaf { return leavesIn(e.prefix(), reflect.ValueOf(&e.Database).Elem()) }
+func (e *databaseEntry) leaves() []leaf {
+	return leavesIn(e.prefix(), reflect.ValueOf(&e.Database).Elem())
+}
 
 const nameRemedy = "must be a name of a-z, 0-9, - and _, one for each entry: it is the label of the metrics and what --database asks for"
 
@@ -40,7 +42,7 @@ const nameRemedy = "must be a name of a-z, 0-9, - and _, one for each entry: it 
 type databaseReader struct {
 	common   relay.Database // the section, as read
 	flags    *pflag.FlagSet
-	entries  []entry
+	entries  []databaseEntry
 	leaves   []leaf // of all entries, for the names of their variables
 	faults   configError
 	broken   map[string]bool // keys with a fault
@@ -60,7 +62,7 @@ func (r *databaseReader) read(raw any) {
 		r.add(databasesKey, "", "must be a list in the file, each entry beginning with its name: - name: orders")
 		return
 	}
-	r.entries = make([]entry, 0, len(list))
+	r.entries = make([]databaseEntry, 0, len(list))
 	for i, item := range list {
 		fields, ok := item.(map[string]any)
 		if !ok {
@@ -97,11 +99,11 @@ func (r *databaseReader) readEntry(i, of int, fields map[string]any) {
 		r.add(fmt.Sprintf("%s[%d].name", databasesKey, i), said, nameRemedy)
 		return
 	}
-	if slices.ContainsFunc(r.entries, func(e entry) bool { return e.Name == name }) {
+	if slices.ContainsFunc(r.entries, func(e databaseEntry) bool { return e.Name == name }) {
 		r.add(fmt.Sprintf("%s[%d].name", databasesKey, i), name, "is that of another entry as well: "+nameRemedy)
 		return
 	}
-	r.entries = append(r.entries, entry{name, r.common}) // there is room: the leaves point into it
+	r.entries = append(r.entries, databaseEntry{name, r.common}) // there is room: the leaves point into it
 	e := &r.entries[len(r.entries)-1]
 	leaves := e.leaves()
 	known := []string{e.prefix() + "name"}
@@ -252,7 +254,7 @@ func (c *config) key(name string) string {
 	if c.name == "" {
 		return "database." + name
 	}
-	return (&entry{Name: c.name}).prefix() + name
+	return (&databaseEntry{Name: c.name}).prefix() + name
 }
 
 // names lists those of the databases.

@@ -37,7 +37,7 @@ func TestListOfDatabases(t *testing.T) {
 	orders.URL, orders.Slot = "postgres://relay:s3cret@db1/orders", "relay_orders"
 	billing.URL, billing.ReplicationURL = "postgres://relay:s3cret@db1/billing", "postgres://relay:s3cret@direct/billing"
 	billing.InstanceID, billing.ConnectTimeout = "other", 3e9
-	assert.Equal(t, []entry{{"orders", orders}, {"billing-eu", billing}}, c.Databases)
+	assert.Equal(t, []databaseEntry{{"orders", orders}, {"billing-eu", billing}}, c.Databases)
 
 	each := c.each()
 	require.Len(t, each, 2)
