@@ -21,12 +21,13 @@ const (
 	Class5xx      Class = "http_5xx"
 	ClassTimeout  Class = "timeout"  // no complete answer head within the endpoint's timeout, or no connection within the configured one
 	ClassDNS      Class = "dns"      // the host name did not resolve
-	ClassConnect  Class = "connect"  // refused, unreachable, or no connection slot free
+	ClassConnect  Class = "connect"  // refused or unreachable
 	ClassTLS      Class = "tls"      // handshake or certificate
 	ClassReset    Class = "reset"    // the connection ended before the answer
 	ClassProtocol Class = "protocol" // an answer that is not HTTP, or not one of the above
 	ClassDenied   Class = "denied"   // the operator's configuration forbids the request
 	ClassInvalid  Class = "invalid"  // no request could be made of the endpoint and the message
+	ClassLocal    Class = "local"    // this machine could not: no descriptor, memory or connection slot is free; says nothing about the receiver
 	ClassCanceled Class = "canceled" // the caller's context ended first; says nothing about the receiver
 )
 
@@ -34,7 +35,7 @@ const (
 func Classes() []Class {
 	return []Class{
 		ClassSuccess, ClassGone, Class3xx, Class4xx, Class429, Class5xx, ClassTimeout, ClassDNS, ClassConnect, ClassTLS,
-		ClassReset, ClassProtocol, ClassDenied, ClassInvalid, ClassCanceled,
+		ClassReset, ClassProtocol, ClassDenied, ClassInvalid, ClassLocal, ClassCanceled,
 	}
 }
 

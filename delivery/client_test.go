@@ -311,7 +311,7 @@ func TestConnectionLimit(t *testing.T) {
 		<-held
 	}
 	res := b.attempt(b.endpoint(fast.URL))
-	assert.Equal(t, ClassConnect, res.Class)
+	assert.Equal(t, ClassLocal, res.Class)
 	assert.Contains(t, res.Err, "delivery.max_connections")
 	close(release)
 	for range 2 {

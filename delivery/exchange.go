@@ -98,6 +98,9 @@ func classify(parent, limited context.Context, x *exchange, err error) (Class, s
 func classifyDial(dial *dialError) (Class, string) {
 	var netErr net.Error
 	timeout := errors.Is(dial.err, context.DeadlineExceeded) || errors.As(dial.err, &netErr) && netErr.Timeout()
+	if words := local(dial.err); words != "" {
+		return ClassLocal, words
+	}
 	switch {
 	case dial.stage == stageDNS:
 		return ClassDNS, describeDNS(dial.err)
@@ -105,8 +108,6 @@ func classifyDial(dial *dialError) (Class, string) {
 		return ClassTimeout, "the TLS handshake took too long"
 	case dial.stage == stageTLS:
 		return ClassTLS, describeTLS(dial.err)
-	case errors.Is(dial.err, errNoSlot):
-		return ClassConnect, errNoSlot.Error()
 	case timeout:
 		return ClassTimeout, "no connection within the connect timeout"
 	case errors.Is(dial.err, syscall.ECONNREFUSED):
@@ -118,6 +119,26 @@ func classifyDial(dial *dialError) (Class, string) {
 	default:
 		return ClassConnect, "connection failed"
 	}
+}
+
+// local tells what this machine has run out of; empty: it is not at fault. A lack of local ports (EADDRNOTAVAIL) is not among it: an address of a kind that
+// the machine does not have gives the same error, and would be tried for ever.
+func local(err error) string {
+	for _, ours := range []struct {
+		err   error
+		words string
+	}{
+		{errNoSlot, errNoSlot.Error()},
+		{syscall.EMFILE, "no file descriptor is left: raise the limit of the process (ulimit -n)"},
+		{syscall.ENFILE, "no file descriptor is left on this machine"},
+		{syscall.ENOBUFS, "no memory is left for a socket"},
+		{syscall.ENOMEM, "no memory is left for a socket"},
+	} {
+		if errors.Is(err, ours.err) {
+			return ours.words
+		}
+	}
+	return ""
 }
 
 func describeDNS(err error) string {

@@ -38,6 +38,7 @@ const (
 	deferInvalid   = "invalid"   // the endpoint's row cannot be used
 	deferHold      = "hold"      // it held back the confirmed LSN for too long
 	deferDrain     = "drain"     // the relay stops
+	deferLocal     = "local"     // this machine had no descriptor or memory for it
 	deferBackfill  = "backfill"  // an event from before the stream
 	deferRecovery  = "recovery"  // an event that the endpoint missed
 	deferAudit     = "audit"     // an event that had no delivery though it should have

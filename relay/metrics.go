@@ -69,7 +69,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	deferrals := vector("deferred_total", "Deliveries deferred to the retry queue without an attempt, by reason.", "reason")
 	m.deferrals = make(map[string]prometheus.Counter)
 	for _, r := range []string{
-		deferWindow, deferShare, deferBreaker, deferThrottled, deferRate, deferOrder, deferPaused, deferInactive, deferInvalid, deferHold, deferDrain,
+		deferWindow, deferShare, deferBreaker, deferThrottled, deferRate, deferOrder, deferPaused, deferInactive, deferInvalid, deferHold, deferDrain, deferLocal,
 		deferBackfill, deferRecovery, deferAudit,
 	} {
 		m.deferrals[r] = deferrals.WithLabelValues(r)

@@ -233,6 +233,9 @@ func nextDue(o *store.Outcome) bool {
 	}
 }
 
+// sayDifferent is how soon another reason is said for which a batch cannot be recorded. The texts of some differ each time.
+const sayDifferent = 5 * time.Second
+
 // recordPatience bounds one try to record a batch. A connection that died without a word, behind a proxy say, is found out by nothing else.
 const recordPatience = 30 * time.Second
 
@@ -244,6 +247,8 @@ func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) e
 		p = &store.Progress{Epoch: s.epoch, LSN: covered, High: high}
 	}
 	wait := 50 * time.Millisecond
+	var told string // what was said last of this batch
+	var toldAt time.Time
 	for {
 		start := time.Now()
 		try, cancel := context.WithTimeout(ctx, recordPatience)
@@ -276,8 +281,10 @@ func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) e
 		if ctx.Err() != nil {
 			return err
 		}
-		if r.failure.Swap(&err) == nil {
+		r.failure.Store(&err)
+		if text, since := err.Error(), time.Since(toldAt); text != told && since > sayDifferent || since > tellAgain {
 			r.log.Warn("recording outcomes does not succeed, trying again", "outcomes", len(out), "error", err)
+			told, toldAt = text, time.Now()
 		}
 		r.metrics.recordErrors.Inc()
 		t := time.NewTimer(wait)

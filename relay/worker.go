@@ -66,7 +66,7 @@ func judge(j *job, res *delivery.Result) verdict {
 	var v verdict
 	switch {
 	case res.OK():
-	case res.Class == delivery.ClassCanceled:
+	case res.Class == delivery.ClassCanceled, res.Class == delivery.ClassLocal:
 		v.failure = errNoVerdict
 	default:
 		v.failure = errAttempt
@@ -84,9 +84,14 @@ func judge(j *job, res *delivery.Result) verdict {
 // decide turns the result of an attempt into the outcome of its delivery. An attempt that we ended ourselves is not counted.
 func decide(j *job, res delivery.Result) store.Outcome {
 	o := store.Outcome{Delivery: &j.Delivery, Attempted: true, Result: res}
-	if res.Class == delivery.ClassCanceled {
+	switch res.Class {
+	case delivery.ClassCanceled:
 		o.Attempted, o.Status, o.Reason = false, store.Pending, deferDrain
 		return o
+	case delivery.ClassLocal:
+		o.Attempted, o.Status, o.Reason, o.Due = false, store.Pending, deferLocal, spread(time.Second)
+		return o
+	default:
 	}
 	attempts := j.Attempts + 1 // counted in the job by leave, under the lock: a lease may be copying it
 	if res.Directive == delivery.DirectiveDisable {

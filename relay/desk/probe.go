@@ -66,6 +66,8 @@ func probeHint(class delivery.Class, status int, ep *delivery.Endpoint) string {
 		return fmt.Sprintf("there was no answer within %v: answer first and work afterwards, raise timeout_seconds, or look for a firewall", ep.Timeout)
 	case delivery.ClassDNS:
 		return "check the host name in endpoint_url, and that this machine resolves it"
+	case delivery.ClassLocal:
+		return "the machine of this command has run out of something, which says nothing about the receiver"
 	case delivery.ClassConnect:
 		return "check host and port in endpoint_url, that the receiver runs and that no firewall is in between"
 	case delivery.ClassTLS:

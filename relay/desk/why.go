@@ -31,6 +31,8 @@ func deferral(word string) string {
 		return "its attempt took long, and the log could not wait for it"
 	case "drain":
 		return "the relay that had it stopped"
+	case "local":
+		return "the relay's machine had no file descriptor or memory for it"
 	case "backfill":
 		return "its event is older than the tenant's place in the log"
 	case "recovery":
