@@ -128,6 +128,9 @@ func TestTransactions(t *testing.T) {
 			if want != nil {
 				want = append(append([]string{"begin"}, want...), "commit")
 			}
+			if want == nil && slices.Equal(got, []string{"begin", "commit"}) { // before version 15 an empty transaction is announced
+				got = nil
+			}
 			assert.Equal(t, want, got, "%s, binary %t", c.name, binary)
 		}
 		d.exec("SELECT pg_replication_slot_advance($1, pg_current_wal_flush_lsn())", d.slot)
