@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -53,6 +55,7 @@ type Stream struct {
 	onHeard  func(time.Time)
 	systemID string
 	slot     Slot
+	carries  []string      // publications
 	interval time.Duration // between status updates at most
 	timeout  time.Duration // of silence at most
 
@@ -76,7 +79,7 @@ type Stream struct {
 
 func newStream(conn *pgconn.PgConn, o Options, senderTimeout time.Duration) *Stream {
 	s := &Stream{
-		conn: conn, log: o.Log, onNotice: o.OnNotice, interval: o.StatusInterval, timeout: senderTimeout,
+		conn: conn, log: o.Log, onNotice: o.OnNotice, carries: o.Publications, interval: o.StatusInterval, timeout: senderTimeout,
 		confirmed: func() LSN { return 0 }, sentAt: time.Now(),
 	}
 	if s.log == nil {
@@ -227,8 +230,9 @@ func (s *Stream) take(ctx context.Context, h Handler, msg pgproto3.BackendMessag
 	case *pgproto3.NoticeResponse:
 		pg := pgconn.ErrorResponseToPgError((*pgproto3.ErrorResponse)(m))
 		s.onNotice((*pgconn.Notice)(pg))
-		// Version 18 does not stop at a missing publication, as older ones do: it warns and skips the changes. Going on would confirm the gap.
-		if pg.Code == "55000" {
+		// Version 18 does not stop at a missing publication, as older ones do: it warns and skips the changes. Going on would confirm the gap. The code
+		// alone does not tell: version 17 has it for a standby of synchronized_standby_slots that is away. The name is in the text in every language.
+		if pg.Code == "55000" && slices.ContainsFunc(s.carries, func(name string) bool { return strings.Contains(pg.Message, name) }) {
 			return &StreamError{Op: op(), Kind: ErrPublicationMissing, Err: pg}
 		}
 		return nil

@@ -358,7 +358,7 @@ func TestEndOfStream(t *testing.T) {
 	}{
 		"shutdown":                    {&pgproto3.ErrorResponse{Severity: "FATAL", Code: "57P01", Message: "x"}, ErrShutdown},
 		"publication missing":         {&pgproto3.ErrorResponse{Severity: "ERROR", Code: "42704", Message: "x"}, ErrPublicationMissing},
-		"publication skipped (18)":    {&pgproto3.NoticeResponse{Severity: "WARNING", Code: "55000", Message: "x"}, ErrPublicationMissing},
+		"publication skipped (18)":    {&pgproto3.NoticeResponse{Severity: "WARNING", Code: "55000", Message: `skipped loading publication "events"`}, ErrPublicationMissing},
 		"end of copy":                 {&pgproto3.CopyDone{}, ErrShutdown},
 		"end of command":              {&pgproto3.CommandComplete{CommandTag: []byte("COPY 0")}, ErrShutdown},
 		"another error":               {&pgproto3.ErrorResponse{Severity: "ERROR", Code: "XX000", Message: "x"}, nil},
@@ -374,7 +374,7 @@ func TestEndOfStream(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				var notices []string
-				p := newPeer(t, Options{OnNotice: func(n *pgconn.Notice) { notices = append(notices, n.Code) }}, time.Minute)
+				p := newPeer(t, Options{Publications: []string{"events"}, OnNotice: func(n *pgconn.Notice) { notices = append(notices, n.Code) }}, time.Minute)
 				ended := p.run(handler{})
 				p.send(&pgproto3.NoticeResponse{Severity: "NOTICE", Code: "00000", Message: "x"}, &pgproto3.ParameterStatus{Name: "a", Value: "b"})
 				p.send(c.message)
