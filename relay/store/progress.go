@@ -26,8 +26,8 @@ const shapeVersion = 2
 var ErrRestored = errors.New("the database was restored into another cluster")
 
 const lead = `
-INSERT INTO outbox_relay.progress AS p (slot, system_identifier, instance_id, epoch) VALUES ($1::text, $2::text, $3::text, 1)
-ON CONFLICT (slot) DO UPDATE SET epoch = p.epoch + 1, updated_at = CASE WHEN $4::bool THEN p.updated_at ELSE now() END,
+INSERT INTO outbox_relay.progress AS p (slot, system_identifier, instance_id, epoch, timeline) VALUES ($1::text, $2::text, $3::text, 1, outbox_relay.timeline())
+ON CONFLICT (slot) DO UPDATE SET epoch = p.epoch + 1, timeline = excluded.timeline, updated_at = CASE WHEN $4::bool THEN p.updated_at ELSE now() END,
   system_identifier = CASE WHEN p.system_identifier = '' THEN excluded.system_identifier ELSE p.system_identifier END,
   instance_id = CASE WHEN p.instance_id = '' THEN excluded.instance_id ELSE p.instance_id END
 WHERE (p.system_identifier IN ('', excluded.system_identifier) OR excluded.system_identifier = '') AND p.instance_id IN ('', excluded.instance_id)
@@ -106,7 +106,7 @@ func (s *Store) Admit(ctx context.Context, o LeadOptions) error {
 // SaveSnapshot keeps a snapshot of which everything has been recorded: what a heal need not look at. ErrFenced: the epoch is over.
 func (s *Store) SaveSnapshot(ctx context.Context, epoch int64, snap Snapshot) error {
 	tag, err := s.pool.Exec(ctx, `UPDATE outbox_relay.progress p SET snapshot = nullif($3::text, '')::pg_snapshot, updated_at = now()
-WHERE p.slot = $1::text AND p.epoch = $2::int8`, s.slot, epoch, snap.String())
+WHERE p.slot = $1::text AND p.epoch = $2::int8 AND (p.timeline IS NULL OR p.timeline = outbox_relay.timeline())`, s.slot, epoch, snap.String())
 	if err != nil {
 		return fmt.Errorf("save snapshot of slot %q: %w", s.slot, err)
 	}

@@ -16,6 +16,29 @@ COMMENT ON COLUMN outbox_relay.tenants.backfill_place IS 'order_lsn of what the 
 COMMENT ON COLUMN outbox_relay.tenants.backfill_border_place IS 'the same for what is visible in backfill_border';
 GRANT UPDATE (backfill_place, backfill_border_place) ON outbox_relay.tenants TO outbox_relay_runner;
 
+ALTER TABLE outbox_relay.progress ADD COLUMN IF NOT EXISTS timeline text;
+COMMENT ON COLUMN outbox_relay.progress.timeline IS 'history of the log that the epoch belongs to';
+
+-- The history that the log of this server belongs to: another one after a standby became the primary, and positions of the old one mean nothing in it.
+CREATE OR REPLACE FUNCTION outbox_relay.timeline() RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) $$;
+REVOKE ALL ON FUNCTION outbox_relay.timeline() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION outbox_relay.timeline() TO outbox_relay_runner;
+
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.advance(slot text, epoch bigint, lsn pg_lsn, high pg_lsn) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  UPDATE outbox_relay.progress p
+     SET lsn = greatest(p.lsn, advance.lsn), high_lsn = greatest(p.high_lsn, advance.high), updated_at = now()
+   WHERE p.slot = advance.slot AND p.epoch = advance.epoch AND (p.timeline IS NULL OR p.timeline = outbox_relay.timeline());
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'fenced: slot "%" has another leader than epoch %, or the log another history', slot, epoch USING ERRCODE = 'OR001';
+  END IF;
+END
+$$;
+-- +goose StatementEnd
+
 -- Raises unless the caller may control the tenant.
 --
 -- It judges who has logged in: inside a function that runs as its owner nothing else of the caller can be told. SET ROLE neither adds to that nor takes
