@@ -17,6 +17,8 @@ const versionTable = "outbox_relay.schema_migrations"
 type Options struct {
 	// Slot is the replication slot to create; slots belong to the whole cluster, so two databases need two names. "" means Slot.
 	Slot string
+	// Shards is how many slots the tenants are spread over. 0 means 1.
+	Shards int
 	// Progress is told of each step as it begins, from the calling goroutine. nil means nobody is.
 	Progress func(step string)
 }
@@ -29,7 +31,7 @@ func Migrate(ctx context.Context, dsn string, o Options) error {
 	if o.Slot == "" {
 		o.Slot = Slot
 	}
-	if err := checkSlotName(o.Slot); err != nil {
+	if err := o.checkSlots(); err != nil {
 		return err
 	}
 	return install(ctx, dsn, o.Progress, func(in *installer) error {
@@ -37,9 +39,15 @@ func Migrate(ctx context.Context, dsn string, o Options) error {
 		if err := in.migrateOwn(ctx, dsn); err != nil {
 			return err
 		}
-		in.progress("replication slot " + o.Slot)
-		if err := in.ensureSlot(ctx, o.Slot); err != nil {
+		if err := in.leaveShards(ctx, o); err != nil {
 			return err
+		}
+		for shard := range max(o.Shards, 1) {
+			slot := ShardSlot(o.Slot, shard)
+			in.progress("replication slot " + slot)
+			if err := in.ensureSlot(ctx, slot, shard); err != nil {
+				return err
+			}
 		}
 		return in.migrateTenants(ctx)
 	})

@@ -32,12 +32,14 @@ CREATE TABLE IF NOT EXISTS outbox_relay.schema_migrations (
 `
 
 const printSlot = `
--- The slot. It waits for the transactions that are open now to end, and must not run in a transaction that has written.
+-- A slot. It waits for the transactions that are open now to end, and must not run in a transaction that has written.
 SELECT pg_create_logical_replication_slot('%[1]s', 'pgoutput')
  WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '%[1]s')
    AND NOT EXISTS (SELECT FROM outbox_relay.progress WHERE slot = '%[1]s');
-INSERT INTO outbox_relay.progress (slot) VALUES ('%[1]s') ON CONFLICT DO NOTHING;
+INSERT INTO outbox_relay.progress (slot, shard) VALUES ('%[1]s', %[2]d) ON CONFLICT DO NOTHING;
+`
 
+const printTail = `
 -- Then, for each tenant: SELECT outbox_relay.add_tenant('schema');
 -- An existing tenant whose tables are large is added without making its writers wait by: outbox-relay tenants add schema
 `
@@ -48,7 +50,7 @@ func Print(w io.Writer, o Options) error {
 	if o.Slot == "" {
 		o.Slot = Slot
 	}
-	if err := checkSlotName(o.Slot); err != nil {
+	if err := o.checkSlots(); err != nil {
 		return err
 	}
 	var out bytes.Buffer
@@ -71,7 +73,10 @@ func Print(w io.Writer, o Options) error {
 		}
 		fmt.Fprintf(&out, "\nBEGIN;\n%s%s;\nCOMMIT;\n", withoutAnnotations(text), noteVersion(version))
 	}
-	fmt.Fprintf(&out, printSlot, o.Slot)
+	for shard := range max(o.Shards, 1) {
+		fmt.Fprintf(&out, printSlot, ShardSlot(o.Slot, shard), shard)
+	}
+	out.WriteString(printTail)
 	_, err = w.Write(out.Bytes())
 	return err
 }

@@ -5,10 +5,23 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strconv"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
+
+// ShardSlot is the name of a shard's slot: that of the first shard is the one configured.
+func ShardSlot(slot string, shard int) string {
+	if shard == 0 {
+		return slot
+	}
+	return slot + "_" + strconv.Itoa(shard)
+}
+
+func (o *Options) checkSlots() error {
+	return checkSlotName(ShardSlot(o.Slot, max(o.Shards, 1)-1)) // the longest
+}
 
 func checkSlotName(slot string) error {
 	if ok, err := regexp.MatchString(`^[a-z0-9_]{1,63}$`, slot); err != nil || !ok {
@@ -34,9 +47,9 @@ func (in *installer) slotState(ctx context.Context, slot string) (slotState, err
 	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[slotState])
 }
 
-// ensureSlot creates the slot unless it is there. The progress row comes second: a crash in between leaves a slot that the next run takes
+// ensureSlot creates the slot of a shard unless it is there. The progress row comes second: a crash in between leaves a slot that the next run takes
 // over, never a row that names a slot which did not exist.
-func (in *installer) ensureSlot(ctx context.Context, slot string) error {
+func (in *installer) ensureSlot(ctx context.Context, slot string, shard int) error {
 	op := fmt.Sprintf("create replication slot %q", slot)
 	s, err := in.slotState(ctx, slot)
 	if err != nil {
@@ -62,8 +75,8 @@ func (in *installer) ensureSlot(ctx context.Context, slot string) error {
 		}
 	}
 	// The position is kept from the first moment: a slot that is ahead of it was made anew by somebody.
-	_, err = in.conn.Exec(ctx, `INSERT INTO outbox_relay.progress (slot, lsn, high_lsn)
-		SELECT s.slot_name, s.confirmed_flush_lsn, s.confirmed_flush_lsn FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1 ON CONFLICT DO NOTHING`, slot)
+	_, err = in.conn.Exec(ctx, `INSERT INTO outbox_relay.progress (slot, lsn, high_lsn, shard)
+		SELECT s.slot_name, s.confirmed_flush_lsn, s.confirmed_flush_lsn, $2 FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1 ON CONFLICT DO NOTHING`, slot, shard)
 	return opError(op, err)
 }
 

@@ -21,18 +21,19 @@ type Tenant struct {
 	Backfill       string
 	BackfillSince  time.Time // zero unless Backfill is since
 	BackfillDoneAt time.Time // zero while it is under way
+	Shard          int
 }
 
 // Tenants lists the registered tenants by name.
 func Tenants(ctx context.Context, conn Querier) ([]Tenant, error) {
-	rows, err := conn.Query(ctx, `SELECT schema, state, coalesce(reason, ''), version, since, coalesce(backfill, ''), backfill_since, backfill_done_at
+	rows, err := conn.Query(ctx, `SELECT schema, state, coalesce(reason, ''), version, since, coalesce(backfill, ''), backfill_since, backfill_done_at, shard
 		FROM outbox_relay.tenants ORDER BY schema`)
 	if err != nil {
 		return nil, opError("list tenants", err)
 	}
 	tenants, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t Tenant, err error) {
 		var since, done *time.Time
-		err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Version, &t.Since, &t.Backfill, &since, &done)
+		err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Version, &t.Since, &t.Backfill, &since, &done, &t.Shard)
 		if since != nil {
 			t.BackfillSince = *since
 		}

@@ -27,11 +27,13 @@ CREATE TABLE IF NOT EXISTS outbox_relay.progress (
   lsn               pg_lsn NOT NULL DEFAULT '0/0',
   high_lsn          pg_lsn NOT NULL DEFAULT '0/0',
   snapshot          pg_snapshot,
-  updated_at        timestamptz NOT NULL DEFAULT now()
+  updated_at        timestamptz NOT NULL DEFAULT now(),
+  shard             int NOT NULL DEFAULT 0
 ) WITH (fillfactor = 10);
 COMMENT ON COLUMN outbox_relay.progress.lsn IS 'every commit that ends here or before has its outcomes recorded';
 COMMENT ON COLUMN outbox_relay.progress.high_lsn IS 'greatest commit record with a recorded outcome; from lsn to here a restart looks before it sends';
 COMMENT ON COLUMN outbox_relay.progress.snapshot IS 'every transaction visible here is handled: where healing a lost slot starts from';
+COMMENT ON COLUMN outbox_relay.progress.shard IS 'whose tenants the reader of this slot serves';
 
 CREATE TABLE IF NOT EXISTS outbox_relay.tenants (
   schema           text PRIMARY KEY,
@@ -46,10 +48,15 @@ CREATE TABLE IF NOT EXISTS outbox_relay.tenants (
   backfill_upto    pg_snapshot,
   backfill_border  pg_snapshot,
   backfill_cursor  uuid,
-  backfill_done_at timestamptz
+  backfill_done_at timestamptz,
+  shard            int NOT NULL DEFAULT 0,
+  moved_from       text,
+  moved_lsn        pg_lsn
 );
 COMMENT ON COLUMN outbox_relay.tenants.version IS 'the shape version this schema was last brought to';
 COMMENT ON COLUMN outbox_relay.tenants.backfill IS 'which earlier events to queue: those visible in backfill_upto and not in backfill_from';
+COMMENT ON COLUMN outbox_relay.tenants.moved_from IS 'slot that brought its events before moved_lsn; null: it has always been on this shard';
+COMMENT ON COLUMN outbox_relay.tenants.moved_lsn IS 'its events of commits from here on are for the slot of its shard to bring';
 COMMENT ON COLUMN outbox_relay.tenants.backfill_border IS 'events not visible here were the log''s to bring: they are queued whatever backfill says';
 
 -- Ids and times only: payloads stay in the tenant's schema and go with it.
@@ -84,7 +91,7 @@ GRANT EXECUTE ON FUNCTION outbox_relay.advance(text, bigint, pg_lsn, pg_lsn) TO 
 GRANT SELECT, INSERT, UPDATE ON outbox_relay.progress TO outbox_relay_runner;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay.retry_queue TO outbox_relay_runner;
 GRANT SELECT, UPDATE (state, reason, added_snapshot, backfill, backfill_since, backfill_from, backfill_upto, backfill_border, backfill_cursor,
-   backfill_done_at)
+   backfill_done_at, moved_lsn)
    ON outbox_relay.tenants TO outbox_relay_runner;
 GRANT SELECT ON outbox_relay.schema_migrations TO outbox_relay_runner;
 

@@ -244,9 +244,11 @@ BEGIN
   PERFORM set_config('lock_timeout', callers_timeout, true);
 
   -- Whoever wrote before the lock is visible in this snapshot; whoever writes after it is in the log.
-  INSERT INTO outbox_relay.tenants AS old (schema, version, backfill, backfill_since, backfill_upto)
+  INSERT INTO outbox_relay.tenants AS old (schema, version, backfill, backfill_since, backfill_upto, shard)
   VALUES (add_tenant.schema, outbox_relay.shape_version(), add_tenant.backfill, add_tenant.since,
-          CASE WHEN add_tenant.backfill IS NOT NULL THEN pg_current_snapshot() END)
+          CASE WHEN add_tenant.backfill IS NOT NULL THEN pg_current_snapshot() END,
+          coalesce((SELECT g.shard FROM outbox_relay.progress g GROUP BY 1
+            ORDER BY (SELECT count(*) FROM outbox_relay.tenants n WHERE n.shard = g.shard AND n.schema <> add_tenant.schema), 1 LIMIT 1), 0))
   ON CONFLICT ON CONSTRAINT tenants_pkey DO UPDATE SET version = excluded.version;
   IF backfill IS NOT NULL THEN
     UPDATE outbox_relay.tenants n
@@ -330,6 +332,64 @@ END
 $$;
 -- +goose StatementEnd
 
+-- Moves a tenant to another shard, whose slot brings its events from here on. Both slots carry this change of its row at the same place of the log: one
+-- leader leaves the tenant there, the other one joins it. What the old one has not recorded by then, and only that, is queued by the new one once the
+-- old slot's progress has come to moved_lsn. False: it was not a tenant.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.move_tenant(schema text, shard int) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '400ms' AS $$
+DECLARE
+  t outbox_relay.tenants;
+  old outbox_relay.progress;
+BEGIN
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    -- An older snapshot would not show what was committed before the lock below.
+    RAISE EXCEPTION 'moving a tenant needs a READ COMMITTED transaction' USING ERRCODE = 'OR002';
+  END IF;
+  PERFORM pg_advisory_xact_lock(8245937120485516401); -- as add_tenant does, before any row or table
+  SELECT n.* INTO t FROM outbox_relay.tenants n WHERE n.schema = move_tenant.schema FOR UPDATE;
+  IF t.schema IS NULL THEN
+    RETURN false;
+  END IF;
+  IF t.shard = move_tenant.shard THEN
+    RETURN true;
+  END IF;
+  IF t.state = 'suspended' THEN
+    RAISE EXCEPTION 'tenant "%" is suspended: %', schema, t.reason
+      USING ERRCODE = 'OR002', HINT = 'Mend what suspended it and resume it first: its events are still to be fetched.';
+  END IF;
+  IF t.backfill IS NOT NULL AND t.backfill_done_at IS NULL THEN
+    RAISE EXCEPTION 'earlier events of tenant "%" are still being queued', schema
+      USING ERRCODE = 'OR002', HINT = 'Wait until outbox-relay tenants list shows it as done: after a move that takes running relays for both shards.';
+  END IF;
+  -- Of two slots for one shard nobody can tell which is read. One of them belongs to a relay that is not used any more.
+  IF (SELECT count(*) FROM outbox_relay.progress g WHERE g.shard = move_tenant.shard) <> 1 THEN
+    RAISE EXCEPTION 'there is no shard %, or more than one slot for it', move_tenant.shard
+      USING ERRCODE = 'OR002', HINT = 'Set database.shards and run outbox-relay migrate. See outbox_relay.progress.';
+  END IF;
+  BEGIN
+    SELECT g.* INTO STRICT old FROM outbox_relay.progress g WHERE g.shard = t.shard;
+  EXCEPTION WHEN no_data_found OR too_many_rows THEN
+    RAISE EXCEPTION 'there is no slot for shard %, where tenant "%" is, or more than one', t.shard, schema
+      USING ERRCODE = 'OR002', HINT = 'See outbox_relay.progress.';
+  END;
+  IF to_regclass(format('%I.webhook_events', schema)) IS NULL THEN
+    RAISE EXCEPTION 'tenant "%" has no table of events', schema USING ERRCODE = 'OR002', HINT = 'If its schema is gone: outbox-relay tenants remove.';
+  END IF;
+  -- Whoever has written an event holds a lock on its table until his commit is in the log and visible: nobody has one open now.
+  EXECUTE format('LOCK TABLE %I.webhook_events IN SHARE ROW EXCLUSIVE MODE', schema);
+  UPDATE outbox_relay.tenants n
+     SET shard = move_tenant.shard, moved_from = old.slot, moved_lsn = pg_current_wal_insert_lsn(), backfill_place = pg_current_wal_insert_lsn(), backfill_border_place = NULL,
+         backfill = 'missed', backfill_since = NULL, backfill_upto = pg_current_snapshot(), backfill_border = NULL, backfill_cursor = NULL, backfill_done_at = NULL,
+         -- the last checkpoint, or its admission if that came after it
+         backfill_from = CASE WHEN (pg_snapshot_xmax(old.snapshot), pg_snapshot_xmin(old.snapshot)) > (pg_snapshot_xmax(n.added_snapshot), pg_snapshot_xmin(n.added_snapshot))
+                              THEN old.snapshot ELSE n.added_snapshot END
+   WHERE n.schema = move_tenant.schema;
+  RETURN true;
+END
+$$;
+-- +goose StatementEnd
+
 -- Makes publications that somebody dropped, with the tables of every tenant: the relay calls it before it makes a new slot.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.restore_publications() RETURNS void
@@ -353,4 +413,5 @@ $$;
 -- Functions are executable by everybody unless told otherwise.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION outbox_relay.tenant_faults(oid), outbox_relay.tenant_requires() TO outbox_relay_runner; -- for `check`
-GRANT EXECUTE ON FUNCTION outbox_relay.restore_publications(), outbox_relay.shape_version(), outbox_relay.pause_tenant(text, text), outbox_relay.resume_tenant(text) TO outbox_relay_runner;
+GRANT EXECUTE ON FUNCTION outbox_relay.restore_publications(), outbox_relay.shape_version(), outbox_relay.pause_tenant(text, text), outbox_relay.resume_tenant(text),
+  outbox_relay.move_tenant(text, int) TO outbox_relay_runner;

@@ -1,0 +1,86 @@
+package schema
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// ErrShardInUse says that shards are to go which still have tenants, or a relay.
+var ErrShardInUse = errors.New("a shard that is to go is still in use")
+
+// MoveTenant moves a tenant to another shard; nothing is lost or sent twice by it. It waits for nobody long: while the table of events is locked, it
+// tries again until ctx ends. A schema that is no tenant is ErrNotTenant.
+func MoveTenant(ctx context.Context, dsn, schema string, shard int) error {
+	return change(ctx, dsn, fmt.Sprintf("move tenant %q to shard %d", schema, shard), "SELECT outbox_relay.move_tenant($1, $2)", schema, shard)
+}
+
+// leaveShards gives up the slots of shards that there are not to be any more: nobody would read them, and the server would keep its log for them.
+func (in *installer) leaveShards(ctx context.Context, o Options) error {
+	const op = "leave shards"
+	shards := max(o.Shards, 1)
+	rows, err := in.conn.Query(ctx, `SELECT p.slot, s.slot_name IS NOT NULL, coalesce(s.active, false)
+		FROM outbox_relay.progress p LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = p.slot AND s.database = current_database()
+		WHERE p.shard >= $2 AND p.slot = $1 || '_' || p.shard ORDER BY p.shard DESC`, o.Slot, shards)
+	if err != nil {
+		return opError(op, err)
+	}
+	type leftover struct {
+		Slot           string
+		Exists, Active bool
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[leftover])
+	if err != nil {
+		return opError(op, err)
+	}
+	if err := shardsInUse(ctx, in.conn, op, shards); err != nil {
+		return err
+	}
+	for _, l := range list {
+		if l.Active {
+			return &Error{Op: op, Err: fmt.Errorf("%w: a relay reads slot %q", ErrShardInUse, l.Slot), Hint: "Stop the relays that are configured with more shards, then run this again."}
+		}
+		in.progress("replication slot " + l.Slot + ": dropped, as its shard is to go and has no tenants")
+		if err := in.leaveShard(ctx, l.Slot, l.Exists, shards); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inLaterShards lists the tenants of shards from $1 on, and those that still wait for what the slot of such a one brings of them.
+const inLaterShards = `SELECT t.schema FROM outbox_relay.tenants t LEFT JOIN outbox_relay.progress f ON f.slot = t.moved_from
+	WHERE t.shard >= $1 OR f.shard >= $1 AND t.backfill IS NOT NULL AND t.backfill_done_at IS NULL ORDER BY 1`
+
+func shardsInUse(ctx context.Context, q Querier, op string, shards int) error {
+	held, err := collect[string](ctx, q, inLaterShards, shards)
+	if err != nil || len(held) == 0 {
+		return opError(op, err)
+	}
+	return &Error{
+		Op: op, Err: fmt.Errorf("%w: by tenant %q and maybe others, where there are to be %d", ErrShardInUse, held[0], shards),
+		Hint: "Move them first, while relays run with as many shards as before: outbox-relay tenants move. A move is over when tenants list shows its events as queued.",
+	}
+}
+
+// leaveShard drops a slot and takes its shard out of the choice for new tenants, unless one has come meanwhile.
+func (in *installer) leaveShard(ctx context.Context, slot string, exists bool, shards int) error {
+	op := fmt.Sprintf("drop slot %q", slot)
+	return in.short(ctx, op, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SELECT pg_catalog.pg_advisory_xact_lock(8245937120485516401)"); err != nil { // as add_tenant does
+			return err
+		}
+		if err := shardsInUse(ctx, tx, op, shards); err != nil {
+			return err
+		}
+		if exists {
+			if _, err := tx.Exec(ctx, "SELECT pg_catalog.pg_drop_replication_slot($1)", slot); err != nil {
+				return err
+			}
+		}
+		_, err := tx.Exec(ctx, "DELETE FROM outbox_relay.progress p WHERE p.slot = $1", slot)
+		return err
+	})
+}
