@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -19,7 +20,7 @@ import (
 
 // AuditOptions choose what Audit looks at.
 type AuditOptions struct {
-	Tenants      []string  // nil: all that are registered
+	Tenants      []string  // nil: all that are registered on the shard
 	Since, Until time.Time // when the events occurred; zero: no bound
 	// Thorough compares every event with every endpoint. Else only events that have no delivery at all are looked at, which is much faster.
 	Thorough bool
@@ -39,19 +40,19 @@ type AuditReport struct {
 	Skipped string `json:"skipped,omitempty"` // why the tenant was not looked at
 }
 
-// Audit looks for deliveries that are missing. It judges by the subscriptions as they are now: an event from before its subscription counts as missing.
+// Audit looks for deliveries of the store's shard that are missing. It judges by the subscriptions as they are now: an event from before its subscription counts as missing.
 // It only reads, unless it is to repair.
 func Audit(ctx context.Context, st *store.Store, cfg *Config, o AuditOptions) ([]AuditReport, error) {
+	registry, err := st.LoadShard(ctx, o.Tenants, math.MaxUint64, nil)
+	if err != nil {
+		return nil, err
+	}
 	handled, err := st.Handled(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if handled.String() == "" {
+	if handled.String() == "" && (cfg.Database.Shards == 1 || len(registry.Tenants) > 0) {
 		return nil, errors.New("nothing has been handled yet: a relay saves what it has handled after half a minute")
-	}
-	registry, err := st.LoadRegistry(ctx, o.Tenants, nil)
-	if err != nil {
-		return nil, err
 	}
 	var reports []AuditReport
 	for i := range registry.Tenants {
@@ -187,7 +188,11 @@ func (a *auditor) look(u *store.Unaccounted, out []store.Outcome) []store.Outcom
 func (s *session) audit(ctx context.Context, from, to store.Snapshot, changes map[string]uint64) error {
 	var steady []string
 	for _, name := range s.known() {
-		if t := s.tenant(name); t != nil && t.is(stateActive) && !t.isFilling() && t.changed() == changes[name] {
+		t := s.tenant(name)
+		if t == nil || !t.is(stateActive) || t.isFilling() || t.until != 0 {
+			continue
+		}
+		if before, known := changes[name]; t.changed() == before && (known || changes == nil) { // not one that has come meanwhile: what its events matched before is not known
 			steady = append(steady, name)
 		}
 	}

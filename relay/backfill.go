@@ -86,6 +86,12 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 	s.queued(out)
 	if page.Done {
 		s.log.Info("backfill done", "tenant", t.schema)
+		// A tenant that was moved may have rows that the other shard's leader wrote after the tenant had come here: what is to be sent goes behind those.
+		blocked, err := s.store.Blocked(ctx, []string{t.schema})
+		if err != nil {
+			return fmt.Errorf("load what waits in order: %w", err)
+		}
+		s.dispatcher.block(blocked)
 		t.setFilling(false)
 		s.resumed.Store(true) // what was parked behind it
 		signal(s.attention)
@@ -113,7 +119,7 @@ func (s *session) checkPublished(ctx context.Context) error {
 	}
 	for name, list := range tables {
 		t := s.tenant(name)
-		if t == nil {
+		if t == nil || t.until != 0 {
 			continue
 		}
 		reason := fmt.Errorf("tables are not published: %s; run: outbox-relay tenants add %s", list, name)

@@ -47,6 +47,9 @@ type Database struct {
 	InstanceID string `mapstructure:"instance_id"`
 	// Slot names the replication slot. Slots are cluster-wide: two databases of one server need two names.
 	Slot string `mapstructure:"slot"`
+	// Shards is how many slots the tenants are spread over, each read by a leader of its own. The slots of the second and all that follow have _1, _2 … at
+	// the end of their names. One means that Slot is the only one.
+	Shards int `mapstructure:"shards"`
 	// MaxConnections bounds the pool; the stream uses one connection more.
 	MaxConnections int           `mapstructure:"max_connections"`
 	ConnectTimeout time.Duration `mapstructure:"connect_timeout"`
@@ -61,6 +64,20 @@ func (d Database) StreamURL() string {
 	}
 	return d.URL
 }
+
+// ShardSlot is the name of a shard's slot.
+func (d Database) ShardSlot(shard int) string {
+	if shard == 0 {
+		return d.Slot
+	}
+	return d.Slot + "_" + strconv.Itoa(shard)
+}
+
+// maxShards is more than any server's WAL senders are worth: each slot decodes the whole log.
+const maxShards = 64
+
+// maxSlotName is how long PostgreSQL lets the name of a slot be.
+const maxSlotName = 63
 
 // Tenants says which schemas this relay works for. Patterns are those of [path.Match], over the schema's name.
 type Tenants struct {
@@ -205,7 +222,7 @@ const day = 24 * time.Hour
 // DefaultConfig is the configuration of a relay that was told nothing; only Database.URL is missing from it.
 func DefaultConfig() Config {
 	return Config{
-		Database: Database{Slot: "outbox_relay", MaxConnections: 8, ConnectTimeout: 10 * time.Second},
+		Database: Database{Slot: "outbox_relay", Shards: 1, MaxConnections: 8, ConnectTimeout: 10 * time.Second},
 		Delivery: Delivery{
 			Workers: 1024, EndpointConcurrency: 64, HostConcurrency: 256,
 			ConnectTimeout: 5 * time.Second, TLSHandshakeTimeout: 5 * time.Second, DefaultTimeout: 30 * time.Second,
@@ -347,6 +364,12 @@ func (d Database) validate(f *faults) {
 	}
 	if !regexp.MustCompile(`^[a-z0-9_]{1,63}$`).MatchString(d.Slot) {
 		f.add("database.slot", strconv.Quote(d.Slot), "must be 1 to 63 of a-z, 0-9 and _, as PostgreSQL demands of a slot's name")
+	}
+	switch {
+	case d.Shards < 1 || d.Shards > maxShards:
+		f.add("database.shards", d.Shards, "must be 1 to %d: each is one more slot that decodes the whole log", maxShards)
+	case len(d.Slot) <= maxSlotName && len(d.ShardSlot(d.Shards-1)) > maxSlotName:
+		f.add("database.slot", strconv.Quote(d.Slot), "must be shorter: the slot of the last shard is %s, and a slot's name has at most %d characters", d.ShardSlot(d.Shards-1), maxSlotName)
 	}
 	atLeast(f, "database.max_connections", d.MaxConnections, 2)
 	atLeast(f, "database.connect_timeout", d.ConnectTimeout, time.Millisecond)

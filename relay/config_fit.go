@@ -60,7 +60,7 @@ func (c Config) Shareable(n int) []error {
 	var f faults
 	least := func(key string, value, least any, short bool) {
 		if short {
-			f.add(key, value, "is shared by %d databases: must be at least %v", n, least)
+			f.add(key, value, "is shared by %d relays, one for each database and shard: must be at least %v", n, least)
 		}
 	}
 	least("window.deliveries", c.Window.Deliveries, n, c.Window.Deliveries < n)

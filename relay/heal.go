@@ -70,9 +70,6 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 		return fmt.Errorf("take leadership to heal slot %q: %w", e.cfg.Database.Slot, err)
 	}
 	failpoint.Hit(failpoint.HealLed)
-	if o.Tenants, err = e.servedTenants(ctx); err != nil {
-		return err
-	}
 	if o.LSN, err = wal.Renew(ctx, e.streamOptions()); err != nil {
 		return err
 	}
@@ -81,6 +78,10 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 		return err
 	}
 	failpoint.Hit(failpoint.HealSettled)
+	// After the slot was made: whoever is moved to this shard from now on comes with what the new slot brings.
+	if o.Tenants, err = e.servedTenants(ctx); err != nil {
+		return err
+	}
 	if err := e.store.Heal(ctx, o); err != nil {
 		return err
 	}

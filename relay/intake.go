@@ -42,7 +42,11 @@ func (s *session) Change(ctx context.Context, c *wal.Change) error {
 	rel := s.relation(c.Relation)
 	switch rel.kind {
 	case tableEvents:
-		if s.tx.skip || rel.tenant == nil || c.Op != wal.Insert {
+		if s.tx.skip || c.Op != wal.Insert {
+			return nil
+		}
+		s.tx.n++ // whosever it is: the place of an event is the same each time the log is read, whichever tenants are ours then
+		if rel.tenant == nil || !rel.tenant.brings(s.tx.begin.CommitLSN) {
 			return nil
 		}
 		return s.event(ctx, rel, c)
@@ -70,7 +74,7 @@ func (s *session) Commit(_ context.Context, c wal.Commit) error {
 	}
 	s.ledger.end(s.tx.entry, c.EndLSN)
 	if s.tx.entry == noCommit { // events that match nothing may be all there is
-		s.position(false)
+		s.position(s.owes())
 	}
 	s.metrics.read(c.CommitTime)
 	return nil
@@ -92,9 +96,12 @@ func (s *session) Keepalive(ctx context.Context, lsn wal.LSN, replyRequested boo
 	}
 	s.ledger.idle(lsn)
 	s.metrics.caughtUp()
-	s.position(replyRequested)
+	s.position(replyRequested || s.owes())
 	return nil
 }
+
+// owes tells whether the leader of another shard waits for our position: it goes on with a tenant once that is recorded.
+func (s *session) owes() bool { return wal.LSN(s.confirmed.Load()) < s.owed }
 
 // position asks for the covered position to be recorded where no outcome carries it along. Writing it makes WAL of its own: a quiet server is
 // left quiet.
@@ -114,7 +121,6 @@ func (s *session) position(now bool) {
 func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error {
 	t := rel.tenant
 	s.read.Add(1)
-	s.tx.n++ // whatever becomes of it: the place of an event is the same each time the log is read
 	if t.is(stateSuspended) {
 		return nil // its events stay in the table until it is resumed
 	}

@@ -202,9 +202,11 @@ func (e *engine) observe(ctx context.Context) error {
 		if err != nil {
 			continue // the recorder and the claimer tell that the database is away
 		}
-		e.metrics.queueDepth.Set(float64(s.Queued))
-		e.metrics.queueDue.Set(float64(s.Due))
-		e.metrics.queueAge.Set(s.OldestDue.Seconds())
+		if e.shard == 0 { // it is one queue: the sum over all shards has to be right
+			e.metrics.queueDepth.Set(float64(s.Queued))
+			e.metrics.queueDue.Set(float64(s.Due))
+			e.metrics.queueAge.Set(s.OldestDue.Seconds())
+		}
 		now := time.Now()
 		o := budget.look(now, &s, int64(e.cfg.Database.WALBudget))
 		e.metrics.slot(&s, o)

@@ -119,10 +119,10 @@ func (e *engine) claimBatch(ctx context.Context) (full bool, err error) {
 	return more, nil
 }
 
-// servedTenants lists the tenants whose deliveries this replica may attempt; nil: all. It is asked anew each time, for every replica claims, and only
+// servedTenants lists the tenants of the shard whose deliveries this replica may attempt; nil: all there are. It is asked anew each time, for every replica claims, and only
 // the leader hears of new tenants.
 func (e *engine) servedTenants(ctx context.Context) ([]string, error) {
-	if len(e.cfg.Tenants.Include) == 0 {
+	if len(e.cfg.Tenants.Include) == 0 && e.cfg.Database.Shards == 1 {
 		return nil, nil
 	}
 	names, err := e.store.Tenants(ctx)

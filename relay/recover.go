@@ -29,6 +29,8 @@ func (s *session) recoverMissed(ctx context.Context) error {
 			err := s.recoverPage(ctx, r)
 			var broken *store.TenantError
 			switch {
+			case errors.Is(err, errNotYet):
+				err = nil
 			case errors.As(err, &broken):
 				err = s.store.EndRecovery(ctx, s.epoch, r.Number, broken.Err.Error())
 			case err == nil:
@@ -42,9 +44,15 @@ func (s *session) recoverMissed(ctx context.Context) error {
 	}
 }
 
+// errNotYet puts a recovery off until the stream has come to where its tenant is.
+var errNotYet = errors.New("the tenant is not known yet")
+
 func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 	t := s.tenant(r.Tenant)
-	if t == nil {
+	switch {
+	case t == nil && r.Registered: // it has just come, and the stream has not brought that yet
+		return errNotYet
+	case t == nil:
 		return s.store.EndRecovery(ctx, s.epoch, r.Number, "the tenant is not served any more")
 	}
 	ep := t.endpoint(r.ID)

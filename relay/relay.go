@@ -41,7 +41,9 @@ const (
 
 // Options are what Run needs besides its configuration. Config, Version, Log and Registry are required.
 type Options struct {
-	Config   Config
+	Config Config
+	// Shard is the number of the shard to relay for, below Config.Database.Shards.
+	Shard    int
 	Version  string // sent as part of User-Agent
 	Log      *slog.Logger
 	Registry prometheus.Registerer
@@ -78,7 +80,8 @@ func (s *Status) set(ready bool, format string, args ...any) {
 
 // engine is what sessions come and go on.
 type engine struct {
-	cfg        *Config
+	cfg        *Config // the slot is that of the shard
+	shard      int
 	log        *slog.Logger
 	patient    bool
 	status     *Status
@@ -124,8 +127,9 @@ func Run(ctx context.Context, o Options) error {
 
 func newEngine(ctx context.Context, o *Options) (*engine, error) {
 	cfg := &o.Config
+	cfg.Database.Slot = cfg.Database.ShardSlot(o.Shard)
 	e := &engine{
-		cfg: cfg, log: o.Log, patient: o.Patient, status: o.Status, client: o.Client, owner: outbox.NewUUID(),
+		cfg: cfg, shard: o.Shard, log: o.Log, patient: o.Patient, status: o.Status, client: o.Client, owner: outbox.NewUUID(),
 		claim: make(chan struct{}, 1), backfill: make(chan struct{}, 1), attention: make(chan struct{}, 1), quit: make(chan struct{}),
 		defaults: cfg.EndpointDefaults(),
 	}
@@ -135,7 +139,7 @@ func newEngine(ctx context.Context, o *Options) (*engine, error) {
 	var err error
 	e.store, err = store.New(ctx, store.Config{
 		URL: cfg.Database.URL, MaxConns: int32(cfg.Database.MaxConnections), Slot: cfg.Database.Slot, //nolint:gosec // validated: small
-		ConnectTimeout: cfg.Database.ConnectTimeout, Log: o.Log, Lazy: o.Patient,
+		Shard: o.Shard, ConnectTimeout: cfg.Database.ConnectTimeout, Log: o.Log, Lazy: o.Patient,
 	})
 	if err != nil {
 		return nil, err
@@ -272,7 +276,7 @@ func (e *engine) tellEnd(err error, wait time.Duration) {
 func isFinal(err error) bool {
 	for _, kind := range []error{
 		wal.ErrUnsupported, wal.ErrWALLevel, wal.ErrNoReplication, wal.ErrPooler, wal.ErrSlotForeign, wal.ErrSlotMissing, wal.ErrSlotLost,
-		wal.ErrPublicationMissing, store.ErrInstance, store.ErrOutdated,
+		wal.ErrPublicationMissing, store.ErrInstance, store.ErrOutdated, store.ErrShards,
 	} {
 		if errors.Is(err, kind) {
 			return true

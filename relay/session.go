@@ -44,6 +44,7 @@ type session struct {
 	woken     []laneKey   // endpoints that take deliveries again
 	resumed   atomic.Bool // a tenant does
 	relations map[uint32]*relation
+	owed      wal.LSN // position up to which another shard waits for us
 
 	tx         transaction
 	positioned time.Time
@@ -97,6 +98,9 @@ func (s *session) run(parent context.Context) error {
 		return err
 	} else if state.Known && !state.Sound {
 		return fmt.Errorf("slot %q begins at %s: %w", s.cfg.Database.Slot, s.stream.Slot().ConfirmedFlush, errSlotAhead)
+	}
+	if err := s.store.CheckShards(ctx, s.cfg.Database.Shards); err != nil {
+		return err
 	}
 	progress, err := s.store.Lead(ctx, store.LeadOptions{InstanceID: s.cfg.Database.InstanceID, SystemID: s.stream.SystemID()})
 	if err != nil {

@@ -35,6 +35,14 @@ type tenant struct {
 	changes  uint64         // of the table, by the log
 	snapshot store.Snapshot // what the table was loaded from
 	loaded   wal.LSN        // commits from here on are not in the snapshot
+
+	// Events of commits before from were for the slot of another shard to bring, and those from until on are. Zero: no bound.
+	from, until wal.LSN
+}
+
+// brings tells whether it is our slot that brings an event of this commit.
+func (t *tenant) brings(commit wal.LSN) bool {
+	return commit >= t.from && (t.until == 0 || commit < t.until)
 }
 
 // wants tells whether a change of the routing table is to be applied: unless the load has seen it already.
@@ -153,18 +161,19 @@ func (r *relation) eventPlan() (plan *wal.EventPlan, err error) {
 	return r.plan, err
 }
 
-// loadTenants reads the routing tables of all tenants from one snapshot.
+// loadTenants reads the routing tables of all tenants of the shard from one snapshot.
 func (s *session) loadTenants(ctx context.Context) error {
 	s.tenants = make(map[string]*tenant)
-	return s.load(ctx, nil)
+	_, err := s.load(ctx, nil)
+	return err
 }
 
-// load reads the routing tables of the named tenants, nil for all. Changes of them that the stream repeats are known by the snapshot.
-func (s *session) load(ctx context.Context, schemas []string) error {
+// load reads the routing tables of those of the named tenants that are of our shard, nil for all, and says how many that are. Changes of them that the stream repeats are known by the snapshot.
+func (s *session) load(ctx context.Context, schemas []string) (loaded int, err error) {
 	began := time.Now()
-	reg, err := s.store.LoadRegistry(ctx, schemas, s.stream.Beat)
+	reg, err := s.store.LoadShard(ctx, schemas, max(s.start, s.tx.begin.CommitLSN), s.stream.Beat)
 	if err != nil {
-		return fmt.Errorf("load routing tables: %w", err)
+		return 0, fmt.Errorf("load routing tables: %w", err)
 	}
 	for i := range reg.Tenants {
 		rows := &reg.Tenants[i]
@@ -173,7 +182,11 @@ func (s *session) load(ctx context.Context, schemas []string) error {
 		}
 		t := &tenant{
 			schema: rows.Schema, state: rows.State, filling: rows.Backfilling, snapshot: reg.Snapshot, loaded: reg.LSN,
-			table: route.NewTenant(rows.Schema, s.defaults),
+			table: route.NewTenant(rows.Schema, s.defaults), from: rows.Moved,
+		}
+		if loaded++; rows.Left { // the last leader had not come to its end here: what is missed is in the other shard's hands, so nothing waits for it
+			t.from, t.until, t.filling = 0, rows.Moved, false
+			s.owed = max(s.owed, rows.Moved)
 		}
 		fill(t.table, rows, func(kind string, id outbox.UUID, err error) { s.complain(t, kind, id, err) })
 		s.mu.Lock()
@@ -183,12 +196,12 @@ func (s *session) load(ctx context.Context, schemas []string) error {
 			continue
 		}
 		if err := s.suspend(ctx, t, fmt.Errorf("read its tables: %w", rows.Err)); err != nil {
-			return err
+			return loaded, err
 		}
 	}
 	s.log.Debug("routing tables loaded", "tenants", len(reg.Tenants), "took", time.Since(began))
 	signal(s.backfill)
-	return nil
+	return loaded, nil
 }
 
 // complain tells of a row that cannot be used. It matches nothing until it is mended; everything else goes on.
@@ -215,6 +228,8 @@ func (s *session) tenantChanged(ctx context.Context, c *wal.Change) error {
 	r.text("state", &state)
 	var backfill string
 	var filled time.Time
+	var shard int32
+	r.int32("shard", &shard, 0)
 	r.text("backfill", &backfill)
 	r.time("backfill_done_at", &filled)
 	if c.Op == wal.Update && c.Old.Len() > 0 { // the key itself was updated
@@ -227,6 +242,9 @@ func (s *session) tenantChanged(ctx context.Context, c *wal.Change) error {
 	if before != "" && before != schema {
 		s.leave(before)
 	}
+	if c.Op != wal.Delete && int(shard) != s.shard {
+		return s.movedAway(ctx, schema)
+	}
 	switch {
 	case c.Op == wal.Delete:
 		s.leave(schema)
@@ -238,7 +256,7 @@ func (s *session) tenantChanged(ctx context.Context, c *wal.Change) error {
 		if err := s.awaitVisible(ctx); err != nil {
 			return err
 		}
-		if err := s.load(ctx, []string{schema}); err != nil {
+		if n, err := s.load(ctx, []string{schema}); err != nil || n == 0 { // none: it has been moved away since
 			return err
 		}
 		s.log.Info("tenant joins", "tenant", schema, "state", state)
@@ -251,6 +269,23 @@ func (s *session) tenantChanged(ctx context.Context, c *wal.Change) error {
 		}
 		signal(s.backfill)
 	}
+	return nil
+}
+
+// movedAway follows a tenant to its end here. Its events before this place of the log are ours to record, and the leader of its new shard waits for that.
+func (s *session) movedAway(ctx context.Context, schema string) error {
+	t := s.tenants[schema]
+	switch {
+	case t == nil: // of another shard, as most are
+		return nil
+	case t.until == 0 && !t.wants(s.tx.begin), t.until != 0 && t.brings(s.tx.begin.CommitLSN): // an older move, since when it has come back
+		return nil
+	}
+	if err := s.lookUp(ctx); err != nil { // what is held back is still its
+		return err
+	}
+	s.owed = max(s.owed, s.tx.begin.CommitLSN)
+	s.leave(schema)
 	return nil
 }
 

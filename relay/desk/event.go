@@ -116,8 +116,9 @@ SELECT v.event_type::text, coalesce(v.event_name, '')::text, coalesce(v.aggregat
   coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, s.confirmed_flush_lsn), 0)::int8
 FROM {tenant}.webhook_events v
 JOIN outbox_relay.tenants t ON t.schema = $2::text
-LEFT JOIN outbox_relay.progress p ON p.slot = $3::text
-LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $3::text
+CROSS JOIN LATERAL (SELECT $3::text || CASE WHEN t.shard > 0 THEN '_' || t.shard ELSE '' END AS name) slot
+LEFT JOIN outbox_relay.progress p ON p.slot = slot.name
+LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = slot.name
 WHERE v.id = $1::uuid`
 
 // marks is where an event stands in the order of transactions.

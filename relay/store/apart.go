@@ -17,11 +17,13 @@ SELECT t.schema FROM outbox_relay.tenants t JOIN pg_catalog.pg_namespace n ON n.
 const lockEndpoints = `SELECT e.id FROM {tenant}.webhook_endpoints e WHERE e.id = ANY($1::uuid[]) ORDER BY e.id FOR KEY SHARE`
 
 // suspend stops a tenant. What it misses from now on is queued when it is resumed: everything after the later of the last checkpoint
-// and its admission. A backfill that is under way keeps its mode and starts over then.
+// and its admission. A backfill that is under way keeps its mode and starts over then. The checkpoint is that of the tenant's own shard: another one may be
+// the writer, of a delivery that it claimed before the tenant was moved.
 const suspend = `
 UPDATE outbox_relay.tenants t
 SET state = 'suspended', reason = $2::text, backfill_upto = NULL, backfill_place = NULL, ` + markMissed + `
-FROM (SELECT (SELECT g.snapshot FROM outbox_relay.progress g WHERE g.slot = $3::text) AS snapshot) p
+FROM (SELECT (SELECT g.snapshot FROM outbox_relay.progress g WHERE g.slot = $3::text OR g.shard = o.shard
+    ORDER BY g.shard <> o.shard, g.slot <> $3::text LIMIT 1) AS snapshot FROM outbox_relay.tenants o WHERE o.schema = $1::text) p
 WHERE t.schema = $1::text AND t.state <> 'suspended'`
 
 // writeApart is the way once a tenant has an error: each tenant behind a savepoint of its own, so that only those in trouble are left

@@ -33,9 +33,14 @@ const waiting = `t.state = 'active' AND t.backfill IS NOT NULL AND t.backfill_do
 // Backfill names a request to queue earlier events of a tenant; two requests differ in their border.
 type Backfill struct{ Tenant, Upto string }
 
-// Backfills lists the backfills of active tenants that are not done.
+// moveSettled is the condition that all of a moved tenant's events that the slot before was to bring are recorded, as far as that brought them. A slot that is not known any
+// more has nothing to add.
+const moveSettled = `NOT EXISTS (SELECT FROM outbox_relay.progress f WHERE f.slot = t.moved_from AND f.lsn < t.moved_lsn)`
+
+// Backfills lists the backfills of active tenants of the shard that are not done, and that do not wait for the slot which the tenant was moved from.
 func (s *Store) Backfills(ctx context.Context) ([]Backfill, error) {
-	rows, err := s.pool.Query(ctx, `SELECT t.schema, t.backfill_upto::text FROM outbox_relay.tenants t WHERE `+waiting+` ORDER BY 1`)
+	rows, err := s.pool.Query(ctx, `SELECT t.schema, t.backfill_upto::text FROM outbox_relay.tenants t
+WHERE t.shard = $1::int4 AND `+moveSettled+` AND `+waiting+` ORDER BY 1`, s.shard)
 	if err != nil {
 		return nil, fmt.Errorf("list backfills: %w", err)
 	}

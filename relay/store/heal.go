@@ -78,7 +78,7 @@ type HealOptions struct {
 	Snapshot Snapshot      // what it does not show, the new slot brings
 	LSN      pglogrepl.LSN // from which the new slot brings every commit
 	SystemID string
-	Tenants  []string // whose events the slot carries; nil: all
+	Tenants  []string // of the shard, whose events the slot carries; nil: all of these
 	// Restored says that the tables come from another cluster. Transaction ids and positions in them mean nothing here, so what was missed is told by
 	// time: everything from an hour before the last record on that has no delivery.
 	Restored bool
@@ -90,21 +90,25 @@ const healPlace = `$4::text::pg_lsn - 1`
 const (
 	healTenants = `
 UPDATE outbox_relay.tenants t SET backfill_upto = $2::text::pg_snapshot, backfill_place = ` + healPlace + `, ` + markMissed + `
-FROM outbox_relay.progress p WHERE p.slot = $1::text AND ($3::text[] IS NULL OR t.schema = ANY($3::text[])) AND t.state <> 'suspended'`
+FROM outbox_relay.progress p WHERE p.slot = $1::text AND ($3::text[] IS NULL OR t.schema = ANY($3::text[])) AND t.shard = $5::int4 AND t.state <> 'suspended'`
 
-	// A snapshot that shows every transaction there can be.
+	// A snapshot that shows every transaction there can be. A move that was under way is over: its position means nothing any more.
 	restoreTenants = `
-UPDATE outbox_relay.tenants t SET added_snapshot = $2::text::pg_snapshot, backfill_place = ` + healPlace + `, backfill_from = NULL, backfill_border = NULL, backfill_border_place = NULL, backfill_cursor = NULL, backfill_done_at = NULL,
+UPDATE outbox_relay.tenants t SET added_snapshot = $2::text::pg_snapshot, moved_lsn = NULL, backfill_place = ` + healPlace + `, backfill_from = NULL, backfill_border = NULL, backfill_border_place = NULL, backfill_cursor = NULL, backfill_done_at = NULL,
   backfill_upto = CASE WHEN t.state <> 'suspended' THEN '9223372036854775807:9223372036854775807:'::pg_snapshot END,
   backfill = CASE WHEN ` + open + ` AND t.backfill = 'unprocessed' THEN 'unprocessed' ELSE 'since' END,
   backfill_since = CASE WHEN ` + open + ` AND t.backfill = 'since' THEN least(t.backfill_since, p.updated_at - interval '1 hour') ELSE p.updated_at - interval '1 hour' END
-FROM outbox_relay.progress p WHERE p.slot = $1::text AND ($3::text[] IS NULL OR t.schema = ANY($3::text[]))`
+FROM outbox_relay.progress p WHERE p.slot = $1::text AND ($3::text[] IS NULL OR t.schema = ANY($3::text[])) AND t.shard = $5::int4`
+
+	// Nor is this slot to bring, by the new log, what another shard's tenants had in the old one.
+	restoreLeft = `UPDATE outbox_relay.tenants t SET moved_lsn = NULL WHERE t.moved_from = $1::text AND t.moved_lsn IS NOT NULL`
 
 	// Places in the order of the queue stay what they are to each other, and come before all that the new log brings.
 	restoreQueue = `
 UPDATE outbox_relay.retry_queue q SET order_lsn = '0/0'::pg_lsn + r.place, order_n = 0
 FROM (SELECT q.delivery_id, row_number() OVER (ORDER BY q.order_lsn, q.order_n, q.delivery_id) AS place FROM outbox_relay.retry_queue q
-  WHERE q.order_key IS NOT NULL AND ($1::text[] IS NULL OR q.tenant = ANY($1::text[]))) r WHERE q.delivery_id = r.delivery_id`
+  WHERE q.order_key IS NOT NULL AND ($1::text[] IS NULL OR q.tenant = ANY($1::text[]))
+    AND NOT EXISTS (SELECT FROM outbox_relay.tenants t WHERE t.schema = q.tenant AND t.shard <> $2::int4)) r WHERE q.delivery_id = r.delivery_id`
 
 	// The epoch is what makes it certain that nobody else has healed, or leads, meanwhile.
 	healProgress = `
@@ -125,14 +129,17 @@ func (s *Store) Heal(ctx context.Context, o HealOptions) error {
 		statement := healTenants
 		if o.Restored {
 			statement = restoreTenants
-			if _, err := tx.Exec(ctx, restoreQueue, o.Tenants); err != nil {
+			if _, err := tx.Exec(ctx, restoreQueue, o.Tenants, s.shard); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, restoreLeft, s.slot); err != nil {
 				return err
 			}
 		}
 		if failpoint.Planted(failpoint.HealWithoutMarks) {
 			o.Tenants = []string{}
 		}
-		if _, err := tx.Exec(ctx, statement, s.slot, upto, o.Tenants, o.LSN.String()); err != nil {
+		if _, err := tx.Exec(ctx, statement, s.slot, upto, o.Tenants, o.LSN.String(), s.shard); err != nil {
 			return err
 		}
 		tag, err := tx.Exec(ctx, healProgress, s.slot, o.Epoch, o.LSN.String(), upto, o.SystemID)

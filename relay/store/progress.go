@@ -26,7 +26,7 @@ const shapeVersion = 2
 var ErrRestored = errors.New("the database was restored into another cluster")
 
 const lead = `
-INSERT INTO outbox_relay.progress AS p (slot, system_identifier, instance_id, epoch, timeline) VALUES ($1::text, $2::text, $3::text, 1, outbox_relay.timeline())
+INSERT INTO outbox_relay.progress AS p (slot, system_identifier, instance_id, epoch, timeline, shard) VALUES ($1::text, $2::text, $3::text, 1, outbox_relay.timeline(), $5::int4)
 ON CONFLICT (slot) DO UPDATE SET epoch = p.epoch + 1, timeline = excluded.timeline, updated_at = CASE WHEN $4::bool THEN p.updated_at ELSE now() END,
   system_identifier = CASE WHEN p.system_identifier = '' THEN excluded.system_identifier ELSE p.system_identifier END,
   instance_id = CASE WHEN p.instance_id = '' THEN excluded.instance_id ELSE p.instance_id END
@@ -57,7 +57,7 @@ func (s *Store) Lead(ctx context.Context, o LeadOptions) (Progress, error) {
 	if shape < shapeVersion {
 		return Progress{}, fmt.Errorf("%w: version %d, want %d", ErrOutdated, shape, shapeVersion)
 	}
-	err := s.pool.QueryRow(ctx, lead, s.slot, o.SystemID, o.InstanceID, o.Restored).Scan(&p.Epoch, &lsn, &high)
+	err := s.pool.QueryRow(ctx, lead, s.slot, o.SystemID, o.InstanceID, o.Restored, s.shard).Scan(&p.Epoch, &lsn, &high)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Progress{}, s.instanceError(ctx, o)
 	}
@@ -141,9 +141,9 @@ WHERE d.relayed AND d.webhook_event_id = ANY($1::uuid[])`
 	return found, nil
 }
 
-// Suspended lists the tenants that are suspended.
+// Suspended lists the tenants of the shard that are suspended.
 func (s *Store) Suspended(ctx context.Context) ([]string, error) {
-	rows, err := s.pool.Query(ctx, `SELECT t.schema FROM outbox_relay.tenants t WHERE t.state = 'suspended' ORDER BY 1`)
+	rows, err := s.pool.Query(ctx, `SELECT t.schema FROM outbox_relay.tenants t WHERE t.state = 'suspended' AND t.shard = $1::int4 ORDER BY 1`, s.shard)
 	if err != nil {
 		return nil, fmt.Errorf("list suspended tenants: %w", err)
 	}

@@ -17,20 +17,24 @@ type Recovery struct {
 	Endpoint
 	// Ready says that whatever was read from the log before the request is recorded: what has no delivery then was missed.
 	Ready bool
+	// Registered says that the tenant is one of this shard's, whether the leader has come to hear of that or not.
+	Registered bool
 }
 
-// Recoveries lists the requests that are not done, oldest first. The first call that sees one notes how far the log has to be recorded for it.
+// Recoveries lists the requests of the shard's tenants that are not done, oldest first; those of no tenant at all are the first shard's. The first call that sees one notes how far the log has to be recorded for it.
 func (s *Store) Recoveries(ctx context.Context, epoch int64) ([]Recovery, error) {
 	rows, err := s.pool.Query(ctx, `SELECT r.id, r.tenant, r.endpoint_id, r.upto_lsn IS NULL,
-  coalesce(r.upto_lsn <= (SELECT p.lsn FROM outbox_relay.progress p WHERE p.slot = $1::text), false)
-FROM outbox_relay.recoveries r WHERE r.done_at IS NULL ORDER BY r.id`, s.slot)
+  coalesce(r.upto_lsn <= (SELECT p.lsn FROM outbox_relay.progress p WHERE p.slot = $1::text), false) AND NOT coalesce(t.moved_lsn IS NOT NULL AND `+open+`, false),
+  t.schema IS NOT NULL
+FROM outbox_relay.recoveries r LEFT JOIN outbox_relay.tenants t ON t.schema = r.tenant
+WHERE r.done_at IS NULL AND coalesce(t.shard, 0) = $2::int4 ORDER BY r.id`, s.slot, s.shard)
 	if err != nil {
 		return nil, fmt.Errorf("list recoveries: %w", err)
 	}
 	fresh := false
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Recovery, err error) {
 		var first bool
-		err = row.Scan(&r.Number, &r.Tenant, &r.ID, &first, &r.Ready)
+		err = row.Scan(&r.Number, &r.Tenant, &r.ID, &first, &r.Ready, &r.Registered)
 		fresh = fresh || first
 		return r, err
 	})

@@ -36,6 +36,9 @@ type TenantRows struct {
 	Reason        string // why it is paused or suspended
 	Backfilling   bool   // earlier events are still to be queued
 	Err           error  // why its tables could not be read; then there are no rows
+	// Moved is the position of the log where the tenant came to its shard; zero: it has always been there. Left tells that it has gone to another one there.
+	Moved pglogrepl.LSN
+	Left  bool
 
 	Endpoints     []delivery.EndpointRow
 	EventTypes    []route.EventTypeRow
@@ -92,9 +95,9 @@ func (t *nullTime) ScanTimestamptz(v pgtype.Timestamptz) error {
 	return nil
 }
 
-// Tenants lists the registered tenants, whatever their state.
+// Tenants lists the registered tenants of the shard, whatever their state.
 func (s *Store) Tenants(ctx context.Context) ([]string, error) {
-	rows, err := s.pool.Query(ctx, `SELECT t.schema FROM outbox_relay.tenants t ORDER BY 1`)
+	rows, err := s.pool.Query(ctx, `SELECT t.schema FROM outbox_relay.tenants t WHERE t.shard = $1::int4 ORDER BY 1`, s.shard)
 	if err != nil {
 		return nil, fmt.Errorf("list tenants: %w", err)
 	}
@@ -130,11 +133,21 @@ func (s *Store) Unpublished(ctx context.Context) (map[string]string, error) {
 // tenant is in its Err and does not keep the others from being read. beat, unless it is nil, is called now and
 // then while it lasts; its error ends it.
 func (s *Store) LoadRegistry(ctx context.Context, schemas []string, beat func(context.Context) error) (*Registry, error) {
+	return s.load(ctx, listTenants, []any{schemas}, beat)
+}
+
+// LoadShard is LoadRegistry for the tenants of the shard, and for those that have left it for another one at a place of the log behind a position: up to
+// there their events are still for this shard's slot to bring.
+func (s *Store) LoadShard(ctx context.Context, schemas []string, position pglogrepl.LSN, beat func(context.Context) error) (*Registry, error) {
+	return s.load(ctx, listTenants+ofShard, []any{schemas, s.shard, s.slot, position.String()}, beat)
+}
+
+func (s *Store) load(ctx context.Context, list string, args []any, beat func(context.Context) error) (*Registry, error) {
 	reg := &Registry{}
 	conn, err := s.pool.Acquire(ctx)
 	if err == nil {
 		defer conn.Release()
-		err = inTransaction(ctx, conn.Conn(), reg.load(ctx, conn.Conn(), schemas, beat))
+		err = inTransaction(ctx, conn.Conn(), reg.load(ctx, conn.Conn(), statement{list + " ORDER BY 1", args}, s.shard, beat))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("load routing rows: %w", err)
@@ -142,14 +155,27 @@ func (s *Store) LoadRegistry(ctx context.Context, schemas []string, beat func(co
 	return reg, nil
 }
 
-func (reg *Registry) load(ctx context.Context, conn *pgx.Conn, schemas []string, beat func(context.Context) error) error {
+const (
+	listTenants = `
+SELECT t.schema, t.state, coalesce(t.reason, ''), t.backfill IS NOT NULL AND t.backfill_done_at IS NULL, t.shard, coalesce(t.moved_lsn, '0/0')::text
+FROM outbox_relay.tenants t WHERE ($1::text[] IS NULL OR t.schema = ANY($1::text[]))`
+
+	ofShard = ` AND (t.shard = $2::int4 OR t.moved_from = $3::text AND t.moved_lsn > $4::text::pg_lsn)`
+)
+
+func (reg *Registry) load(ctx context.Context, conn *pgx.Conn, list statement, shard int, beat func(context.Context) error) error {
 	b := &pgx.Batch{}
 	b.Queue("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 	queueSnapshot(b, &reg.Snapshot, &reg.LSN)
-	b.Queue(`SELECT t.schema, t.state, coalesce(t.reason, ''), t.backfill IS NOT NULL AND t.backfill_done_at IS NULL FROM outbox_relay.tenants t
-WHERE $1::text[] IS NULL OR t.schema = ANY($1::text[]) ORDER BY 1`, schemas).Query(func(rows pgx.Rows) (err error) {
+	b.Queue(list.sql, list.args...).Query(func(rows pgx.Rows) (err error) {
 		reg.Tenants, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (t TenantRows, err error) {
-			return t, row.Scan(&t.Schema, &t.State, &t.Reason, &t.Backfilling)
+			var home int
+			var moved string
+			if err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Backfilling, &home, &moved); err == nil {
+				t.Moved, err = pglogrepl.ParseLSN(moved)
+			}
+			t.Left = home != shard
+			return t, err
 		})
 		return err
 	})
@@ -192,7 +218,7 @@ func loadTenants(ctx context.Context, conn *pgx.Conn, tenants []TenantRows, beat
 	}
 	if len(tenants) == 1 {
 		t := &tenants[0]
-		*t = TenantRows{Schema: t.Schema, State: t.State, Reason: t.Reason, Backfilling: t.Backfilling, Err: loadErr}
+		*t = TenantRows{Schema: t.Schema, State: t.State, Reason: t.Reason, Backfilling: t.Backfilling, Moved: t.Moved, Left: t.Left, Err: loadErr}
 		return nil
 	}
 	for i := range tenants {

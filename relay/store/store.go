@@ -30,8 +30,9 @@ type Config struct {
 	ConnectTimeout time.Duration
 	// Lazy has New open the pool without a look whether the database answers.
 	Lazy bool
-	// Slot names the row of outbox_relay.progress.
-	Slot string
+	// Slot names the row of outbox_relay.progress, and Shard is the number of the shard whose tenants it is for.
+	Slot  string
+	Shard int
 	// Log is told of deliveries that Claim could not load; required.
 	Log *slog.Logger
 }
@@ -43,6 +44,7 @@ type Store struct {
 	// pool would have to learn in turn.
 	recording *pgxpool.Pool
 	slot      string
+	shard     int
 	log       *slog.Logger
 }
 
@@ -97,7 +99,7 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 		pool.Close()
 		return nil, fmt.Errorf("open recording connection: %w", err)
 	}
-	return &Store{pool: pool, recording: recording, slot: cfg.Slot, log: cfg.Log}, nil
+	return &Store{pool: pool, recording: recording, slot: cfg.Slot, shard: cfg.Shard, log: cfg.Log}, nil
 }
 
 // Close closes the pool and waits for connections in use.

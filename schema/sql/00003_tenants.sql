@@ -379,7 +379,7 @@ BEGIN
   -- Whoever has written an event holds a lock on its table until his commit is in the log and visible: nobody has one open now.
   EXECUTE format('LOCK TABLE %I.webhook_events IN SHARE ROW EXCLUSIVE MODE', schema);
   UPDATE outbox_relay.tenants n
-     SET shard = move_tenant.shard, moved_from = old.slot, moved_lsn = pg_current_wal_insert_lsn(), backfill_place = pg_current_wal_insert_lsn(), backfill_border_place = NULL,
+     SET shard = move_tenant.shard, moved_from = old.slot, moved_lsn = pg_current_wal_insert_lsn(), backfill_place = pg_current_wal_insert_lsn() - 1, backfill_border_place = NULL,
          backfill = 'missed', backfill_since = NULL, backfill_upto = pg_current_snapshot(), backfill_border = NULL, backfill_cursor = NULL, backfill_done_at = NULL,
          -- the last checkpoint, or its admission if that came after it
          backfill_from = CASE WHEN (pg_snapshot_xmax(old.snapshot), pg_snapshot_xmin(old.snapshot)) > (pg_snapshot_xmax(n.added_snapshot), pg_snapshot_xmin(n.added_snapshot))
