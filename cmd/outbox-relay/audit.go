@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -85,13 +87,6 @@ Exit codes: 0 nothing is missing, or it has been queued; 1 deliveries are missin
 }
 
 func (a *app) audit(ctx context.Context, c *config, o relay.AuditOptions, output string) error {
-	st, err := store.New(ctx, store.Config{
-		URL: c.Database.URL, MaxConns: 2, ConnectTimeout: c.Database.ConnectTimeout, Slot: c.Database.Slot, Log: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		return withHint(c.key("url"), err)
-	}
-	defer st.Close()
 	result := auditResult{Database: c.name, Since: o.Since, Until: o.Until}
 	o.Found = func(tenant string, event, endpoint outbox.UUID) {
 		if len(result.First) < auditShown {
@@ -101,9 +96,15 @@ func (a *app) audit(ctx context.Context, c *config, o relay.AuditOptions, output
 	if terminal(a.err) {
 		o.Progress = func(tenant string) { say(a.err, "auditing %s …\n", tenant) }
 	}
-	if result.Tenants, err = relay.Audit(ctx, st, &c.Config, o); err != nil {
-		return err
+	for shard := range c.Database.Shards {
+		reports, err := auditShard(ctx, c, shard, o)
+		if err != nil {
+			return err
+		}
+		result.Tenants = append(result.Tenants, reports...)
 	}
+	slices.SortFunc(result.Tenants, func(a, b relay.AuditReport) int { return strings.Compare(a.Tenant, b.Tenant) })
+	var err error
 	if output == "json" {
 		enc := json.NewEncoder(a.out)
 		enc.SetIndent("", "  ")
@@ -120,6 +121,19 @@ func (a *app) audit(ctx context.Context, c *config, o relay.AuditOptions, output
 		}
 	}
 	return nil
+}
+
+// auditShard judges the tenants of a shard by what its own reader has noted.
+func auditShard(ctx context.Context, c *config, shard int, o relay.AuditOptions) ([]relay.AuditReport, error) {
+	st, err := store.New(ctx, store.Config{
+		URL: c.Database.URL, MaxConns: 2, ConnectTimeout: c.Database.ConnectTimeout, Slot: c.Database.ShardSlot(shard), Shard: shard,
+		Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		return nil, withHint(c.key("url"), err)
+	}
+	defer st.Close()
+	return relay.Audit(ctx, st, &c.Config, o)
 }
 
 func writeAudit(out io.Writer, result *auditResult) error {

@@ -49,7 +49,7 @@ Run it with the role the relay logs in with: it is that role's rights that are c
 	}
 }
 
-var databaseKeys = regexp.MustCompile(`\bdatabase\.(url|replication_url|slot|instance_id|max_connections|connect_timeout|wal_budget)\b`)
+var databaseKeys = regexp.MustCompile(`\bdatabase\.(url|replication_url|slot|shards|instance_id|max_connections|connect_timeout|wal_budget)\b`)
 
 // checker prints what it finds as it goes.
 type checker struct {
@@ -119,8 +119,8 @@ func (k *checker) check(ctx context.Context) error {
 	}
 	installed := []fact{
 		{"publications", k.publications},
-		{"slot", k.slot},
-		{"progress", k.progress},
+		{"slot", k.slots},
+		{"progress", k.progresses},
 		{"role", k.role},
 		{"tenants", k.tenants},
 	}

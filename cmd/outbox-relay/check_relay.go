@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/jackc/pgx/v5"
 
@@ -90,22 +91,32 @@ type slotFacts struct {
 	Confirmed        string
 }
 
-func (k *checker) slotRow(ctx context.Context) (slotFacts, error) {
+func (k *checker) slotRow(ctx context.Context, slot string) (slotFacts, error) {
 	rows, err := k.conn.Query(ctx, `
 		SELECT coalesce(s.plugin, ''), coalesce(s.database, ''), coalesce(s.active_pid, 0), coalesce(s.wal_status, ''),
 		       coalesce(to_jsonb(s) ->> 'invalidation_reason', ''),
 		       coalesce(pg_wal_lsn_diff(w.lsn, s.restart_lsn), 0)::int8, coalesce(pg_wal_lsn_diff(w.lsn, s.confirmed_flush_lsn), 0)::int8,
 		       coalesce(s.safe_wal_size, -1), coalesce(s.confirmed_flush_lsn, '0/0')::text
-		  FROM pg_catalog.pg_replication_slots s, (SELECT pg_current_wal_lsn() AS lsn) w WHERE s.slot_name = $1`, k.config.Database.Slot)
+		  FROM pg_catalog.pg_replication_slots s, (SELECT pg_current_wal_lsn() AS lsn) w WHERE s.slot_name = $1`, slot)
 	if err != nil {
 		return slotFacts{}, err
 	}
 	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[slotFacts])
 }
 
-func (k *checker) slot(ctx context.Context) error {
-	name := "slot " + k.config.Database.Slot
-	s, err := k.slotRow(ctx)
+// slots looks at the slot of each shard.
+func (k *checker) slots(ctx context.Context) error {
+	for shard := range k.config.Database.Shards {
+		if err := k.slot(ctx, k.config.Database.ShardSlot(shard)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (k *checker) slot(ctx context.Context, slot string) error {
+	name := "slot " + slot
+	s, err := k.slotRow(ctx, slot)
 	if errors.Is(err, pgx.ErrNoRows) {
 		k.fail(name, "missing", migrateRemedy+", or mend database.slot if it has another name; one that was there, a relay makes anew when it starts")
 		return nil
@@ -134,29 +145,60 @@ func (k *checker) slot(ctx context.Context) error {
 	return nil
 }
 
-func (k *checker) progress(ctx context.Context) error {
+// progresses looks at what is known of each slot, and whether every tenant is on one of them.
+func (k *checker) progresses(ctx context.Context) error {
+	shards := k.config.Database.Shards
+	for shard := range shards {
+		name := "progress"
+		if shards > 1 {
+			name += " of shard " + strconv.Itoa(shard)
+		}
+		if err := k.progress(ctx, name, k.config.Database.ShardSlot(shard)); err != nil {
+			return err
+		}
+	}
+	var elsewhere []string
+	var leftover string
+	err := k.conn.QueryRow(ctx, `SELECT ARRAY(SELECT t.schema FROM outbox_relay.tenants t WHERE t.shard >= $1 ORDER BY 1),
+		coalesce((SELECT min(p.slot) FROM outbox_relay.progress p WHERE p.shard >= $1 AND p.slot = $2 || '_' || p.shard), '')`, shards, k.config.Database.Slot).
+		Scan(&elsewhere, &leftover)
+	switch {
+	case err != nil:
+		return err
+	case len(elsewhere) > 0:
+		k.fail("shards", fmt.Sprintf("tenant %s and maybe others are on a shard that database.shards (%d) does not count", elsewhere[0], shards),
+			"raise it again, and move them with outbox-relay tenants move before it is lowered")
+	case leftover != "":
+		k.warn("shards", fmt.Sprintf("slot %s is of a shard that database.shards (%d) does not count", leftover, shards), migrateRemedy+", which drops it, or the server keeps its log for ever")
+	case shards > 1:
+		k.ok("shards", "every tenant is on one of %d", shards)
+	}
+	return nil
+}
+
+func (k *checker) progress(ctx context.Context, name, slot string) error {
 	var systemID, instanceID string
 	var ahead bool
 	err := k.conn.QueryRow(ctx, `
 		SELECT p.system_identifier, p.instance_id, coalesce(p.lsn > '0/0' AND s.confirmed_flush_lsn > p.lsn, false)
-		  FROM outbox_relay.progress p LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = p.slot WHERE p.slot = $1`, k.config.Database.Slot).
+		  FROM outbox_relay.progress p LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = p.slot WHERE p.slot = $1`, slot).
 		Scan(&systemID, &instanceID, &ahead)
 	ours := k.config.Database.InstanceID
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		k.fail("progress", "nothing is known of slot "+k.config.Database.Slot, migrateRemedy)
+		k.fail(name, "nothing is known of slot "+slot, migrateRemedy)
 	case err != nil:
 		return err
 	case systemID != "" && systemID != k.systemID:
-		k.fail("progress", "was made on another cluster, "+systemID+": this database is a copy, or was restored",
+		k.fail(name, "was made on another cluster, "+systemID+": this database is a copy, or was restored",
 			"if this relay shall take over, clear system_identifier in outbox_relay.progress; else let it alone, or real receivers are called twice")
 	case instanceID != "" && instanceID != ours:
-		k.fail("progress", fmt.Sprintf("belongs to instance %q, database.instance_id is %q", instanceID, ours),
+		k.fail(name, fmt.Sprintf("belongs to instance %q, database.instance_id is %q", instanceID, ours),
 			"if this relay shall take over, clear instance_id in outbox_relay.progress; else let it alone, or real receivers are called twice")
 	case ahead:
-		k.warn("progress", "the slot is ahead of what was recorded: somebody made it anew, or read from it", "start a relay: it queues what it missed from the tables")
+		k.warn(name, "the slot is ahead of what was recorded: somebody made it anew, or read from it", "start a relay: it queues what it missed from the tables")
 	default:
-		k.ok("progress", "belongs to this cluster and instance")
+		k.ok(name, "belongs to this cluster and instance")
 	}
 	return nil
 }

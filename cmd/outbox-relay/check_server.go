@@ -144,10 +144,12 @@ func replicationRemedy(err error, key string) string {
 }
 
 func (k *checker) slotsLeft(ctx context.Context) error {
-	var used int
-	var ours bool
-	err := k.conn.QueryRow(ctx, "SELECT count(*), coalesce(bool_or(slot_name = $1), false) FROM pg_catalog.pg_replication_slots", k.config.Database.Slot).
-		Scan(&used, &ours)
+	var slots []string
+	for shard := range k.config.Database.Shards {
+		slots = append(slots, k.config.Database.ShardSlot(shard))
+	}
+	var used, ours int
+	err := k.conn.QueryRow(ctx, "SELECT count(*), count(*) FILTER (WHERE slot_name = ANY($1::text[])) FROM pg_catalog.pg_replication_slots", slots).Scan(&used, &ours)
 	if err != nil {
 		return err
 	}
@@ -156,7 +158,7 @@ func (k *checker) slotsLeft(ctx context.Context) error {
 		return err
 	}
 	what := fmt.Sprintf("%d of max_replication_slots = %d in use", used, limit)
-	if used >= limit && !ours {
+	if used-ours+len(slots) > limit {
 		k.fail("replication slots", what, "drop one that nobody uses (pg_replication_slots), or raise max_replication_slots and restart the server")
 		return nil
 	}

@@ -172,12 +172,24 @@ func (r *databaseReader) clashes() {
 			switch {
 			case samePlace(a.URL, b.URL, true), samePlace(a.StreamURL(), b.StreamURL(), true):
 				r.add(b.prefix()+"url", "", fmt.Sprintf("leads to the same database as %surl: drop one of the two entries", a.prefix()))
-			case a.Slot == b.Slot && samePlace(a.StreamURL(), b.StreamURL(), false):
-				r.add(b.prefix()+"slot", b.Slot, fmt.Sprintf("is that of %s on the same server as well, and slots belong to the whole server: give each database its own",
+			case commonSlot(a.Database, b.Database) != "" && samePlace(a.StreamURL(), b.StreamURL(), false):
+				r.add(b.prefix()+"slot", commonSlot(a.Database, b.Database), fmt.Sprintf("is that of %s on the same server as well, and slots belong to the whole server: give each database its own",
 					strings.TrimSuffix(a.prefix(), ".")))
 			}
 		}
 	}
+}
+
+// commonSlot is the first slot that both have, empty if there is none.
+func commonSlot(a, b relay.Database) string {
+	for i := range a.Shards {
+		for j := range b.Shards {
+			if a.ShardSlot(i) == b.ShardSlot(j) {
+				return a.ShardSlot(i)
+			}
+		}
+	}
+	return ""
 }
 
 // samePlace tells whether two DSNs have a server in common, and the same database on it. Two names of one server it does not see through.
@@ -211,14 +223,20 @@ func servers(c *pgconn.Config) []string {
 // validateDatabases is [relay.Config.Validate] for each database of the configuration. What they have in common is told of once.
 func (c *config) validateDatabases() []error {
 	if len(c.Databases) == 0 {
-		return split(c.Validate())
+		faults := split(c.Validate())
+		if c.Database.Shards > 1 {
+			faults = append(faults, c.Shareable(c.Database.Shards)...)
+		}
+		return faults
 	}
 	faults := split(c.Validate())
 	said := make(map[string]bool)
 	for _, fault := range faults {
 		said[fault.Error()] = true
 	}
+	relays := 0
 	for _, one := range c.each() {
+		relays += max(one.Database.Shards, 1)
 		for _, fault := range split(one.Validate()) {
 			f, ok := errors.AsType[*relay.FieldError](fault)
 			if !ok || !strings.HasPrefix(f.Key, "database.") || said[fault.Error()] && f.Key != "database.url" {
@@ -232,7 +250,7 @@ func (c *config) validateDatabases() []error {
 			faults = append(faults, &named)
 		}
 	}
-	return append(faults, c.Shareable(len(c.Databases))...)
+	return append(faults, c.Shareable(relays)...)
 }
 
 // each lists what there is to relay for: the databases of the list, or the only one.

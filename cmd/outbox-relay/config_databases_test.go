@@ -120,6 +120,13 @@ func TestFaultsOfTheListNameTheEntry(t *testing.T) {
 		"same slot": {"databases: [{name: a, url: 'postgres://h1,h2/x'}, {name: b, url: postgres://h2/y}]", []string{
 			"databases.b.slot: outbox_relay: is that of databases.a on the same server as well, and slots belong to the whole server: give each database its own",
 		}},
+		"slot of a shard": {"databases: [{name: a, url: postgres://h/x, shards: 3}, {name: b, url: postgres://h/y, slot: outbox_relay_2}]", []string{
+			"databases.b.slot: outbox_relay_2: is that of databases.a on the same server as well, and slots belong to the whole server: give each database its own",
+		}},
+		"too many shards": {"databases: [{name: a, url: postgres://h/x, shards: 65}]", []string{"databases.a.shards: 65: must be 1 to 64: each is one more slot that decodes the whole log"}},
+		"too little to share between shards": {"delivery: {workers: 3}\ndatabases: [{name: a, url: postgres://h/a, shards: 3}, {name: b, url: postgres://i/a}]", []string{
+			"delivery.workers: 3: is shared by 4 relays, one for each database and shard: must be at least 4",
+		}},
 		"two from the section": {"database: {url: postgres://h/x}\ndatabases: [{name: a}, {name: b, slot: b}]", []string{
 			"databases.b.url: leads to the same database as databases.a.url: drop one of the two entries",
 		}},
@@ -130,7 +137,7 @@ func TestFaultsOfTheListNameTheEntry(t *testing.T) {
 			"databases.a_replication.url: has the variable OUTBOX_RELAY_DATABASES_A_REPLICATION_URL, as databases.a.replication_url has: name one of the two differently",
 		}},
 		"too little to share": {"window: {bytes: 1MiB}\ndelivery: {workers: 1}\ndatabases: [{name: a, url: postgres://h/a}, {name: b, url: postgres://i/a}]", []string{
-			"window.bytes: 1MiB: is shared by 2 databases: must be at least 2MiB", "delivery.workers: 1: is shared by 2 databases: must be at least 2",
+			"window.bytes: 1MiB: is shared by 2 relays, one for each database and shard: must be at least 2MiB", "delivery.workers: 1: is shared by 2 relays, one for each database and shard: must be at least 2",
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {

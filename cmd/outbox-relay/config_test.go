@@ -85,6 +85,11 @@ func faultCases() []struct{ name, yaml, want string } {
 		{"pattern", "tenants: {include: ['[a-']}", `tenants.include: "[a-": is not a name or a pattern: * stands for any characters, ? for one, [a-z] for one of a set`},
 		{"address range", "network: {deny: [10.0.0.5]}", `network.deny: "10.0.0.5": must be an address range in CIDR form: 10.0.0.0/8, or 10.1.2.3/32 for one address`},
 		{"range with host bits", "network: {deny: [10.0.0.5/8]}", "network.deny: 10.0.0.5/8: has address bits beyond its length: write 10.0.0.0/8, or 10.0.0.5/32 for one address"},
+		{"no shard", "database: {shards: 0}", "database.shards: 0: must be 1 to 64: each is one more slot that decodes the whole log"},
+		{
+			"slot too long for its shards", "database: {slot: " + strings.Repeat("s", 62) + ", shards: 2}", `database.slot: "` + strings.Repeat("s", 62) +
+				`": must be shorter: the slot of the last shard is ` + strings.Repeat("s", 62) + "_1, and a slot's name has at most 63 characters",
+		},
 		{"slot", "database: {slot: My-Slot}", `database.slot: "My-Slot": must be 1 to 63 of a-z, 0-9 and _, as PostgreSQL demands of a slot's name`},
 		{"level", "log: {level: loud}", `log.level: "loud": must be debug, info, warn or error`},
 		{"format", "log: {format: xml}", `log.format: "xml": must be json, text, or auto: text on a terminal, json anywhere else`},

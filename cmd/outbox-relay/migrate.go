@@ -15,8 +15,10 @@ func (a *app) migrateCommand() *cobra.Command {
 		Use:   "migrate",
 		Short: "Bring the database up to date: schema outbox_relay, publications, slot, tenants",
 		Long: `Create or update what the relay needs in the database: the schema outbox_relay, the role
-outbox_relay_runner, two publications and the replication slot database.slot; then every registered
-tenant. It may be repeated, and run while relays work. Of several databases each has its turn.
+outbox_relay_runner, two publications and the replication slot database.slot, with database.shards
+one for each shard; then every registered tenant. Slots of shards that are not configured any more
+are dropped, once all tenants have been moved away from them. It may be repeated, and run while
+relays work. Of several databases each has its turn.
 
 The role of database.url needs CREATE on the database, CREATEROLE (once), REPLICATION and the
 ownership of the tenants' tables. The relay itself does not: let it log in as a role of its own,
@@ -46,7 +48,7 @@ func (a *app) migrate(ctx context.Context, c *config) error {
 	if err := reach(ctx, c); err != nil {
 		return err
 	}
-	if err := schema.Migrate(ctx, c.Database.URL, schema.Options{Slot: c.Database.Slot, Progress: a.progress}); err != nil {
+	if err := schema.Migrate(ctx, c.Database.URL, schema.Options{Slot: c.Database.Slot, Shards: c.Database.Shards, Progress: a.progress}); err != nil {
 		return err
 	}
 	say(a.out, "The database is up to date. Next: outbox-relay tenants add SCHEMA, or outbox-relay run\n")
@@ -68,7 +70,7 @@ func (a *app) printMigration(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	return schema.Print(a.out, schema.Options{Slot: one.Database.Slot})
+	return schema.Print(a.out, schema.Options{Slot: one.Database.Slot, Shards: one.Database.Shards})
 }
 
 // progress tells a person what takes its time.

@@ -29,6 +29,7 @@ type orderOracle struct {
 	sequence   map[string][]string // by endpoint: what has been accepted, each event once
 	inversions []string
 	down       bool
+	pause      time.Duration // after each transaction, besides a few milliseconds
 	changed    chan struct{}
 }
 
@@ -193,7 +194,7 @@ func (o *orderOracle) write(ctx context.Context, s *site, rnd *rand.Rand, ids []
 			return err
 		}
 		select {
-		case <-time.After(time.Duration(rnd.IntN(15)) * time.Millisecond):
+		case <-time.After(o.pause + time.Duration(rnd.IntN(15))*time.Millisecond):
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -24,12 +24,13 @@ by killing the relay: it delivers again what was not recorded.
 
 Any number of relays may run on one database. One reads the log, the others stand by for it; all
 work the retry queue. One relay serves several databases where the configuration has the list
-databases: then one that is away, or not set up, is waited for, while the others go on.
+databases: then one that is away, or not set up, is waited for, while the others go on. With
+database.shards, each shard of a database has a reader of its own, which may be in any relay.
 
 While it runs, server.listen serves
   /livez    200 as long as the process works
   /readyz   200 when the relay works, as leader or standing by; 503 and the reason otherwise, with a
-            line for each of several databases, of which all have to work
+            line for each of several databases or shards, of which all have to work
   /metrics  for Prometheus`,
 		Example: `  outbox-relay run --config /etc/outbox-relay/config.yaml
   outbox-relay run --database-url postgres://relay@db/app --listen :9464 --log-format json`,
@@ -70,7 +71,9 @@ func (a *app) run(ctx context.Context, c *config) error {
 		group.Go(func() error { return pages.Run(serving) })
 	}
 	for _, r := range relays {
-		group.Go(func() error { return autoAdopt(ctx, r.config, r.log) })
+		if r.shard == 0 { // once for each database
+			group.Go(func() error { return autoAdopt(ctx, r.config, r.log) })
+		}
 	}
 	group.Go(func() error {
 		defer stopServing()

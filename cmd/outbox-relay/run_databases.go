@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,19 +14,20 @@ import (
 	"github.com/neo-commons/outbox-relay/relay"
 )
 
-// What one process does for several databases: a relay for each, with a slot, a pool and a share of the window and the workers of its own, and one
-// client for all of their deliveries. A database that is away stops nobody but itself.
+// What one process does for several databases: a relay for each, and for each of its shards, with a slot, a pool and a share of the window and the workers of
+// its own, and one client for all of their deliveries. A database that is away stops nobody but itself.
 //
 //	orders  ──► relay ──┐
 //	billing ──► relay ──┼──► client ──► receivers
-//	legacy  ──► relay ──┘
-//	              └──► status, metrics{database="…"}, log database=…
+//	        └─► relay ──┘
+//	              └──► status, metrics{database="…", shard="…"}, log database=… shard=…
 
 // relays are those of the process.
 type relays []*oneRelay
 
 type oneRelay struct {
 	config *config // narrowed to its database
+	shard  int
 	status relay.Status
 	log    *slog.Logger
 }
@@ -33,13 +35,40 @@ type oneRelay struct {
 func newRelays(c *config, log *slog.Logger) relays {
 	var list relays
 	for _, one := range c.each() {
-		r := &oneRelay{config: one, log: log}
-		if one.name != "" {
-			r.log = log.With("database", one.name)
+		for shard := range one.Database.Shards {
+			r := &oneRelay{config: one, shard: shard, log: log}
+			for _, label := range r.labels() {
+				r.log = r.log.With(label.key, label.value)
+			}
+			list = append(list, r)
 		}
-		list = append(list, r)
 	}
 	return list
+}
+
+type label struct{ key, value string }
+
+// labels tell a relay from the others of the process, as far as there are others.
+func (r *oneRelay) labels() (list []label) {
+	if r.config.name != "" {
+		list = append(list, label{"database", r.config.name})
+	}
+	if r.config.Database.Shards > 1 {
+		list = append(list, label{"shard", strconv.Itoa(r.shard)})
+	}
+	return list
+}
+
+// title is what a relay is called by people; empty: it is the only one.
+func (r *oneRelay) title() string {
+	var words []string
+	for _, l := range r.labels() {
+		if l.key != "database" {
+			words = append(words, l.key)
+		}
+		words = append(words, l.value)
+	}
+	return strings.Join(words, " ")
 }
 
 // Ready tells whether every database has its relay at work, and of each what that does or why it does not.
@@ -49,8 +78,8 @@ func (l relays) Ready() (ok bool, why string) {
 	for i, r := range l {
 		works, what := r.status.Ready()
 		ok = ok && works
-		if lines[i] = what; r.config.name != "" {
-			lines[i] = r.config.name + ": " + strings.ReplaceAll(what, "\n", "; ")
+		if lines[i] = what; r.title() != "" {
+			lines[i] = r.title() + ": " + strings.ReplaceAll(what, "\n", "; ")
 		}
 	}
 	return ok, strings.Join(lines, "\n")
@@ -63,16 +92,20 @@ func (l relays) run(ctx context.Context, registry prometheus.Registerer, log *sl
 		return err
 	}
 	defer client.Close()
+	databases := make(map[string]bool)
+	for _, r := range l {
+		databases[r.config.name] = true
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	for _, r := range l {
 		labelled := registry
-		if r.config.name != "" {
-			labelled = prometheus.WrapRegistererWith(prometheus.Labels{"database": r.config.name}, registry)
+		for _, label := range r.labels() {
+			labelled = prometheus.WrapRegistererWith(prometheus.Labels{label.key: label.value}, labelled)
 		}
 		group.Go(func() error {
 			err := relay.Run(ctx, relay.Options{
-				Config: r.config.Share(len(l)), Version: version(), Log: r.log, Registry: labelled, Status: &r.status, Abort: abort,
-				Client: client, Patient: len(l) > 1,
+				Config: r.config.Share(len(l)), Shard: r.shard, Version: version(), Log: r.log, Registry: labelled, Status: &r.status, Abort: abort,
+				Client: client, Patient: r.config.name != "" && len(databases) > 1,
 			})
 			if err != nil {
 				return r.config.named(withHint(r.config.key("url"), fmt.Errorf("run: %w", err)))

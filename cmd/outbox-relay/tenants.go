@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -21,7 +22,7 @@ import (
 func (a *app) tenantsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tenants",
-		Short: "List, add, remove, pause and resume tenants",
+		Short: "List, add, remove, pause, resume and move tenants",
 		Long: `A tenant is a schema whose webhook_events the relay delivers. Running relays follow every change at
 once, without a restart.
 
@@ -29,7 +30,7 @@ Provisioning code does the same in the transaction that creates the schema: SELE
 outbox_relay.add_tenant('schema').`,
 		RunE: subcommandMissing,
 	}
-	cmd.AddCommand(a.tenantsListCommand(), a.tenantsAddCommand(), a.tenantsRemoveCommand(), a.tenantsPauseCommand(), a.tenantsResumeCommand())
+	cmd.AddCommand(a.tenantsListCommand(), a.tenantsAddCommand(), a.tenantsRemoveCommand(), a.tenantsPauseCommand(), a.tenantsResumeCommand(), a.tenantsMoveCommand())
 	return cmd
 }
 
@@ -188,6 +189,43 @@ func (a *app) tenantsResumeCommand() *cobra.Command {
 	}
 }
 
+func (a *app) tenantsMoveCommand() *cobra.Command {
+	var shard int
+	cmd := &cobra.Command{
+		Use:   "move SCHEMA",
+		Short: "Move a tenant to another shard, while relays run",
+		Long: `Move a tenant to another shard of its database (database.shards): its events are read from the slot
+of that one from here on. Nothing is lost, sent twice or reordered by it, and relays need not be told.
+
+Its writers wait for a moment; while a transaction that has written events is open, the command tries
+again. New events to endpoints that promise an order wait until the reader of the shard before has
+recorded what it read of the tenant; tenants list shows "missed, queued" then. If that reader is away
+for long, they wait for long. A tenant that is suspended, or whose earlier events are still being
+queued, cannot be moved.`,
+		Example: `  outbox-relay tenants move acme --shard 1`,
+		Args:    oneSchema,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !cmd.Flags().Changed("shard") {
+				return usage("name the shard with --shard")
+			}
+			c, err := a.loadAndReach(cmd)
+			if err != nil {
+				return err
+			}
+			if shard < 0 || shard >= c.Database.Shards {
+				return usage("--shard %d: must be 0 to %d, as %s is %d", shard, c.Database.Shards-1, c.key("shards"), c.Database.Shards)
+			}
+			if err := schema.MoveTenant(cmd.Context(), c.Database.URL, args[0], shard); err != nil {
+				return err
+			}
+			say(a.out, "%s is on shard %d\n", args[0], shard)
+			return nil
+		},
+	}
+	cmd.Flags().IntVar(&shard, "shard", 0, "`NUMBER` of the shard to move it to, from 0")
+	return cmd
+}
+
 func (a *app) tenantsListCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
@@ -215,22 +253,23 @@ func (a *app) tenantsListCommand() *cobra.Command {
 			if output == "json" {
 				return writeTenantsJSON(a.out, tenants)
 			}
-			return writeTenantsTable(a.out, tenants)
+			return writeTenantsTable(a.out, tenants, c.Database.Shards > 1)
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "`FORM` of the list: table or json")
 	return cmd
 }
 
-func writeTenantsTable(w io.Writer, tenants []schema.Tenant) error {
+func writeTenantsTable(w io.Writer, tenants []schema.Tenant, shards bool) error {
 	if len(tenants) == 0 {
 		_, err := fmt.Fprintln(w, "No tenants yet. Add one: outbox-relay tenants add SCHEMA")
 		return err
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	say(table, "SCHEMA\tSTATE\tSINCE\tEARLIER EVENTS\tREASON\n")
+	column := func(text string) string { return suffixIf(shards, text+"\t") }
+	say(table, "SCHEMA\t%sSTATE\tSINCE\tEARLIER EVENTS\tREASON\n", column("SHARD"))
 	for _, t := range tenants {
-		say(table, "%s\t%s\t%s\t%s\t%s\n", t.Schema, t.State, t.Since.UTC().Format(time.RFC3339), backfillText(t), cmp.Or(t.Reason, "-"))
+		say(table, "%s\t%s%s\t%s\t%s\t%s\n", t.Schema, column(strconv.Itoa(t.Shard)), t.State, t.Since.UTC().Format(time.RFC3339), backfillText(t), cmp.Or(t.Reason, "-"))
 	}
 	return table.Flush()
 }
@@ -252,6 +291,7 @@ func backfillText(t schema.Tenant) string {
 // tenantJSON is what scripts can rely on.
 type tenantJSON struct {
 	Schema         string     `json:"schema"`
+	Shard          int        `json:"shard"`
 	State          string     `json:"state"`
 	Reason         string     `json:"reason,omitempty"`
 	Version        int        `json:"version"`
@@ -265,7 +305,7 @@ func writeTenantsJSON(w io.Writer, tenants []schema.Tenant) error {
 	list := make([]tenantJSON, len(tenants))
 	for i, t := range tenants {
 		list[i] = tenantJSON{
-			Schema: t.Schema, State: t.State, Reason: t.Reason, Version: t.Version, Since: t.Since.UTC(),
+			Schema: t.Schema, Shard: t.Shard, State: t.State, Reason: t.Reason, Version: t.Version, Since: t.Since.UTC(),
 			Backfill: t.Backfill, BackfillSince: orNil(t.BackfillSince), BackfillDoneAt: orNil(t.BackfillDoneAt),
 		}
 	}
