@@ -88,18 +88,23 @@ func (o *orderOracle) done(endpoints, events int) bool {
 // the queue, and both are killed over and over. OUTBOX_RELAY_TEST_SEEDS asks for more than two runs.
 func TestOrderHoldsUnderKills(t *testing.T) {
 	t.Parallel()
-	seeds := 2
-	if text := os.Getenv("OUTBOX_RELAY_TEST_SEEDS"); text != "" {
-		var err error
-		seeds, err = strconv.Atoi(text)
-		require.NoError(t, err)
-	}
-	for seed := range seeds {
+	for seed := range testSeeds(t) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			t.Parallel()
 			orderUnderKills(t, uint64(seed))
 		})
 	}
+}
+
+func testSeeds(t *testing.T) (seeds int) {
+	t.Helper()
+	text := os.Getenv("OUTBOX_RELAY_TEST_SEEDS")
+	if text == "" {
+		return 2
+	}
+	seeds, err := strconv.Atoi(text)
+	require.NoError(t, err)
+	return seeds
 }
 
 func orderUnderKills(t *testing.T, seed uint64) {
