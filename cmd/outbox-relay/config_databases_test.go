@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -123,7 +124,7 @@ func TestFaultsOfTheListNameTheEntry(t *testing.T) {
 		"slot of a shard": {"databases: [{name: a, url: postgres://h/x, shards: 3}, {name: b, url: postgres://h/y, slot: outbox_relay_2}]", []string{
 			"databases.b.slot: outbox_relay_2: is that of databases.a on the same server as well, and slots belong to the whole server: give each database its own",
 		}},
-		"too many shards": {"databases: [{name: a, url: postgres://h/x, shards: 65}]", []string{"databases.a.shards: 65: must be 1 to 64: each is one more slot that decodes the whole log"}},
+		"too many shards": {"window: {bytes: 128MiB}\ndatabases: [{name: a, url: postgres://h/x, shards: 65}]", []string{"databases.a.shards: 65: must be 1 to 64: each is one more slot that decodes the whole log"}},
 		"too little to share between shards": {"delivery: {workers: 3}\ndatabases: [{name: a, url: postgres://h/a, shards: 3}, {name: b, url: postgres://i/a}]", []string{
 			"delivery.workers: 3: is shared by 4 relays, one for each database and shard: must be at least 4",
 		}},
@@ -241,4 +242,19 @@ func TestExampleOfAList(t *testing.T) {
 	c, err := loadText(t, strings.ReplaceAll(example[1], "\n#", "\n"))
 	require.NoError(t, err)
 	assert.Equal(t, []string{"orders", "billing"}, c.names())
+}
+
+// Each shard of each database has a relay of its own; what there is one of has no name.
+func TestRelaysAreCalledByDatabaseAndShard(t *testing.T) {
+	t.Parallel()
+	for yaml, want := range map[string]string{
+		"database: {url: postgres://h/x}":                                                        "starting",
+		"database: {url: postgres://h/x, shards: 2}":                                             "shard 0: starting\nshard 1: starting",
+		"databases: [{name: a, url: postgres://h/x}, {name: b, url: postgres://i/x, shards: 2}]": "a: starting\nb shard 0: starting\nb shard 1: starting",
+	} {
+		c, err := loadText(t, yaml)
+		require.NoError(t, err)
+		_, why := newRelays(&c, slog.New(slog.DiscardHandler)).Ready()
+		assert.Equal(t, want, why)
+	}
 }

@@ -352,6 +352,7 @@ func TestMoveFromALostSlot(t *testing.T) {
 	stop := make(chan struct{})
 	w := &writer{site: s, tenants: tenants, rules: rules, rnd: rand.New(rand.NewPCG(8, 1)), mu: mu, expected: expected, rolledBack: rolledBack}
 	group.Go(func() error { return w.pace(working, stop, 15*time.Millisecond) })
+	last := &writer{site: s, tenants: tenants[:1], rules: rules, rnd: rand.New(rand.NewPCG(8, 2)), mu: mu, expected: expected, rolledBack: rolledBack}
 	for range 2 {
 		enough := s.receiver.pairs() + 200
 		s.receiver.await(ctx, t, "deliveries", func() bool { return s.receiver.pairs() >= enough })
@@ -366,7 +367,11 @@ func TestMoveFromALostSlot(t *testing.T) {
 			require.NoError(t, err)
 			s.exec(t, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active", slot)
 			_, err = s.pool.Exec(ctx, "SELECT pg_drop_replication_slot($1)", slot)
-			return err == nil && s.moveTo(ctx, t, tenants[0], 1-shard) // or a relay was faster
+			if err != nil { // a relay was faster
+				return false
+			}
+			require.NoError(t, last.run(ctx, 20)) // what no slot will bring
+			return s.moveTo(ctx, t, tenants[0], 1-shard)
 		})
 	}
 	close(stop)
