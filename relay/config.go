@@ -163,8 +163,10 @@ type Breaker struct {
 
 // Window bounds what the relay holds in memory. What does not fit becomes rows of the retry queue.
 type Window struct {
-	Deliveries int      `mapstructure:"deliveries"`
-	Bytes      ByteSize `mapstructure:"bytes"`
+	// Deliveries in memory at most; reserveFactor times as many more of those that have their share while others have nothing to do.
+	Deliveries int `mapstructure:"deliveries"`
+	// Bytes of the bodies and jobOverhead for each delivery.
+	Bytes ByteSize `mapstructure:"bytes"`
 	// Hold is how long an unfinished delivery may hold back the confirmed LSN before it is handed to the retry queue.
 	Hold time.Duration `mapstructure:"hold"`
 }
@@ -231,7 +233,7 @@ func DefaultConfig() Config {
 		},
 		Retry:     Retry{Attempts: 5, Backoff: 30 * time.Second, Multiplier: 2, MaxBackoff: time.Hour},
 		Breaker:   Breaker{Failures: 5, FailureRatio: 0.9, MinAttempts: 20, Window: time.Minute, OpenFor: time.Minute, HalfOpen: 1},
-		Window:    Window{Deliveries: 10_000, Bytes: 64 * MiB, Hold: 2 * time.Second},
+		Window:    Window{Deliveries: 10_000, Bytes: 64 * MiB, Hold: 3 * time.Second},
 		Record:    Record{Batch: 1000, Interval: 25 * time.Millisecond, Timeout: 10 * time.Second},
 		Queue:     Queue{Poll: time.Second, Batch: 500, Lease: time.Minute},
 		Health:    Health{WarnAfter: day, DisableAfter: 5 * day},

@@ -13,7 +13,7 @@ import (
 )
 
 // jobOverhead is what a delivery costs in memory besides its share of the body, in bytes.
-const jobOverhead = 1024
+const jobOverhead = 768
 
 // activeFor is how long after its last event from the stream a lane counts as one of those that want a share of the window. It is measured in the
 // time of the commits: while a huge transaction is read, the others do not cease to matter because their events stand behind it.
@@ -46,6 +46,21 @@ const (
 
 // parked is the due time of what waits until somebody wakes it.
 const parked = time.Duration(math.MaxInt64)
+
+// A room holds deliveries of the stream, each from its admission until its outcome is durable.
+type room struct {
+	n     int
+	bytes int64
+}
+
+// The rooms. All that is in memory is in the window, but for the surplus of lanes that have their share of it while others have nothing to do, and
+// for what was deferred on arrival.
+const (
+	inWindow = iota
+	inReserve
+	inDeferral
+	roomsNumber
+)
 
 // The dispatcher shares out the workers among the lanes.
 //
@@ -94,14 +109,15 @@ type dispatcher struct {
 	running jobList
 	stamp   uint64
 
-	used          int   // deliveries of the stream in memory
-	bytes         int64 // and what they occupy
+	rooms         [roomsNumber]room
+	unrecorded    int   // deliveries that were attempted and whose outcome is not durable
+	choked        bool  // by these: nothing is started before they are fewer
 	claimed       int   // deliveries of the retry queue in memory
 	claimedBytes  int64 // and what they occupy
 	active        int   // lanes that had an arrival lately
 	activeParties int   // tenants with such lanes
 	busyParties   int   // tenants with something queued or running
-	starving      int   // active lanes without any work
+	starving      int   // active lanes with nothing queued or running
 
 	committed time.Time // the latest commit that the stream has come to
 }
@@ -163,12 +179,14 @@ func (d *dispatcher) admit(ctx context.Context, j *job) {
 		}
 		over := d.overShare(l)
 		if over && d.starving > 0 {
-			d.shed(ctx, j, deferShare, 0)
+			if !d.useReserve(j) {
+				d.shed(ctx, j, deferShare, 0)
+			}
 			return
 		}
-		full := d.used >= d.cfg.Window.Deliveries || d.used > 0 && d.bytes+j.bytes > int64(d.cfg.Window.Bytes)
+		full := d.rooms[inWindow].n >= d.cfg.Window.Deliveries || d.exceeds(int64(d.cfg.Window.Bytes), j)
 		if !over && !full {
-			d.hold(j)
+			d.hold(j, inWindow)
 			d.enqueue(j)
 			return
 		}
@@ -230,33 +248,58 @@ func (d *dispatcher) arrive(l *lane, committed time.Time) {
 	if l.party.active++; l.party.active == 1 {
 		d.activeParties++
 	}
-	if l.used == 0 {
+	if !l.busy {
 		d.starving++
 	}
 }
 
-// hold takes room in the window; release gives it back.
-func (d *dispatcher) hold(j *job) {
-	l := j.lane
-	if l.used == 0 && l.active {
-		d.starving--
-	}
-	l.used++
-	l.party.used++
-	l.party.bytes += j.bytes
-	d.used++
-	d.bytes += j.bytes
+// used is how many deliveries of the stream are in memory, bytes what they occupy.
+func (d *dispatcher) used() int {
+	return d.rooms[inWindow].n + d.rooms[inReserve].n + d.rooms[inDeferral].n
+}
+func (d *dispatcher) bytes() int64 {
+	return d.rooms[inWindow].bytes + d.rooms[inReserve].bytes + d.rooms[inDeferral].bytes
 }
 
-// shed defers a delivery of the stream. What is deferred may exceed the window by a quarter until it is recorded; beyond that the stream waits
+// exceeds tells whether a delivery would take the bodies in window and reserve beyond a limit. A single one may.
+func (d *dispatcher) exceeds(limit int64, j *job) bool {
+	w, r := d.rooms[inWindow], d.rooms[inReserve]
+	return w.n+r.n > 0 && w.bytes+r.bytes+j.bytes > limit
+}
+
+// hold takes room for a delivery; release gives it back.
+func (d *dispatcher) hold(j *job, where int) {
+	j.room = where
+	d.rooms[where].n++
+	d.rooms[where].bytes += j.bytes
+	j.lane.used++
+	if where == inWindow {
+		j.lane.windowed++
+		j.lane.party.windowed.n++
+		j.lane.party.windowed.bytes += j.bytes
+	}
+}
+
+func (d *dispatcher) leaveRoom(j *job) {
+	d.rooms[j.room].n--
+	d.rooms[j.room].bytes -= j.bytes
+	j.lane.used--
+	if j.room == inWindow {
+		j.lane.windowed--
+		j.lane.party.windowed.n--
+		j.lane.party.windowed.bytes -= j.bytes
+	}
+}
+
+// shed defers a delivery of the stream on its arrival. A quarter of the window is there for such until they are recorded; beyond that the stream waits
 // for the database.
 func (d *dispatcher) shed(ctx context.Context, j *job, reason string, due time.Duration) {
-	for d.used >= d.cfg.Window.Deliveries*5/4 || d.used > 0 && d.bytes+j.bytes > int64(d.cfg.Window.Bytes)*5/4 {
+	for r := &d.rooms[inDeferral]; r.n > 0 && (r.n >= d.cfg.Window.Deliveries/4 || r.bytes+j.bytes > int64(d.cfg.Window.Bytes)/4); {
 		if !d.waitRoom(ctx, nil) {
 			break // the session is over: drain records what there is
 		}
 	}
-	d.hold(j)
+	d.hold(j, inDeferral)
 	if j.ordered() {
 		d.blockKey(j.lane, j.Order.Key)
 	}

@@ -110,23 +110,74 @@ func TestLaneKeepsItsConcurrency(t *testing.T) {
 	})
 }
 
-func TestLaneBeyondItsShareIsDeferredWhileAnotherStarves(t *testing.T) {
+func TestLaneBeyondItsShareUsesTheReserveWhileAnotherStarves(t *testing.T) {
 	t.Parallel()
 	b := newBench(100)
-	small := b.job("small", 1)
-	b.admit(t.Context(), small)
-	b.finish(b.take(), verdict{})
-	b.release([]*job{small}) // the small lane has nothing to do, but had lately
-	for range 75 {
-		b.admit(t.Context(), b.job("big", 1))
+	b.admit(t.Context(), b.job("small", 1))
+	b.finish(b.take(), verdict{}) // the small lane has nothing to do, though its outcome waits to be recorded
+	var big []*job
+	more := func(n int) {
+		for range n {
+			big = append(big, b.job("big", 1))
+			b.admit(t.Context(), big[len(big)-1])
+		}
 	}
-	require.Empty(t, b.deferrals, "there is room for everybody")
-	b.admit(t.Context(), b.job("big", 1))
-	require.Equal(t, []string{deferShare}, b.deferrals, "50 of 100 are its share once three quarters are in use")
+	more(74)
+	require.Zero(t, b.rooms[inReserve].n, "there is room for everybody")
+	more(reserveFactor * 100)
+	require.Equal(t, reserveFactor*100, b.rooms[inReserve].n, "50 of 100 are its share once three quarters are in use")
+	require.Empty(t, b.deferrals)
+	more(1)
+	require.Equal(t, []string{deferShare}, b.deferrals)
 	for range 20 {
 		b.admit(t.Context(), b.job("small", 1))
 	}
 	require.Len(t, b.deferrals, 1, "what is left is for those below their share")
+	b.release(big)
+	require.Zero(t, b.rooms[inReserve].n)
+	require.Equal(t, 21, b.used())
+}
+
+// TestAStarvingLaneLetsTheStreamGoOn: the stream waits while both lanes have work, and not once one has none.
+func TestAStarvingLaneLetsTheStreamGoOn(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(100)
+		b.admit(t.Context(), b.job("small", 1))
+		j := b.take()
+		for range 74 {
+			b.admit(t.Context(), b.job("big", 1))
+		}
+		go b.admit(t.Context(), b.job("big", 1))
+		synctest.Wait()
+		require.Zero(t, b.rooms[inReserve].n)
+		b.finish(j, verdict{})
+		synctest.Wait()
+		require.Equal(t, 1, b.rooms[inReserve].n)
+	})
+}
+
+// TestNothingStartsWhileTooMuchIsUnrecorded: the database sets the pace, and a crash repeats half a window at most.
+func TestNothingStartsWhileTooMuchIsUnrecorded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(16)
+		var jobs []*job
+		for range 10 {
+			b.admit(t.Context(), b.job("one", 10))
+		}
+		for range 8 {
+			jobs = append(jobs, b.take())
+			b.finish(jobs[len(jobs)-1], verdict{})
+		}
+		var next *job
+		go func() { next = b.take() }()
+		synctest.Wait()
+		require.Nil(t, next, "an attempt beside eight unrecorded ones")
+		b.release(jobs[:1])
+		synctest.Wait()
+		require.NotNil(t, next)
+	})
 }
 
 func TestLaneAloneWaitsForRoom(t *testing.T) {

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -166,7 +167,7 @@ func (s *session) jobs(t *tenant, e *outbox.Event) []*job {
 	s.batch = s.batch[:0]
 	var m messages
 	for _, target := range s.targets {
-		s.batch = append(s.batch, newJob(t.schema, target, m.of(target.Endpoint.Format, e, s.cfg.Delivery.Source), e, s))
+		s.batch = append(s.batch, newJob(t.schema, target, m.of(s.scratch[:0], target.Endpoint.Format, e, s.cfg.Delivery.Source), e, s))
 	}
 	return s.batch
 }
@@ -174,9 +175,13 @@ func (s *session) jobs(t *tenant, e *outbox.Event) []*job {
 // messages are the bodies of one event, by format.
 type messages [delivery.Formats]*delivery.Message
 
-func (m *messages) of(f delivery.Format, e *outbox.Event, source string) *delivery.Message {
+// of encodes the body in scratch, which may be nil, if it fits.
+func (m *messages) of(scratch []byte, f delivery.Format, e *outbox.Event, source string) *delivery.Message {
 	if m[f] == nil {
-		encoded := delivery.Encode(nil, f, e, source)
+		encoded := delivery.Encode(scratch, f, e, source)
+		if len(encoded.Body) <= cap(scratch) { // it may be kept for seconds: not a byte more than it needs
+			encoded.Body = bytes.Clone(encoded.Body)
+		}
 		m[f] = &encoded
 	}
 	return m[f]

@@ -25,6 +25,8 @@ type job struct {
 	lane       *lane
 	host       *host // that the attempt under way counts for
 	bytes      int64
+	room       int  // where it is held, once it is
+	unrecorded bool // attempted, and not durable
 	admitted   time.Time
 	running    bool
 	mine       time.Time   // until when a claimed delivery is leased to us, at least
@@ -92,6 +94,7 @@ type lane struct {
 	behind   int     // jobs in chains that may not
 	running  int
 	used     int  // jobs of the stream: queued, running, or not yet recorded
+	windowed int  // those of them that are in the window
 	ready    bool // stands in its party's ring
 	busy     bool // counts among its party's lanes with work
 	stalled  bool // stands in a list of those that wait for a worker or for the host

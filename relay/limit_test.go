@@ -88,9 +88,9 @@ func TestWhatExceedsTheRateComesBackAtTheRate(t *testing.T) {
 		j.endpoint.Rate = 100
 		b.admit(t.Context(), j)
 	}
-	require.Len(t, b.dues, 200, "what starts within the hold of 2 s may wait in memory")
-	require.InDelta(t, 2, b.dues[0].Seconds(), 0.2)
-	require.InDelta(t, 4, b.dues[199].Seconds(), 0.2)
+	require.Len(t, b.dues, 100, "what starts within the hold of 3 s may wait in memory")
+	require.InDelta(t, 3, b.dues[0].Seconds(), 0.2)
+	require.InDelta(t, 4, b.dues[99].Seconds(), 0.2)
 }
 
 func TestHostHasAConcurrencyOfItsOwn(t *testing.T) {

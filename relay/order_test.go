@@ -84,11 +84,13 @@ func TestADeferralTakesItsKeyAlong(t *testing.T) {
 	t.Parallel()
 	b := newBench(16)
 	var jobs []*job
-	for range 17 {
+	for range 16 + reserveFactor*16 + 1 {
 		j := b.keyed(1)
 		jobs = append(jobs, j)
-		if len(jobs) == 17 {
+		switch len(jobs) {
+		case 16:
 			require.Same(t, jobs[0], b.nextJob())
+		case 17:
 			b.starving = 1 // another lane wants its share
 		}
 		b.admit(t.Context(), j)

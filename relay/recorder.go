@@ -143,30 +143,52 @@ func (r *recorder) linger(ctx context.Context, last time.Time) error {
 
 // take returns the oldest outcomes, a batch at most: a larger transaction is not faster, but costs memory on both sides. Not so with many tenants:
 // every one of them costs the server a statement, whose parsing and planning a few outcomes have to pay for. Then a batch has some for each, but not
-// more than a quarter of the window: what is being written has its room there, and the workers would run out of work meanwhile.
+// more than a quarter of the window: what is being written has its room there, and the workers would run out of work meanwhile. Where there are more
+// tenants than a batch may have, it takes those that have waited longest, with all they have; the outcomes of one tenant stay in their order.
 func (r *recorder) take() (jobs []*job, out []store.Outcome, s *session, force bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n := min(len(r.out), max(r.cfg.Record.Batch, min(outcomesPerTenant*r.tenants, r.cfg.Window.Deliveries/4)))
+	limit := max(r.cfg.Record.Batch, min(outcomesPerTenant*r.tenants, r.cfg.Window.Deliveries/4))
 	of := make(map[string]struct{}, r.tenants)
-	bytes := 0
-	for i := range r.out[:n] {
-		of[r.out[i].Delivery.Tenant] = struct{}{}
-		if r.out[i].Status != store.Success { // then the row keeps the body
-			bytes += len(r.out[i].Delivery.Message.Body)
+	var others []int
+	end, bytes := 0, 0
+	for ; end < len(r.out) && end-len(others) < limit && bytes <= maxBatchBytes; end++ {
+		d := r.out[end].Delivery
+		if _, ok := of[d.Tenant]; !ok {
+			if len(of) == maxBatchTenants {
+				others = append(others, end)
+				continue
+			}
+			of[d.Tenant] = struct{}{}
 		}
-		if len(of) == maxBatchTenants || bytes > maxBatchBytes {
-			n = i + 1
-			break
+		if r.out[end].Status != store.Success { // then the row keeps the body
+			bytes += len(d.Message.Body)
 		}
 	}
 	r.tenants = len(of)
-	jobs, out, s, force = r.jobs[:n:n], r.out[:n:n], r.session, r.force
-	r.jobs, r.out, r.force = r.jobs[n:], r.out[n:], false
-	if len(r.out) == 0 {
-		r.jobs, r.out = nil, nil
-	}
+	jobs, r.jobs = part(r.jobs, end, others)
+	out, r.out = part(r.out, end, others)
+	s, force, r.force = r.session, r.force, false
 	return jobs, out, s, force
+}
+
+// part splits off the first of a list, without the others among them, of which it has the places. Without others nothing is copied.
+func part[T any](list []T, end int, others []int) (taken, left []T) {
+	if len(others) == 0 {
+		if end == len(list) {
+			return list, nil
+		}
+		return list[:end:end], list[end:]
+	}
+	taken, left = make([]T, 0, end-len(others)), make([]T, 0, len(list)-end+len(others))
+	for i := range list[:end] {
+		if len(others) > 0 && others[0] == i {
+			left, others = append(left, list[i]), others[1:]
+		} else {
+			taken = append(taken, list[i])
+		}
+	}
+	return taken, append(left, list[end:]...)
 }
 
 // maxBatchTenants is how many tenants are written in one transaction: each costs it some six locks, of which a server with its defaults has 6,400 for

@@ -53,6 +53,7 @@ type session struct {
 	repeatedBytes int64
 	targets       []route.Target
 	batch         []*job
+	scratch       [16 << 10]byte // where bodies are encoded
 
 	gates map[store.Backfill]wal.LSN // of backfills: the position up to which the routing table has to know the log; fill's alone
 }

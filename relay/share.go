@@ -5,14 +5,13 @@ package relay
 // party is a tenant in the dispatcher. Its lanes take turns within it, and parties take turns with each other, so that a tenant with a thousand
 // endpoints gets no more of the workers than one with a single endpoint, while both have work.
 type party struct {
-	ring    fifo[*lane] // those that may start an attempt
-	ready   bool        // stands in the dispatcher's ring
-	running int
-	used    int   // deliveries of the stream in memory
-	bytes   int64 // and what they occupy
-	active  int   // lanes that had an arrival from the stream lately
-	busy    int   // lanes with something queued or running
-	lanes   int
+	ring     fifo[*lane] // those that may start an attempt
+	ready    bool        // stands in the dispatcher's ring
+	running  int
+	windowed room // deliveries in the window
+	active   int  // lanes that had an arrival from the stream lately
+	busy     int  // lanes with something queued or running
+	lanes    int
 }
 
 // host is the place that endpoints lead to.
@@ -92,17 +91,30 @@ func (d *dispatcher) forget(key laneKey, l *lane) {
 // overShare tells whether a lane or its tenant has all it may have of the window. Shares count once three quarters are in use: what is left is for
 // those below theirs, and until then a burst is better off in memory than as rows.
 func (d *dispatcher) overShare(l *lane) bool {
-	p := l.party
-	window := d.cfg.Window.Deliveries
-	if d.used < window-window/4 && d.bytes < int64(d.cfg.Window.Bytes)*3/4 {
+	p, size, bytes := l.party, d.cfg.Window.Deliveries, int64(d.cfg.Window.Bytes)
+	if d.rooms[inWindow].n < size-size/4 && d.bytes() < bytes*3/4 {
 		return false
 	}
 	parties := max(d.activeParties, 1)
-	mine := max(window/parties, window/100, 16) // a hundredth costs nobody anything, and a row costs much more than room
-	if p.used >= mine || parties > 1 && p.bytes >= int64(d.cfg.Window.Bytes)/int64(parties) {
+	mine := max(size/parties, size/100, 16) // a hundredth costs nobody anything, and a row costs much more than room
+	if p.windowed.n >= mine || parties > 1 && p.windowed.bytes >= bytes/int64(parties) {
 		return true
 	}
-	return l.used >= max(mine/max(p.active, 1), 16)
+	return l.windowed >= max(mine/max(p.active, 1), 16)
+}
+
+// reserveFactor is how many times the window the reserve is.
+const reserveFactor = 4
+
+// useReserve admits a delivery of a lane that has its share while others have nothing to do: their events may stand behind a burst of this one, so
+// that the stream has to be read on, and a place in memory costs little beside a row. Like the shares, the reserve keeps clear of the last quarter of the bytes.
+func (d *dispatcher) useReserve(j *job) bool {
+	if d.rooms[inReserve].n >= reserveFactor*d.cfg.Window.Deliveries || d.exceeds(int64(d.cfg.Window.Bytes)*3/4, j) {
+		return false
+	}
+	d.hold(j, inReserve)
+	d.enqueue(j)
+	return true
 }
 
 // mayStart tells whether a lane with work may start an attempt now. If not, it notes who will ask again.

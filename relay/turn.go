@@ -47,11 +47,17 @@ func (d *dispatcher) busy(l *lane) {
 		return
 	}
 	l.busy = is
-	before := l.party.busy
+	before, starves := l.party.busy, 1
 	if is {
 		l.party.busy++
+		starves = -1
 	} else {
 		l.party.busy--
+	}
+	if l.active {
+		if d.starving += starves; d.starving == 1 {
+			signal(d.room) // what waits because nobody starves need not any more
+		}
 	}
 	if before == 0 {
 		d.busyParties++
@@ -84,8 +90,16 @@ func (d *dispatcher) take() *job {
 	return nil
 }
 
+// mayBeUnrecorded is how many deliveries may have been attempted without a durable outcome: half the window. More would be sent twice after a crash, and
+// would only wait longer, since it is the database then that sets the pace.
+func (d *dispatcher) mayBeUnrecorded() int { return max(d.cfg.Window.Deliveries/2, 1) }
+
 // nextJob starts the next delivery that may start; nil: there is none.
 func (d *dispatcher) nextJob() *job {
+	if d.unrecorded >= d.mayBeUnrecorded() {
+		d.choked = true
+		return nil
+	}
 	for d.ring.len() > 0 {
 		l := d.turn()
 		d.dropLost(l)
@@ -219,6 +233,8 @@ func (d *dispatcher) leave(j *job, v verdict) {
 	l := j.lane
 	d.running.remove(j)
 	j.running = false
+	j.unrecorded = true
+	d.unrecorded++
 	if v.attempted {
 		j.Attempts++
 	}
@@ -253,22 +269,23 @@ func (d *dispatcher) release(jobs []*job) {
 	d.mu.Lock()
 	before := d.claimed
 	for _, j := range jobs {
+		if j.unrecorded {
+			d.unrecorded--
+		}
 		if j.ledger == nil {
 			d.claimed--
 			d.claimedBytes -= j.bytes
 			continue
 		}
-		l := j.lane
-		l.used--
-		l.party.used--
-		l.party.bytes -= j.bytes
-		d.used--
-		d.bytes -= j.bytes
-		if l.used == 0 && l.active {
-			d.starving++
-		}
-		if b := l.blocked[j.Order.Key]; j.blocking && b != nil && b.of == j.ledger {
+		d.leaveRoom(j)
+		if b := j.lane.blocked[j.Order.Key]; j.blocking && b != nil && b.of == j.ledger {
 			b.unrecorded--
+		}
+	}
+	if d.choked && d.unrecorded < d.mayBeUnrecorded() {
+		d.choked = false
+		for range min(len(jobs), len(d.resting)) {
+			d.wake()
 		}
 	}
 	d.checkDrained()

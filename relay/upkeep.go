@@ -60,7 +60,7 @@ func (d *dispatcher) goQuiet(l *lane) {
 	if l.party.active--; l.party.active == 0 {
 		d.activeParties--
 	}
-	if l.used == 0 {
+	if !l.busy {
 		d.starving--
 	}
 }
@@ -136,7 +136,7 @@ func (d *dispatcher) drain() <-chan struct{} {
 }
 
 func (d *dispatcher) checkDrained() {
-	if d.drained != nil && !d.empty && d.used == 0 && d.claimed == 0 {
+	if d.drained != nil && !d.empty && d.used() == 0 && d.claimed == 0 {
 		d.empty = true
 		close(d.drained)
 	}
@@ -146,7 +146,7 @@ func (d *dispatcher) checkDrained() {
 func (d *dispatcher) load() (stream int, bytes int64, claimed, running int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.used, d.bytes, d.claimed, d.running.n
+	return d.used(), d.bytes(), d.claimed, d.running.n
 }
 
 // dropLost takes claimed deliveries from the front of a lane whose lease has run out: this process was stopped for a while, or cut off from the

@@ -81,13 +81,13 @@ func TestWaitingForRoomKeepsTheStreamAlive(t *testing.T) {
 		b.admit(t.Context(), b.job("other", 1))
 		j := b.job("one", 1)
 		j.bytes = int64(b.cfg.Window.Bytes) * 2
-		b.bytes, b.used = j.bytes, 20 // what was deferred waits for the database
+		b.rooms[inDeferral] = room{n: 20, bytes: j.bytes} // what was deferred waits for the database
 		beats := 0
 		b.beat = func(context.Context) { beats++ }
 		go func() {
 			time.Sleep(10 * time.Second)
 			b.mu.Lock()
-			b.bytes, b.used = 0, 0
+			b.rooms[inDeferral] = room{}
 			b.mu.Unlock()
 			signal(b.room)
 		}()

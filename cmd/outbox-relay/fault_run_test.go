@@ -37,7 +37,7 @@ shutdown: {drain: 3s}
 `, window, min(window, 128), min(window, 50))
 }
 
-// window is how many deliveries a relay has in memory, and held how many that are at most: a quarter for what is deferred, and two claims.
+// window is how many deliveries a relay has in memory, and held how many that are at most without the reserve: a quarter for what is deferred, and two claims.
 const (
 	window = 200
 	held   = window + window/4 + 2*50
