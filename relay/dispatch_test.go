@@ -157,19 +157,21 @@ func TestAStarvingLaneLetsTheStreamGoOn(t *testing.T) {
 	})
 }
 
-// TestNothingStartsWhileTooMuchIsUnrecorded: the database sets the pace, and a crash repeats half a window at most.
+// TestNothingStartsWhileTooMuchIsUnrecorded: the database sets the pace, and a crash repeats a window at most.
 func TestNothingStartsWhileTooMuchIsUnrecorded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(16)
+		b := newBench(8)
 		var jobs []*job
-		for range 10 {
+		for range 8 {
 			b.admit(t.Context(), b.job("one", 10))
 		}
 		for range 8 {
 			jobs = append(jobs, b.take())
 			b.finish(jobs[len(jobs)-1], verdict{})
 		}
+		claimed := b.claimed(1)
+		b.offer([]offered{{job: claimed}})
 		var next *job
 		go func() { next = b.take() }()
 		synctest.Wait()

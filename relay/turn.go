@@ -90,13 +90,10 @@ func (d *dispatcher) take() *job {
 	return nil
 }
 
-// mayBeUnrecorded is how many deliveries may have been attempted without a durable outcome: half the window. More would be sent twice after a crash, and
-// would only wait longer, since it is the database then that sets the pace.
-func (d *dispatcher) mayBeUnrecorded() int { return max(d.cfg.Window.Deliveries/2, 1) }
-
-// nextJob starts the next delivery that may start; nil: there is none.
+// nextJob starts the next delivery that may start; nil: there is none. There is none either while a window of outcomes is not durable: they would be
+// sent again after a crash, and more of them would only wait longer, since it is the database then that sets the pace.
 func (d *dispatcher) nextJob() *job {
-	if d.unrecorded >= d.mayBeUnrecorded() {
+	if d.unrecorded >= d.cfg.Window.Deliveries {
 		d.choked = true
 		return nil
 	}
@@ -282,7 +279,7 @@ func (d *dispatcher) release(jobs []*job) {
 			b.unrecorded--
 		}
 	}
-	if d.choked && d.unrecorded < d.mayBeUnrecorded() {
+	if d.choked && d.unrecorded < d.cfg.Window.Deliveries {
 		d.choked = false
 		for range min(len(jobs), len(d.resting)) {
 			d.wake()

@@ -31,7 +31,7 @@ type planted struct {
 func plantedBugs() []planted {
 	return []planted{
 		{bug: failpoint.AckBeforePersist, scenario: "table-locked", rules: []string{"I4", "heal"}},
-		{bug: failpoint.AckCommitLSN, scenario: "restarted", rules: []string{"I3"}}, // when the last transaction before the stop led to deliveries: not each time
+		{bug: failpoint.AckCommitLSN, scenario: "killed-persisted", rules: []string{"I3"}}, // when the transaction covered last led to deliveries
 		{bug: failpoint.FlushZero, scenario: "table-locked", rules: []string{"I4", "heal"}},
 		{bug: failpoint.NoKeepaliveAck, scenario: "server-fast", rules: []string{"I6"}},
 		{bug: failpoint.HealByID, scenario: "slot-dropped", rules: []string{"I1", "I4"}},
