@@ -26,6 +26,7 @@ type Client struct {
 	userAgent []string
 	m         *Metrics
 	bodies    sync.Pool // *[maxResponseBytes]byte
+	requests  sync.Pool // *[]byte, whole requests of http1
 
 	plain    *http1
 	verified *retryablehttp.Client
@@ -55,6 +56,7 @@ func newClient(
 	life, cancel := context.WithCancel(context.Background())
 	c := &Client{config: cfg, userAgent: []string{"outbox-relay/" + cfg.Version}, m: m, cancel: cancel}
 	c.bodies.New = func() any { return new([maxResponseBytes]byte) }
+	c.requests.New = func() any { return new([]byte) }
 
 	bound := func(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 		ctx, cancel := context.WithTimeout(ctx, d)
@@ -108,7 +110,7 @@ func (c *Client) newHTTP(d *dialer, tlsConfig *tls.Config) *retryablehttp.Client
 	c.transports = append(c.transports, t)
 	c.mu.Unlock()
 	return &retryablehttp.Client{
-		HTTPClient:   &http.Client{Transport: roundTripper{t, c.plain, d.crowded}},
+		HTTPClient:   &http.Client{Transport: roundTripper{t, d.crowded}},
 		RetryMax:     1,
 		CheckRetry:   resendStale,
 		Backoff:      func(time.Duration, time.Duration, int, *http.Response) time.Duration { return 0 },
@@ -116,35 +118,33 @@ func (c *Client) newHTTP(d *dialer, tlsConfig *tls.Config) *retryablehttp.Client
 	}
 }
 
-// roundTripper sends what http1 is made for through it, and all else through net/http. It hides their CloseIdleConnections: retryablehttp
-// calls it after every failed request, and one dead receiver would cost all the others their kept connections.
+// roundTripper hides CloseIdleConnections of net/http's: retryablehttp calls it after every failed request, and one dead receiver would cost all the
+// others their kept connections.
 type roundTripper struct {
 	t       *http.Transport
-	plain   *http1
 	crowded func() bool
+}
+
+// RoundTrip implements http.RoundTripper.
+func (r roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
+	if x, ok := req.Context().Value(exchangeKey{}).(*exchange); ok {
+		req = req.WithContext(x.trace(req.Context(), r.idled))
+	}
+	resp, err := r.t.RoundTrip(req)
+	if err == nil {
+		hideLocation(resp)
+	}
+	return resp, err
 }
 
 // headerLocation is where an answer has its Location: out of sight of http.Client, which would follow it, or make an error of one that is no URL.
 const headerLocation = "(location)" // no header that arrives can be called so
 
-// RoundTrip implements http.RoundTripper.
-func (r roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := r.roundTrip(req)
-	if err == nil && resp.StatusCode >= 300 && resp.StatusCode <= 399 {
+func hideLocation(resp *http.Response) {
+	if resp.StatusCode >= 300 && resp.StatusCode <= 399 {
 		resp.Header[headerLocation] = resp.Header["Location"]
 		resp.Header.Del("Location")
 	}
-	return resp, err
-}
-
-func (r roundTripper) roundTrip(req *http.Request) (*http.Response, error) {
-	if r.plain.suits(req) {
-		return r.plain.RoundTrip(req)
-	}
-	if x, ok := req.Context().Value(exchangeKey{}).(*exchange); ok {
-		req = req.WithContext(x.trace(req.Context(), r.idled))
-	}
-	return r.t.RoundTrip(req)
 }
 
 // idled is told that a connection has been kept.
@@ -193,35 +193,48 @@ func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt 
 		}
 		client = c.insecure()
 	}
-	for _, f := range m.Header {
-		if !validHeaderName(f.Name) || !validHeaderValue(f.Value) {
-			res.Class, res.Err = ClassInvalid, "a header of the message is not valid"
-			return
-		}
+	if !m.valid() {
+		res.Class, res.Err = ClassInvalid, "a header of the message is not valid"
+		return
 	}
-	limited, cancel := context.WithTimeout(ctx, ep.Timeout)
-	defer cancel()
+	deadline := res.Started.Add(ep.Timeout)
 	sent := &exchange{m: c.m}
 	signed := ep.sign(m, res.Started)
 	res.Signature = signed.legacy
+	target, redirects := ep.url, 0
+	if c.plain.suits(ep, m) {
+		resp, err := c.sendPlain(ctx, deadline, sent, ep, m, attempt, signed) //nolint:bodyclose // settle does
+		if target = c.settle(ctx, deadline, sent, ep, target, redirects, resp, err, res); target == nil {
+			return
+		}
+		redirects++
+	}
+	limited, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
 	header := c.header(ep, m, attempt, signed)
-	for target, redirects := ep.url, 0; ; redirects++ {
-		resp, err := c.send(limited, client, sent, request(ep, target, header), m.Body) //nolint:bodyclose // finish and drain do
-		if err != nil {
-			res.Class, res.Err = classify(ctx, limited, sent, err)
-			return
-		}
-		next := ep.redirect(resp, target)
-		if next == nil || redirects == maxRedirects {
-			c.finish(resp, res)
-			return
-		}
-		c.drain(resp)
-		if next.Host != target.Host || next.Scheme != target.Scheme {
+	for ; target != nil; redirects++ {
+		if target.Host != ep.url.Host || target.Scheme != ep.url.Scheme {
 			header = c.foreignHeader(m, attempt, signed)
 		}
-		target = next
+		resp, err := c.send(limited, client, sent, request(ep, target, header), m.Body) //nolint:bodyclose // settle does
+		target = c.settle(ctx, deadline, sent, ep, target, redirects, resp, err, res)
 	}
+}
+
+// settle makes the result of a request, or returns where it leads on.
+func (c *Client) settle(
+	ctx context.Context, deadline time.Time, sent *exchange, ep *Endpoint, target *url.URL, redirects int, resp *http.Response, err error, res *Result,
+) (next *url.URL) {
+	if err != nil {
+		res.Class, res.Err = classify(ctx, deadline, sent, err)
+		return nil
+	}
+	if next = ep.redirect(resp, target); next == nil || redirects == maxRedirects {
+		c.finish(resp, res)
+		return nil
+	}
+	c.drain(resp)
+	return next
 }
 
 // header returns the headers of a request to the endpoint. The names of the wire page are kept in their lower case.

@@ -135,6 +135,8 @@ type Endpoint struct {
 	schedule         []time.Duration
 	followRedirects  bool
 	verifyTLS        bool
+	head             []byte        // see plainHead
+	like             *http.Request // has the method, which the parser of an answer asks for
 }
 
 // String names the endpoint.
@@ -187,6 +189,7 @@ func NewEndpoint(row EndpointRow, d Defaults) (*Endpoint, error) {
 	if len(f) > 0 {
 		return nil, errors.Join(f...)
 	}
+	ep.head, ep.like = ep.plainHead(), &http.Request{Method: ep.Method}
 	return ep, nil
 }
 

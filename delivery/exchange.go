@@ -11,6 +11,7 @@ import (
 	"net/http/httptrace"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // exchange is what an attempt notes about its current request. The answer's first byte is reported by the connection's own goroutine.
@@ -68,9 +69,9 @@ func (x *exchange) stale(err error) bool {
 	return x.reused.Load() && !x.answered.Load()
 }
 
-// classify turns the error of a request into its class and words that may be shown to anyone. parent is the caller's context, limited the
-// same with the endpoint's timeout.
-func classify(parent, limited context.Context, x *exchange, err error) (Class, string) {
+// classify turns the error of a request into its class and words that may be shown to anyone. ctx is the caller's context, deadline the end of the
+// endpoint's timeout.
+func classify(ctx context.Context, deadline time.Time, x *exchange, err error) (Class, string) {
 	var dial *dialError
 	isDial := errors.As(err, &dial)
 	var denied *deniedError
@@ -78,9 +79,9 @@ func classify(parent, limited context.Context, x *exchange, err error) (Class, s
 	switch {
 	case errors.As(err, &denied):
 		return ClassDenied, denied.reason
-	case parent.Err() != nil:
+	case ctx.Err() != nil:
 		return ClassCanceled, "canceled"
-	case limited.Err() != nil:
+	case !time.Now().Before(deadline):
 		return ClassTimeout, "no answer within the endpoint's timeout"
 	case isDial:
 		return classifyDial(dial)

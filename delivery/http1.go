@@ -12,15 +12,15 @@ import (
 	"time"
 )
 
-// http1MaxBody is the largest request body that http1 sends itself. It fits into the socket buffers of both sides, so that writing it does not wait
+// http1MaxBody is the largest request body that http1 sends. It fits into the socket buffers of both sides, so that writing it does not wait
 // for a receiver that answers before it has read: a larger one needs net/http, which reads meanwhile.
 const http1MaxBody = 32 << 10
 
-// http1 is an http.RoundTripper for http:// URLs and small bodies. The caller's goroutine writes the request and reads the answer itself,
-// with the standard library's own encoder and parser. net/http hands every request to two goroutines of the connection and back: a fifth of
-// what an attempt to a fast receiver costs (BenchmarkAttempt). https:// stays with net/http, for HTTP/2.
+// http1 sends requests with small bodies to http:// URLs. The caller's goroutine writes a request that is one piece of memory and reads the answer
+// itself, with the standard library's parser. net/http makes a request out of a dozen, hands it to two goroutines of the connection and back: half
+// of what an attempt to a fast receiver costs (BenchmarkAttempt). https:// stays with net/http, for HTTP/2.
 //
-// A connection is used by one request at a time: idle ──take──► in use ──body read to its end──► idle.
+// A connection is used by one request at a time: idle ──conn──► in use ──body read to its end──► idle.
 type http1 struct {
 	dial        func(ctx context.Context, network, addr string) (net.Conn, error)
 	crowded     func() bool // somebody waits for the place of a connection
@@ -44,9 +44,8 @@ type http1Conn struct {
 	net.Conn
 
 	in    *bufio.Reader // reads through head, below
-	out   *bufio.Writer
-	head  int64 // bytes that the head of an answer may still have; negative: any number
-	err   error // of the last read: the parser calls a head that breaks off malformed
+	head  int64         // bytes that the head of an answer may still have; negative: any number
+	err   error         // of the last read: the parser calls a head that breaks off malformed
 	since time.Time
 }
 
@@ -75,42 +74,25 @@ func newHTTP1(cfg *Config, d *dialer) *http1 {
 	}
 }
 
-// suits tells whether the request is one for http1. A nil http1 suits none.
-func (t *http1) suits(req *http.Request) bool {
-	return t != nil && req.URL.Scheme == "http" && req.ContentLength >= 0 && req.ContentLength <= http1MaxBody
-}
-
-// RoundTrip implements http.RoundTripper. It does not send again what met a dead connection.
-func (t *http1) RoundTrip(req *http.Request) (*http.Response, error) {
-	ctx := req.Context()
-	if req.Body != nil {
-		defer func() { _ = req.Body.Close() }()
-	}
-	addr := hostPort(req.URL)
-	h, err := t.enter(ctx, addr)
+// send writes a request to addr and reads the head of its answer; like is its method. It does not send again what met a dead connection. The body of
+// the answer has to be closed.
+func (t *http1) send(ctx context.Context, addr string, deadline time.Time, request []byte, like *http.Request, x *exchange) (*http.Response, error) {
+	h, err := t.enter(ctx, addr, deadline)
 	if err != nil {
 		return nil, err
 	}
-	x, _ := ctx.Value(exchangeKey{}).(*exchange)
-	c, reused, err := t.conn(ctx, h, addr)
+	c, reused, err := t.conn(ctx, h, addr, deadline)
 	if err != nil {
 		t.leave(h, nil)
 		return nil, err
 	}
-	if x != nil {
-		x.connected(reused)
-	}
-	deadline, _ := ctx.Deadline() // zero: none
-	_ = c.SetDeadline(deadline)
+	x.connected(reused)
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	resp, err := c.exchange(req, x)
+	resp, err := c.exchange(request, like, x)
 	if err != nil {
 		stop()
 		_ = c.Close()
 		t.leave(h, nil)
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
 		return nil, err
 	}
 	resp.Body = &http1Body{ReadCloser: resp.Body, done: func(reusable bool) {
@@ -127,11 +109,8 @@ func (t *http1) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // exchange writes the request and reads the head of its answer. The 1xx answers before it are passed over; together with it they may be as large as
 // a head, however many they are. So does net/http since Go 1.26.
-func (c *http1Conn) exchange(req *http.Request, x *exchange) (*http.Response, error) {
-	if err := req.Write(c.out); err != nil {
-		return nil, err
-	}
-	if err := c.out.Flush(); err != nil {
+func (c *http1Conn) exchange(request []byte, like *http.Request, x *exchange) (*http.Response, error) {
+	if _, err := c.Write(request); err != nil {
 		return nil, err
 	}
 	c.head = maxResponseHeaderBytes
@@ -139,11 +118,9 @@ func (c *http1Conn) exchange(req *http.Request, x *exchange) (*http.Response, er
 	if _, err := c.in.Peek(1); err != nil {
 		return nil, err
 	}
-	if x != nil {
-		x.gotFirstByte()
-	}
+	x.gotFirstByte()
 	for {
-		resp, err := http.ReadResponse(c.in, req)
+		resp, err := http.ReadResponse(c.in, like)
 		if err != nil && c.err != nil && !errors.Is(c.err, io.EOF) {
 			return nil, c.err
 		}
@@ -181,7 +158,7 @@ func (b *http1Body) Close() error {
 }
 
 // enter waits for a place among the requests to addr.
-func (t *http1) enter(ctx context.Context, addr string) (*http1Host, error) {
+func (t *http1) enter(ctx context.Context, addr string, deadline time.Time) (*http1Host, error) {
 	t.mu.Lock()
 	h := t.hosts[addr]
 	if h == nil {
@@ -195,6 +172,8 @@ func (t *http1) enter(ctx context.Context, addr string) (*http1Host, error) {
 		return h, nil
 	default:
 	}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
 	select {
 	case h.used <- struct{}{}:
 		return h, nil
@@ -222,22 +201,25 @@ func (t *http1) leave(h *http1Host, c *http1Conn) {
 	}
 }
 
-// conn returns the idle connection that was used last, or a new one. Each is looked at first, however short it was idle: a byte that nobody asked
-// for would be taken for the answer of the next request, and a receiver that restarts closes all at once, more than an attempt sends again for.
-func (t *http1) conn(ctx context.Context, h *http1Host, addr string) (c *http1Conn, reused bool, err error) {
+// conn returns the idle connection that was used last, or a new one, with the deadline set. Each is looked at first, however short it was idle: a byte
+// that nobody asked for would be taken for the answer of the next request, and a receiver that restarts closes all at once, more than an attempt
+// sends again for.
+func (t *http1) conn(ctx context.Context, h *http1Host, addr string, deadline time.Time) (c *http1Conn, reused bool, err error) {
 	for c := t.take(h); c != nil; c = t.take(h) {
-		if time.Since(c.since) < t.idleTimeout && c.alive() {
+		if time.Since(c.since) < t.idleTimeout && c.SetDeadline(deadline) == nil && c.alive() {
 			return c, true, nil
 		}
 		_ = c.Close()
 	}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
 	conn, err := t.dial(ctx, "tcp", addr)
 	if err != nil {
 		return nil, false, err
 	}
 	c = &http1Conn{Conn: conn, head: -1}
-	c.in, c.out = bufio.NewReader(c), bufio.NewWriter(conn)
-	return c, false, nil
+	c.in = bufio.NewReader(c)
+	return c, false, c.SetDeadline(deadline)
 }
 
 func (t *http1) take(h *http1Host) *http1Conn {

@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"io"
 	"net"
+	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -39,6 +41,59 @@ func TestUnaskedAnswer(t *testing.T) {
 			<-twice
 			second := b.attempt(b.endpoint(url + "/other"))
 			assert.Equal(t, Class5xx, second.Class, "the answer of the request before was taken for its own")
+		})
+	}
+}
+
+// TestSameRequest holds the requests of http1 against those of net/http.
+func TestSameRequest(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]EndpointRow{
+		"plain":         {},
+		"a path":        {URL: "/a b/%C3%BC?q=1&q=%20#fragment"},
+		"userinfo":      {URL: "user:pass%20word@"},
+		"authorization": {URL: "user:pass@", CustomHeaders: []byte(`{"authorization": "Bearer x"}`)},
+		"headers":       {CustomHeaders: []byte(`{"x-team": "  billing ", "X-Empty": "", "x-tab": "a\tb"}`), SignatureHeader: "X-Own_Signature"},
+		"put":           {Method: http.MethodPut, SecretToken: "whsec_c2VjcmV0"},
+		"binary":        {PayloadFormat: "cloudevents-binary"},
+		"no older one":  {SecretToken: privatePrefix + rfcSeed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			type seen struct {
+				Method, URI, Host, Body string
+				Length                  int64
+				Encoding                []string
+				Header                  http.Header
+			}
+			var got []seen
+			s := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+				body, err := io.ReadAll(r.Body)
+				assert.NoError(t, err)
+				for _, changes := range []string{"Webhook-Timestamp", "Webhook-Signature"} {
+					assert.NotEmpty(t, r.Header.Get(changes))
+					r.Header.Del(changes)
+				}
+				got = append(got, seen{r.Method, r.RequestURI, r.Host, string(body), r.ContentLength, r.TransferEncoding, r.Header})
+			})
+			url := s.URL
+			if userinfo, ok := strings.CutSuffix(row.URL, "@"); ok {
+				url = strings.Replace(url, "//", "//"+userinfo+"@", 1)
+			} else {
+				url += row.URL
+			}
+			for _, netHTTP := range []bool{false, true} {
+				b := setup(t, func(c *Config) { c.netHTTP = netHTTP })
+				res := b.attempt(b.endpoint(url, func(r *EndpointRow) {
+					r.CustomHeaders, r.SignatureHeader, r.Method, r.PayloadFormat = row.CustomHeaders, row.SignatureHeader, row.Method, row.PayloadFormat
+					if row.SecretToken != "" {
+						r.SecretToken = row.SecretToken
+					}
+				}))
+				require.True(t, res.OK(), res.Err)
+			}
+			require.Len(t, got, 2)
+			assert.Equal(t, got[1], got[0])
 		})
 	}
 }

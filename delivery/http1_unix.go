@@ -5,12 +5,12 @@ package delivery
 import (
 	"errors"
 	"syscall"
-	"time"
 )
 
 const canLook = true
 
-// alive tells whether the receiver has neither closed an idle connection nor sent something that nobody asked for.
+// alive tells whether the receiver has neither closed an idle connection nor sent something that nobody asked for. The connection's deadline must not
+// have passed.
 func (c *http1Conn) alive() bool {
 	counted, ok := c.Conn.(*countedConn)
 	if !ok {
@@ -21,7 +21,7 @@ func (c *http1Conn) alive() bool {
 		return false
 	}
 	raw, err := socket.SyscallConn()
-	if err != nil || c.SetReadDeadline(time.Time{}) != nil { // that of the last request may have passed
+	if err != nil {
 		return false
 	}
 	quiet := false

@@ -23,6 +23,16 @@ type Message struct {
 	Header []HeaderField
 }
 
+// valid tells whether the headers can be sent.
+func (m *Message) valid() bool {
+	for _, f := range m.Header {
+		if !validHeaderName(f.Name) || !validHeaderValue(f.Value) {
+			return false
+		}
+	}
+	return validHeaderValue(m.ContentType)
+}
+
 // HeaderJSON returns the content type and Header as a JSON object, the form in which a deferred delivery keeps them.
 func (m *Message) HeaderJSON() []byte {
 	b := append(make([]byte, 0, 256), `{"content-type":`...)

@@ -257,6 +257,7 @@ func (d *dispatcher) arrive(l *lane, committed time.Time) {
 func (d *dispatcher) used() int {
 	return d.rooms[inWindow].n + d.rooms[inReserve].n + d.rooms[inDeferral].n
 }
+
 func (d *dispatcher) bytes() int64 {
 	return d.rooms[inWindow].bytes + d.rooms[inReserve].bytes + d.rooms[inDeferral].bytes
 }

@@ -1,0 +1,85 @@
+package delivery
+
+import (
+	"context"
+	"encoding/base64"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// plainHead is the beginning of every request to an endpoint that http1 may send: the request line, Host, and what the endpoint's row adds.
+// Empty: there is none, as for https.
+func (ep *Endpoint) plainHead() []byte {
+	if ep.url == nil || ep.url.Scheme != "http" || strings.Contains(ep.url.Host, "%") { // the zone of an IPv6 address is not sent
+		return nil
+	}
+	b := append([]byte(ep.Method), ' ')
+	b = append(append(b, ep.url.RequestURI()...), " HTTP/1.1\r\n"...)
+	b = appendHeader(b, "Host", ep.url.Host)
+	authorized := false
+	for _, f := range ep.custom {
+		authorized = authorized || f.name == "Authorization"
+		for _, v := range f.values {
+			b = appendHeader(b, f.name, strings.TrimSpace(v))
+		}
+	}
+	if u := ep.url.User; u != nil && !authorized { // as net/http does
+		b = appendHeader(b, "Authorization", basicAuth(u))
+	}
+	return slices.Clip(b)
+}
+
+func basicAuth(u *url.Userinfo) string {
+	password, _ := u.Password()
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(u.Username()+":"+password))
+}
+
+func appendHeader(b []byte, name, value string) []byte {
+	b = append(append(b, name...), ": "...)
+	return append(append(b, value...), "\r\n"...)
+}
+
+// suits tells whether http1 sends m to ep. A nil http1 sends nothing.
+func (t *http1) suits(ep *Endpoint, m *Message) bool {
+	return t != nil && len(ep.head) > 0 && len(m.Body) <= http1MaxBody
+}
+
+// sendPlain makes one request through http1, or two if the first met a dead kept connection. It is what header and send are for net/http.
+func (c *Client) sendPlain(
+	ctx context.Context, deadline time.Time, sent *exchange, ep *Endpoint, m *Message, attempt int, s signatures,
+) (*http.Response, error) {
+	buf, _ := c.requests.Get().(*[]byte)
+	defer c.requests.Put(buf)
+	*buf = c.appendRequest((*buf)[:0], ep, m, attempt, s)
+	resp, err := c.plain.send(ctx, ep.Host, deadline, *buf, ep.like, sent)
+	if again, _ := resendStale(sent.context(ctx), nil, err); again {
+		resp, err = c.plain.send(ctx, ep.Host, deadline, *buf, ep.like, sent)
+	}
+	if err == nil {
+		hideLocation(resp)
+	}
+	return resp, err
+}
+
+// appendRequest appends a whole request. Its parts have been checked: no name or value can end its line.
+func (c *Client) appendRequest(b []byte, ep *Endpoint, m *Message, attempt int, s signatures) []byte {
+	b = append(b, ep.head...)
+	b = appendHeader(b, "User-Agent", c.userAgent[0])
+	b = strconv.AppendInt(append(b, "Content-Length: "...), int64(len(m.Body)), 10)
+	b = appendHeader(append(b, "\r\n"...), "Content-Type", m.ContentType)
+	b = appendHeader(b, headerID, s.id)
+	b = appendHeader(b, headerTimestamp, s.timestamp)
+	b = strconv.AppendInt(append(b, headerAttempt+": "...), int64(attempt), 10)
+	b = appendHeader(append(b, "\r\n"...), headerSignature, s.v1)
+	if s.legacy != "" {
+		b = appendHeader(b, ep.signatureHeader, s.legacy)
+	}
+	for _, f := range m.Header {
+		b = appendHeader(b, f.Name, strings.TrimSpace(f.Value))
+	}
+	return append(append(b, "\r\n"...), m.Body...)
+}
