@@ -114,11 +114,12 @@ func (a *app) demo(ctx context.Context, o demoOptions, log *slog.Logger) (err er
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
 	defer stop()
 	view := newDemoView(a.out)
-	site, err := openDemoSite(ctx, o.dsn, a.err)
+	db, err := openThrowaway(ctx, o.dsn, "demo", demoWriters+1, a.err)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, site.close(ctx)) }()
+	defer func() { err = errors.Join(err, db.close(ctx)) }()
+	site := &demoSite{db}
 	view.step("%s", site.about)
 	d := &demo{demoOptions: o, site: site, oracle: newDemoOracle(), view: view, log: log, abort: a.abort}
 	result, err := d.play(ctx)

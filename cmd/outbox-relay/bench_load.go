@@ -1,0 +1,230 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	stdlog "log"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/schema"
+)
+
+// benchType is the type of all events.
+const benchType = "bench.event"
+
+// benchReceiver takes every request and notes when it came.
+type benchReceiver struct {
+	server   *http.Server
+	url      string
+	expected int64
+	answer   time.Duration
+	complete chan struct{} // closed by the last request that is expected
+
+	count       atomic.Int64
+	first, last atomic.Int64 // nanoseconds of Unix time
+
+	mu       sync.Mutex
+	keep     bool // of a backlog only the rate counts
+	arrivals []benchArrival
+	served   chan error
+}
+
+type benchArrival struct {
+	id outbox.UUID
+	at time.Time
+}
+
+func newBenchReceiver(ctx context.Context, o benchOptions) (*benchReceiver, error) {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("listen for the receiver: %w", err)
+	}
+	r := &benchReceiver{
+		url: "http://" + listener.Addr().String(), expected: int64(o.deliveries()), answer: o.answer, keep: o.rate > 0,
+		complete: make(chan struct{}), served: make(chan error, 1),
+	}
+	r.server = &http.Server{Handler: r, ReadHeaderTimeout: 10 * time.Second, ErrorLog: stdlog.New(io.Discard, "", 0)}
+	go func() { r.served <- r.server.Serve(listener) }()
+	return r, nil
+}
+
+// ServeHTTP takes one delivery.
+func (r *benchReceiver) ServeHTTP(_ http.ResponseWriter, req *http.Request) {
+	at := time.Now()
+	_, _ = io.Copy(io.Discard, req.Body)
+	if r.keep {
+		if id, err := outbox.ParseUUID(req.Header.Get("webhook-id")); err == nil {
+			r.mu.Lock()
+			r.arrivals = append(r.arrivals, benchArrival{id, at})
+			r.mu.Unlock()
+		}
+	}
+	if r.answer > 0 {
+		select {
+		case <-time.After(r.answer):
+		case <-req.Context().Done():
+			return
+		}
+	}
+	r.first.CompareAndSwap(0, at.UnixNano())
+	if r.count.Add(1) == r.expected {
+		r.last.Store(time.Now().UnixNano())
+		close(r.complete)
+	}
+}
+
+func (r *benchReceiver) close() error {
+	err := r.server.Close()
+	if e := <-r.served; !errors.Is(e, http.ErrServerClosed) {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// benchCommits notes when the COMMIT of an event returned.
+type benchCommits struct {
+	mu sync.Mutex
+	at map[outbox.UUID]time.Time
+}
+
+func (c *benchCommits) note(id outbox.UUID, at time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.at == nil {
+		c.at = make(map[outbox.UUID]time.Time)
+	}
+	c.at[id] = at
+}
+
+func (c *benchCommits) n() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.at)
+}
+
+// latencies are the times from COMMIT to receipt, in order. A request may be there before COMMIT has returned to the application: that is zero.
+func (b *bench) latencies() []time.Duration {
+	b.receiver.mu.Lock()
+	defer b.receiver.mu.Unlock()
+	b.commits.mu.Lock()
+	defer b.commits.mu.Unlock()
+	list := make([]time.Duration, 0, len(b.receiver.arrivals))
+	for _, a := range b.receiver.arrivals {
+		if at, ok := b.commits.at[a.id]; ok {
+			list = append(list, max(a.at.Sub(at), 0))
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+func (b *bench) tenant(i int) string { return fmt.Sprintf("bench_%d", i%b.tenants) }
+
+// install does what "outbox-relay migrate" and "outbox-relay tenants add" do, and makes endpoints and subscriptions.
+func (b *bench) install(ctx context.Context) error {
+	if err := schema.Migrate(ctx, b.db.dsn, schema.Options{Slot: b.db.slot}); err != nil {
+		return err
+	}
+	b.view.step("%s with %s", plural(int64(b.tenants), "tenant", "tenants"), plural(int64(b.endpoints), "endpoint each", "endpoints each"))
+	for i := range b.tenants {
+		name := b.tenant(i)
+		if _, err := b.db.pool.Exec(ctx, "CREATE SCHEMA "+name); err != nil {
+			return fmt.Errorf("create schema %q: %w", name, err)
+		}
+		if err := schema.AddTenant(ctx, b.db.dsn, name, schema.AddOptions{}); err != nil {
+			return err
+		}
+		_, err := b.db.pool.Exec(ctx, `WITH type AS (
+				INSERT INTO `+table(name, "webhook_event_types")+` (event_type, category, display_name) VALUES ($1, 'bench', $1) RETURNING id
+			), endpoint AS (
+				INSERT INTO `+table(name, "webhook_endpoints")+` (name, endpoint_url, secret_token, created_by_user_id)
+				SELECT 'bench', $2 || '/' || i, 'whsec_' || encode(decode(md5(random()::text), 'hex'), 'base64'), gen_random_uuid()
+				FROM generate_series(1, $3) i RETURNING id
+			)
+			INSERT INTO `+table(name, "webhook_subscriptions")+` (endpoint_id, event_type_id, event_type)
+			SELECT endpoint.id, type.id, $1 FROM endpoint, type`, benchType, b.receiver.url, b.endpoints)
+		if err != nil {
+			return fmt.Errorf("insert endpoints of %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// write is the application: each event is a transaction of its own.
+func (b *bench) write(ctx context.Context) error {
+	pace := &demoPace{left: b.events, rate: b.rate, began: time.Now()}
+	group, ctx := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for range benchWriters {
+		group.Go(func() error {
+			if err := b.writer(ctx, pace, &next); err != nil {
+				return fmt.Errorf("insert events: %w", err)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+func (b *bench) writer(ctx context.Context, pace *demoPace, next *atomic.Int64) error {
+	conn, err := b.db.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	if b.rate == 0 { // the backlog has to be there, its making is not measured
+		if _, err := conn.Exec(ctx, "SET synchronous_commit = off"); err != nil {
+			return err
+		}
+	}
+	data := slices.Concat([]byte(`{"text": "`), bytes.Repeat([]byte("x"), max(b.size-len(`{"text": ""}`), 0)), []byte(`"}`))
+	for {
+		if n, err := pace.take(ctx, 1); n == 0 || err != nil {
+			return err
+		}
+		e := outbox.Event{ID: outbox.NewUUID(), Type: benchType, AggregateID: outbox.NewUUID(), AggregateType: "bench", Data: data}
+		if _, err := outbox.Insert(ctx, conn, b.tenant(int(next.Add(1))), e); err != nil {
+			return err
+		}
+		b.commits.note(e.ID, time.Now())
+	}
+}
+
+// verify holds what is recorded against what was committed.
+func (b *bench) verify(ctx context.Context) error {
+	recorded := make(map[string]int)
+	for i := range b.tenants {
+		rows, err := b.db.pool.Query(ctx, "SELECT delivery_status, count(*) FROM "+table(b.tenant(i), "webhook_deliveries")+" GROUP BY 1")
+		if err != nil {
+			return fmt.Errorf("count deliveries: %w", err)
+		}
+		for rows.Next() {
+			var status string
+			var n int
+			if err := rows.Scan(&status, &n); err != nil {
+				rows.Close()
+				return fmt.Errorf("count deliveries: %w", err)
+			}
+			recorded[status] += n
+		}
+		if err := rows.Err(); err != nil {
+			return fmt.Errorf("count deliveries: %w", err)
+		}
+	}
+	if recorded["success"] != b.deliveries() || len(recorded) != 1 {
+		return fmt.Errorf("%d deliveries are to be recorded as success, but recorded are %v", b.deliveries(), maps.Clone(recorded))
+	}
+	return nil
+}
