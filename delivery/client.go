@@ -203,7 +203,11 @@ func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt 
 	res.Signature = signed.legacy
 	target, redirects := ep.url, 0
 	if c.plain.suits(ep, m) {
-		resp, err := c.sendPlain(ctx, deadline, sent, ep, m, attempt, signed) //nolint:bodyclose // settle does
+		status, resp, err := c.sendPlain(ctx, deadline, sent, ep, m, attempt, signed) //nolint:bodyclose // settle does
+		if status > 0 {
+			res.Status, res.Class = status, ClassSuccess
+			return
+		}
 		if target = c.settle(ctx, deadline, sent, ep, target, redirects, resp, err, res); target == nil {
 			return
 		}

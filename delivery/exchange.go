@@ -52,12 +52,17 @@ func (x *exchange) gotFirstByte() { x.answered.Store(true) }
 // receiver has most likely closed it while the request was on its way; net/http does not send a POST again by itself.
 func resendStale(ctx context.Context, _ *http.Response, err error) (bool, error) {
 	x, ok := ctx.Value(exchangeKey{}).(*exchange)
-	resend := err != nil && ok && !x.resent && ctx.Err() == nil && x.stale(err)
-	if resend {
-		x.resent = true
-		x.m.resends.Inc()
+	return err != nil && ok && x.resend(ctx, err), nil // an error here would take the place of err
+}
+
+// resend tells, once, whether the request is to be sent again.
+func (x *exchange) resend(ctx context.Context, err error) bool {
+	if x.resent || ctx.Err() != nil || !x.stale(err) {
+		return false
 	}
-	return resend, nil // an error here would take the place of err
+	x.resent = true
+	x.m.resends.Inc()
+	return true
 }
 
 func (x *exchange) stale(err error) bool {

@@ -2,12 +2,14 @@ package delivery
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 )
@@ -47,6 +49,9 @@ type http1Conn struct {
 	head  int64         // bytes that the head of an answer may still have; negative: any number
 	err   error         // of the last read: the parser calls a head that breaks off malformed
 	since time.Time
+
+	watched <-chan struct{} // ends the context that is watched
+	unwatch func()
 }
 
 var errHeadTooLarge = errors.New("the head of the answer is too large")
@@ -74,63 +79,175 @@ func newHTTP1(cfg *Config, d *dialer) *http1 {
 	}
 }
 
-// send writes a request to addr and reads the head of its answer; like is its method. It does not send again what met a dead connection. The body of
-// the answer has to be closed.
-func (t *http1) send(ctx context.Context, addr string, deadline time.Time, request []byte, like *http.Request, x *exchange) (*http.Response, error) {
+// send writes a request to addr and reads the head of its answer; like is its method. It does not send again what met a dead connection. An answer
+// that is nothing but a success has only its status; the body of any other has to be closed.
+func (t *http1) send(ctx context.Context, addr string, deadline time.Time, request []byte, like *http.Request, x *exchange) (status int, resp *http.Response, err error) {
 	h, err := t.enter(ctx, addr, deadline)
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	c, reused, err := t.conn(ctx, h, addr, deadline)
 	if err != nil {
 		t.leave(h, nil)
-		return nil, err
+		return 0, nil, err
 	}
 	x.connected(reused)
-	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	resp, err := c.exchange(request, like, x)
-	if err != nil {
-		stop()
-		_ = c.Close()
-		t.leave(h, nil)
-		return nil, err
+	c.watch(ctx)
+	if err := ctx.Err(); err != nil { // before the deadline was set, perhaps
+		t.drop(h, c)
+		return 0, nil, err
 	}
-	resp.Body = &http1Body{ReadCloser: resp.Body, done: func(reusable bool) {
-		undisturbed := stop()
-		if reusable && undisturbed && !resp.Close && resp.StatusCode >= 200 && c.in.Buffered() == 0 {
-			t.leave(h, c)
-			return
-		}
-		_ = c.Close()
-		t.leave(h, nil)
-	}, atEnd: resp.Body == http.NoBody}
-	return resp, nil
+	status, resp, err = c.exchange(request, like, x)
+	switch {
+	case err != nil:
+		t.drop(h, c)
+	case resp == nil:
+		t.giveBack(ctx, h, c)
+	default:
+		resp.Body = &http1Body{ReadCloser: resp.Body, done: func(reusable bool) {
+			if reusable && !resp.Close && resp.StatusCode >= 200 {
+				t.giveBack(ctx, h, c)
+				return
+			}
+			t.drop(h, c)
+		}, atEnd: resp.Body == http.NoBody}
+	}
+	return status, resp, err
+}
+
+// giveBack keeps a connection whose answer has been read to its end, unless there is more in it, or ctx may have cut it short.
+func (t *http1) giveBack(ctx context.Context, h *http1Host, c *http1Conn) {
+	if c.in.Buffered() > 0 || ctx.Err() != nil {
+		t.drop(h, c)
+		return
+	}
+	t.leave(h, c)
+}
+
+func (t *http1) drop(h *http1Host, c *http1Conn) {
+	c.close()
+	t.leave(h, nil)
+}
+
+// watch has the end of ctx end what the connection is used for. Most attempts have the same one: it is watched as long as the connection is there.
+func (c *http1Conn) watch(ctx context.Context) {
+	if c.watched == ctx.Done() {
+		return
+	}
+	c.unwatch()
+	c.watched = ctx.Done()
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	c.unwatch = func() { stop() }
+}
+
+func (c *http1Conn) close() {
+	c.unwatch()
+	_ = c.Close()
 }
 
 // exchange writes the request and reads the head of its answer. The 1xx answers before it are passed over; together with it they may be as large as
 // a head, however many they are. So does net/http since Go 1.26.
-func (c *http1Conn) exchange(request []byte, like *http.Request, x *exchange) (*http.Response, error) {
+func (c *http1Conn) exchange(request []byte, like *http.Request, x *exchange) (status int, resp *http.Response, err error) {
 	if _, err := c.Write(request); err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	c.head = maxResponseHeaderBytes
 	defer func() { c.head = -1 }()
 	if _, err := c.in.Peek(1); err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	x.gotFirstByte()
+	if status := c.success(); status > 0 {
+		return status, nil, nil
+	}
 	for {
 		resp, err := http.ReadResponse(c.in, like)
 		if err != nil && c.err != nil && !errors.Is(c.err, io.EOF) {
-			return nil, c.err
+			return 0, nil, c.err
 		}
 		if err != nil {
-			return nil, err
+			return 0, nil, err
 		}
 		if resp.StatusCode < 100 || resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols {
-			return resp, nil
+			return 0, resp, nil
 		}
 	}
+}
+
+// success reads an answer that has arrived whole and is a plain success, and returns its status. It makes nothing of it, which is what most answers
+// need. Zero: it has read nothing, the answer is one for the standard library's parser; so is everything that two parsers could take for two things.
+func (c *http1Conn) success() (status int) {
+	all, _ := c.in.Peek(c.in.Buffered())
+	end := bytes.Index(all, []byte("\r\n\r\n"))
+	if end < len("HTTP/1.1 200") {
+		return 0
+	}
+	line, rest, _ := bytes.Cut(all[:end+2], []byte("\r\n"))
+	if len(line) < len("HTTP/1.1 200") || string(line[:10]) != "HTTP/1.1 2" || !isDigit(line[10]) || !isDigit(line[11]) || len(line) > 12 && line[12] != ' ' ||
+		!validHeaderValue(string(line)) {
+		return 0
+	}
+	status = 200 + int(line[10]-'0')*10 + int(line[11]-'0')
+	length := -1
+	for len(rest) > 0 {
+		line, rest, _ = bytes.Cut(rest, []byte("\r\n"))
+		name, value, ok := bytes.Cut(line, []byte(":"))
+		if !ok || !validHeaderName(string(name)) || !validHeaderValue(string(value)) {
+			return 0
+		}
+		value = bytes.Trim(value, " \t")
+		switch len(name) {
+		case len("Content-Length"):
+			if !bytes.EqualFold(name, []byte("Content-Length")) {
+				continue
+			}
+			n, ok := decimal(value)
+			if !ok || length >= 0 {
+				return 0
+			}
+			length = n
+		case len("Connection"):
+			if bytes.EqualFold(name, []byte("Connection")) && !bytes.EqualFold(value, []byte("keep-alive")) {
+				return 0
+			}
+		case len("Transfer-Encoding"), len(headerDelivery), len("Upgrade"): // and Trailer
+			if isSpecial(name) {
+				return 0
+			}
+		}
+	}
+	bodiless := status == http.StatusNoContent
+	if bodiless != (length < 0) || end+4+max(length, 0) > len(all) {
+		return 0
+	}
+	_, _ = c.in.Discard(end + 4 + max(length, 0)) // it is there
+	return status
+}
+
+// isSpecial tells whether a header changes what an answer means.
+func isSpecial(name []byte) bool {
+	for _, special := range [...]string{"Transfer-Encoding", headerDelivery, "Upgrade", "Trailer"} {
+		if strings.EqualFold(string(name), special) {
+			return true
+		}
+	}
+	return false
+}
+
+func isDigit(c byte) bool { return c >= '0' && c <= '9' }
+
+// decimal reads a number of up to nine digits.
+func decimal(text []byte) (n int, ok bool) {
+	if len(text) == 0 || len(text) > 9 {
+		return 0, false
+	}
+	for _, c := range text {
+		if !isDigit(c) {
+			return 0, false
+		}
+		n = n*10 + int(c-'0')
+	}
+	return n, true
 }
 
 // http1Body gives the connection back once.
@@ -197,7 +314,7 @@ func (t *http1) leave(h *http1Host, c *http1Conn) {
 	t.mu.Unlock()
 	<-h.used
 	if c != nil && !keep {
-		_ = c.Close()
+		c.close()
 	}
 }
 
@@ -209,7 +326,7 @@ func (t *http1) conn(ctx context.Context, h *http1Host, addr string, deadline ti
 		if time.Since(c.since) < t.idleTimeout && c.SetDeadline(deadline) == nil && c.alive() {
 			return c, true, nil
 		}
-		_ = c.Close()
+		c.close()
 	}
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
@@ -217,9 +334,10 @@ func (t *http1) conn(ctx context.Context, h *http1Host, addr string, deadline ti
 	if err != nil {
 		return nil, false, err
 	}
-	c = &http1Conn{Conn: conn, head: -1}
+	c = &http1Conn{Conn: conn, head: -1, unwatch: func() {}}
 	c.in = bufio.NewReader(c)
-	return c, false, c.SetDeadline(deadline)
+	_ = c.SetDeadline(deadline) // fails only for a connection that is closed, as the request will
+	return c, false, nil
 }
 
 func (t *http1) take(h *http1Host) *http1Conn {
@@ -286,6 +404,6 @@ func (t *http1) closeIdle(which func(*http1Conn) bool) {
 	}
 	t.mu.Unlock()
 	for _, c := range closing {
-		_ = c.Close()
+		c.close()
 	}
 }

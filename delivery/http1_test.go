@@ -139,3 +139,80 @@ func TestReceiverReloads(t *testing.T) {
 	assert.Zero(t, b.count(b.m.resends), "they were seen to be dead")
 	assert.Equal(t, conns+1, b.count(b.m.connOpened))
 }
+
+// answers are ways to say 200, and what the short way makes of them; zero leaves them to the parser.
+func answers() map[string]int {
+	return map[string]int{
+		"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n":                               200,
+		"HTTP/1.1 204 No Content\r\nDate: now\r\n\r\n":                               204,
+		"HTTP/1.1 202\r\ncontent-length:  2\r\nConnection: Keep-Alive\r\n\r\nok":     202,
+		"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok":                             0, // not all there
+		"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n":          0,
+		"HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\nx":                             0,
+		"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok":                          0,
+		"HTTP/1.1 200 OK\r\n\r\n":                                                    0, // up to the end of the connection
+		"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n":          0,
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n":             0,
+		"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nContent-Length: 0\r\n\r\n": 0,
+		"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nwebhook-delivery: disable\r\n\r\n":  0,
+		"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nUpgrade: x\r\n\r\n":                 0,
+		"HTTP/1.1 200 OK\r\nX: a\r\n Content-Length: 5\r\nContent-Length: 0\r\n\r\n": 0, // a folded line
+		"HTTP/1.1 200 OK\r\nContent-Length : 5\r\nContent-Length: 0\r\n\r\n":         0,
+		"HTTP/1.1 200 OK\nContent-Length: 0\n\n":                                     0,
+		"HTTP/1.1 200 OK\r\nX: a\nContent-Length: 9\r\nContent-Length: 0\r\n\r\n":    0,
+		"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nHTTP/":                  0,
+		"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n":                               0,
+		"HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n\r\n":                              0,
+		"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n":                             0,
+		"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n":  0,
+		"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 500 Oops\r\n":          200, // what follows is seen to be too much
+		"\r\n\r\n": 0, "HTTP/1.1 200\r\n\r\n": 0, "HTTP/1.1 204\r\n\r\n": 204,
+	}
+}
+
+// shortly has success read an answer, and returns what it leaves.
+func shortly(answer string) (status int, left string) {
+	c := &http1Conn{in: bufio.NewReader(strings.NewReader(answer)), head: -1}
+	_, _ = c.in.Peek(1)
+	status = c.success()
+	rest, _ := io.ReadAll(c.in)
+	return status, string(rest)
+}
+
+func TestSuccess(t *testing.T) {
+	t.Parallel()
+	for answer, want := range answers() {
+		status, left := shortly(answer)
+		assert.Equal(t, want, status, "%q", answer)
+		if want == 0 {
+			assert.Equal(t, answer, left, "nothing is read")
+		}
+	}
+}
+
+// FuzzSuccess: what the short way takes for a success, the standard library's parser takes for the same, to the byte.
+func FuzzSuccess(f *testing.F) {
+	for answer := range answers() {
+		f.Add(answer)
+	}
+	f.Fuzz(func(t *testing.T, answer string) {
+		status, left := shortly(answer)
+		if status == 0 {
+			require.Equal(t, answer, left)
+			return
+		}
+		in := bufio.NewReader(strings.NewReader(answer))
+		resp, err := http.ReadResponse(in, &http.Request{Method: http.MethodPost})
+		require.NoError(t, err, "%q", answer)
+		_, err = io.Copy(io.Discard, resp.Body)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		rest, err := io.ReadAll(in)
+		require.NoError(t, err)
+		require.Equal(t, left, string(rest), "%q", answer)
+		require.Equal(t, resp.StatusCode, status)
+		require.False(t, resp.Close)
+		require.Empty(t, resp.Header.Get(headerDelivery))
+		require.Empty(t, resp.Trailer)
+	})
+}

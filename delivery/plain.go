@@ -48,21 +48,22 @@ func (t *http1) suits(ep *Endpoint, m *Message) bool {
 	return t != nil && len(ep.head) > 0 && len(m.Body) <= http1MaxBody
 }
 
-// sendPlain makes one request through http1, or two if the first met a dead kept connection. It is what header and send are for net/http.
+// sendPlain makes one request through http1, or two if the first met a dead kept connection. It is what header and send are for net/http. See
+// http1.send for what it returns.
 func (c *Client) sendPlain(
 	ctx context.Context, deadline time.Time, sent *exchange, ep *Endpoint, m *Message, attempt int, s signatures,
-) (*http.Response, error) {
+) (status int, resp *http.Response, err error) {
 	buf, _ := c.requests.Get().(*[]byte)
 	defer c.requests.Put(buf)
 	*buf = c.appendRequest((*buf)[:0], ep, m, attempt, s)
-	resp, err := c.plain.send(ctx, ep.Host, deadline, *buf, ep.like, sent)
-	if again, _ := resendStale(sent.context(ctx), nil, err); again {
-		resp, err = c.plain.send(ctx, ep.Host, deadline, *buf, ep.like, sent)
+	status, resp, err = c.plain.send(ctx, ep.Host, deadline, *buf, ep.like, sent)
+	if err != nil && sent.resend(ctx, err) {
+		status, resp, err = c.plain.send(ctx, ep.Host, deadline, *buf, ep.like, sent)
 	}
-	if err == nil {
+	if resp != nil {
 		hideLocation(resp)
 	}
-	return resp, err
+	return status, resp, err
 }
 
 // appendRequest appends a whole request. Its parts have been checked: no name or value can end its line.

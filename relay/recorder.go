@@ -38,6 +38,7 @@ type recorder struct {
 	out     []store.Outcome
 	force   bool // write the position even without an outcome
 	tenants int  // with outcomes in the last batch
+	size    int  // of the last batch
 	session *session
 
 	kick    chan struct{}
@@ -51,6 +52,9 @@ func newRecorder(cfg *Config, s *store.Store, owner outbox.UUID, d *dispatcher, 
 // add takes the outcome of a job. The recorder owns both from now on.
 func (r *recorder) add(j *job, o store.Outcome) {
 	r.mu.Lock()
+	if r.out == nil { // the next batch will be about as large as the last one
+		r.jobs, r.out = make([]*job, 0, r.size), make([]store.Outcome, 0, r.size)
+	}
 	r.jobs = append(r.jobs, j)
 	r.out = append(r.out, o)
 	r.mu.Unlock()
@@ -166,6 +170,7 @@ func (r *recorder) take() (jobs []*job, out []store.Outcome, s *session, force b
 		}
 	}
 	r.tenants = len(of)
+	r.size = end - len(others)
 	jobs, r.jobs = part(r.jobs, end, others)
 	out, r.out = part(r.out, end, others)
 	s, force, r.force = r.session, r.force, false
