@@ -49,6 +49,7 @@ type http1Conn struct {
 	head  int64         // bytes that the head of an answer may still have; negative: any number
 	err   error         // of the last read: the parser calls a head that breaks off malformed
 	since time.Time
+	look  look
 
 	watched <-chan struct{} // ends the context that is watched
 	unwatch func()
@@ -323,7 +324,7 @@ func (t *http1) leave(h *http1Host, c *http1Conn) {
 // sends again for.
 func (t *http1) conn(ctx context.Context, h *http1Host, addr string, deadline time.Time) (c *http1Conn, reused bool, err error) {
 	for c := t.take(h); c != nil; c = t.take(h) {
-		if time.Since(c.since) < t.idleTimeout && c.SetDeadline(deadline) == nil && c.alive() {
+		if time.Since(c.since) < t.idleTimeout && c.SetDeadline(deadline) == nil && c.look.alive() {
 			return c, true, nil
 		}
 		c.close()
@@ -336,6 +337,7 @@ func (t *http1) conn(ctx context.Context, h *http1Host, addr string, deadline ti
 	}
 	c = &http1Conn{Conn: conn, head: -1, unwatch: func() {}}
 	c.in = bufio.NewReader(c)
+	c.look.prepare(conn)
 	_ = c.SetDeadline(deadline) // fails only for a connection that is closed, as the request will
 	return c, false, nil
 }

@@ -4,32 +4,43 @@ package delivery
 
 import (
 	"errors"
+	"net"
 	"syscall"
 )
 
 const canLook = true
 
-// alive tells whether the receiver has neither closed an idle connection nor sent something that nobody asked for. The connection's deadline must not
-// have passed.
-func (c *http1Conn) alive() bool {
-	counted, ok := c.Conn.(*countedConn)
+// look is what alive needs, made once for each connection.
+type look struct {
+	raw   syscall.RawConn
+	quiet bool
+	peek  func(fd uintptr) bool
+}
+
+func (l *look) prepare(conn net.Conn) {
+	counted, ok := conn.(*countedConn)
 	if !ok {
-		return false
+		return
 	}
 	socket, ok := counted.Conn.(syscall.Conn)
 	if !ok {
-		return false
+		return
 	}
 	raw, err := socket.SyscallConn()
 	if err != nil {
-		return false
+		return
 	}
-	quiet := false
-	err = raw.Read(func(fd uintptr) bool {
+	l.raw, l.peek = raw, func(fd uintptr) bool {
 		var one [1]byte
 		_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		quiet = errors.Is(err, syscall.EAGAIN)
+		l.quiet = errors.Is(err, syscall.EAGAIN)
 		return true
-	})
-	return err == nil && quiet
+	}
+}
+
+// alive tells whether the receiver has neither closed an idle connection nor sent something that nobody asked for. The connection's deadline must not
+// have passed.
+func (l *look) alive() bool {
+	l.quiet = false
+	return l.raw != nil && l.raw.Read(l.peek) == nil && l.quiet
 }

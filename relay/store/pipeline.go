@@ -18,7 +18,10 @@ import (
 type pipeline struct {
 	conn    *pgx.Conn
 	batch   pgconn.Batch
-	builder pgx.ExtendedQueryBuilder
+	buf     []byte // of the values of one statement, which the batch copies
+	values  [][]byte
+	oids    []uint32
+	formats []int16
 	err     error
 }
 
@@ -27,19 +30,41 @@ func (p *pipeline) add(sql string, args ...any) {
 	if p.err != nil {
 		return
 	}
-	sd := pgconn.StatementDescription{ParamOIDs: make([]uint32, len(args))}
+	p.buf, p.values, p.oids, p.formats = p.buf[:0], p.values[:0], p.oids[:0], p.formats[:0]
 	for i, arg := range args {
-		t, ok := p.conn.TypeMap().TypeForValue(arg)
-		if !ok {
-			p.err = fmt.Errorf("parameter %d has no PostgreSQL type for %T", i+1, arg)
+		if p.err = p.value(arg); p.err != nil {
+			p.err = fmt.Errorf("parameter %d: %w", i+1, p.err)
 			return
 		}
-		sd.ParamOIDs[i] = t.OID
 	}
-	if p.err = p.builder.Build(p.conn.TypeMap(), &sd, args); p.err != nil {
-		return
+	p.batch.ExecParams(sql, p.values, p.oids, p.formats, nil)
+}
+
+// value adds the parameter of a statement.
+func (p *pipeline) value(arg any) error {
+	from := len(p.buf)
+	buf, oid, null := appendArray(p.buf, arg)
+	format := int16(pgx.BinaryFormatCode)
+	if oid == 0 {
+		t, ok := p.conn.TypeMap().TypeForValue(arg)
+		if !ok {
+			return fmt.Errorf("there is no PostgreSQL type for %T", arg)
+		}
+		oid, format = t.OID, p.conn.TypeMap().FormatCodeForOID(t.OID)
+		var err error
+		if buf, err = p.conn.TypeMap().Encode(oid, format, arg, p.buf); err != nil {
+			return err
+		}
+		null = buf == nil
 	}
-	p.batch.ExecParams(sql, p.builder.ParamValues, sd.ParamOIDs, p.builder.ParamFormats, nil)
+	p.oids, p.formats = append(p.oids, oid), append(p.formats, format)
+	if null {
+		p.values = append(p.values, nil)
+		return nil
+	}
+	p.buf = buf
+	p.values = append(p.values, p.buf[from:len(p.buf):len(p.buf)])
+	return nil
 }
 
 func (p *pipeline) addAll(list []statement) {

@@ -1,0 +1,55 @@
+package store
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// TestArrays holds the arrays against those of pgx, to the byte.
+func TestArrays(t *testing.T) {
+	t.Parallel()
+	one, many := int64(1), int64(-1<<62)
+	m := pgtype.NewMap()
+	m.RegisterDefaultPgType([]outbox.UUID{}, "_uuid")
+	for _, column := range []any{
+		[]outbox.UUID{outbox.NewUUID(), {}, outbox.NewUUID()},
+		[]outbox.UUID{},
+		[]outbox.UUID(nil),
+		[]outbox.UUID{{}},
+		[]string{"", "a", "ü\tb"},
+		[]string{},
+		[]string(nil),
+		[]int32{0, -1, 1 << 30},
+		[]int32{},
+		[]int64{0, -1, many},
+		[]int64(nil),
+		[]*int64{&one, nil, &many},
+		[]*int64{nil},
+		[]*int64{},
+		[]bool{true, false},
+		[]bool(nil),
+	} {
+		t.Run(fmt.Sprintf("%T of %v", column, column), func(t *testing.T) {
+			t.Parallel()
+			before := []byte("before")
+			got, oid, null := appendArray(before, column)
+			known, ok := m.TypeForValue(column)
+			require.True(t, ok)
+			assert.Equal(t, known.OID, oid)
+			want, err := m.Encode(oid, pgtype.BinaryFormatCode, column, before)
+			require.NoError(t, err)
+			assert.Equal(t, want == nil, null)
+			if !null {
+				assert.Equal(t, want, got)
+			}
+		})
+	}
+	_, oid, _ := appendArray(nil, "text")
+	assert.Zero(t, oid)
+}
