@@ -18,7 +18,7 @@ RATE          ?= 5000
 MATRIX        ?= 14.23.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17
 MATRIX_DIR    ?= $(or $(TMPDIR),/tmp)/outbox-relay-postgresql
 
-.PHONY: help build demo test test-matrix faults lint bench soak fuzz
+.PHONY: help build demo test test-matrix faults lint bench bench-suite soak fuzz
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ $(LINT):
 bench: go ## measure: the drain against a plain POST loop, and the parts (BENCH=regexp, BENCHTIME=3x)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -benchmem -timeout 60m ./relay
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./outbox ./delivery ./relay/route ./relay/wal ./relay/store
+
+bench-suite: go ## measure the relay side by side with its limits and alternatives (BENCHFLAGS="-events 50000 -rounds 5", -h tells all)
+	cd bench && $(GO) run . $(BENCHFLAGS)
 
 soak: go ## have a relay work for SOAK (60m) at RATE (5000) events a second, and see what it holds at a sixth of the time and at the end
 	OUTBOX_RELAY_BENCH_SOAK=$(SOAK) OUTBOX_RELAY_BENCH_RATE=$(RATE) $(GO) test -run '^$$' -bench ScenarioSoak -benchtime 1x -timeout 0 ./cmd/outbox-relay

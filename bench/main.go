@@ -1,0 +1,115 @@
+// Command bench measures outbox-relay side by side with what limits it and with what could be used in its place, in one interleaved run.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"regexp"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if role := os.Getenv(roleVar); role != "" {
+		os.Exit(runChild(role))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+const about = `Usage, in the folder bench: go run . [flags]
+
+Measures outbox-relay side by side with its limits and its alternatives, in one interleaved run, and
+prints tables in Markdown. The ratios are the result; the rates depend on the machine. Each run of a
+contender has a new PostgreSQL with fsync on, and a receiver, a process of its own, which counts.
+
+drain   Events are committed one a transaction, then the contender starts. Its rate is that between
+        the first and the last receipt. In each round every contender runs once, in rotating order.
+steady  Events are committed at a rate from 4 connections. The latency is the time from the return of
+        COMMIT to the receipt. It can be less than zero, as others see a commit before its client does.
+
+A contender that has not delivered every event, or has not recorded every outcome of a drain, is an
+error. The CPU time is that of the contender's process, without the database and the receiver.
+
+Contenders:
+`
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	var o options
+	flags.IntVar(&o.events, "events", 50_000, "`number` of events of a drain")
+	flags.IntVar(&o.rounds, "rounds", 5, "`number` of rounds of the drain, 0 for none")
+	flags.Float64Var(&o.rate, "rate", 1000, "`events` a second of the steady load")
+	flags.DurationVar(&o.steady, "steady", 10*time.Second, "`time` of the steady load for each contender, 0s for none")
+	only := flags.String("only", "", "`regexp` of the contenders to run, all if empty")
+	file := flags.String("json", "", "`file` for the raw numbers")
+	flags.Usage = func() {
+		_, _ = io.WriteString(stderr, about)
+		for _, c := range candidates() {
+			fmt.Fprintf(stderr, "  %-8s %s\n", c.name, c.about)
+		}
+		_, _ = io.WriteString(stderr, "\nFlags:\n")
+		flags.PrintDefaults()
+	}
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if o.only, err = regexp.Compile(*only); err != nil {
+		return fmt.Errorf("-only: %w", err)
+	}
+	if err := o.validate(); err != nil {
+		return err
+	}
+	r, err := runSuite(ctx, o, stderr)
+	err = errors.Join(err, report(stdout, r))
+	if *file != "" {
+		err = errors.Join(err, writeJSON(*file, r))
+	}
+	return err
+}
+
+func (o *options) validate() error {
+	var faults []error
+	if o.events < 2 {
+		faults = append(faults, fmt.Errorf("-events %d: at least 2, or there is no time between the first and the last", o.events))
+	}
+	if o.rounds < 0 {
+		faults = append(faults, fmt.Errorf("-rounds %d: 0 or more", o.rounds))
+	}
+	if o.rate <= 0 {
+		faults = append(faults, fmt.Errorf("-rate %g: more than 0", o.rate))
+	}
+	if o.steady < 0 {
+		faults = append(faults, fmt.Errorf("-steady %s: 0s or more", o.steady))
+	}
+	return errors.Join(faults...)
+}
+
+func writeJSON(file string, r results) error {
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode raw numbers: %w", err)
+	}
+	if err := os.WriteFile(file, append(text, '\n'), 0o644); err != nil { //nolint:gosec // for everybody to read
+		return fmt.Errorf("write raw numbers: %w", err)
+	}
+	return nil
+}
