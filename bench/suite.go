@@ -114,7 +114,7 @@ func onStage(ctx context.Context, binary, dir string, c candidate, run func(*sta
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.close()) }()
+	defer func() { err = errors.Join(err, s.close()) }() //nolint:contextcheck // it ends in order even if ctx is done
 	in, err := c.enter(ctx, s)
 	if err != nil {
 		return fmt.Errorf("set up: %w", err)
