@@ -41,6 +41,8 @@ drain   Events are committed one a transaction, then the contender starts. Its r
         the first and the last receipt. In each round every contender runs once, in rotating order.
 steady  Events are committed at a rate from 4 connections. The latency is the time from the return of
         COMMIT to the receipt. It can be less than zero, as others see a commit before its client does.
+        A rate below the one asked for says that the contender's way of inserting slows the writers.
+        The rounds are like those of the drain, and each number is the median of theirs.
 
 A contender that has not delivered every event, or has not recorded every outcome of a drain, is an
 error. The CPU time is that of the contender's process, without the database and the receiver.
@@ -55,7 +57,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags.IntVar(&o.events, "events", 50_000, "`number` of events of a drain")
 	flags.IntVar(&o.rounds, "rounds", 5, "`number` of rounds of the drain, 0 for none")
 	flags.Float64Var(&o.rate, "rate", 1000, "`events` a second of the steady load")
-	flags.DurationVar(&o.steady, "steady", 10*time.Second, "`time` of the steady load for each contender, 0s for none")
+	flags.DurationVar(&o.steady, "steady", 10*time.Second, "`time` of a steady load, 0s for none")
+	flags.IntVar(&o.steadyRounds, "steady-rounds", 3, "`number` of rounds of the steady load")
 	only := flags.String("only", "", "`regexp` of the contenders to run, all if empty")
 	file := flags.String("json", "", "`file` for the raw numbers")
 	flags.Usage = func() {
@@ -96,6 +99,9 @@ func (o *options) validate() error {
 	}
 	if o.rate <= 0 {
 		faults = append(faults, fmt.Errorf("-rate %g: more than 0", o.rate))
+	}
+	if o.steadyRounds < 0 {
+		faults = append(faults, fmt.Errorf("-steady-rounds %d: 0 or more", o.steadyRounds))
 	}
 	if o.steady < 0 {
 		faults = append(faults, fmt.Errorf("-steady %s: 0s or more", o.steady))

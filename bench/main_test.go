@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"io"
 	"os"
 	"path/filepath"
@@ -24,7 +25,7 @@ func TestMain(m *testing.M) {
 func TestSuite(t *testing.T) {
 	t.Parallel()
 	const events = 500
-	r, err := runSuite(t.Context(), options{events: events, rounds: 1, rate: 200, steady: time.Second}, t.Output())
+	r, err := runSuite(t.Context(), options{events: events, rounds: 1, rate: 200, steady: time.Second, steadyRounds: 1}, t.Output())
 	require.NoError(t, err)
 
 	var drain, steady []string
@@ -42,6 +43,37 @@ func TestSuite(t *testing.T) {
 	assert.Equal(t, []string{"relay", "poller", "river"}, steady)
 }
 
+// TestFaults makes sure that who does not deliver, or forgets what became of the events, is an error, and that the others run all the same.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	v := venue{dir: t.TempDir(), progress: t.Output(), list: []candidate{
+		{name: "dead", enter: func(_ context.Context, s *stage) (contender, error) {
+			return &service{stage: s, row: "PERFORM i", launch: func(ctx context.Context) (*process, error) { return child(ctx, "nobody") }}, nil
+		}},
+		{name: "forgetful", enter: func(ctx context.Context, s *stage) (contender, error) {
+			c, err := newPoller(ctx, s)
+			if err == nil {
+				c.(*service).outcomes = "SELECT 99"
+			}
+			return c, err
+		}},
+		{name: "post", enter: newPost},
+	}}
+	var good []string
+	err := v.each(t.Context(), "drain", 1, func(ctx context.Context, _ int, name string, _ *stage, in contender) (string, error) {
+		m := measured{Events: 100}
+		err := m.drain(ctx, in)
+		if err == nil {
+			good = append(good, name)
+		}
+		return "", err
+	})
+	assert.ErrorContains(t, err, "drain, round 1: dead: nobody has delivered 0 of 100 events\nnobody ended too early: exit status 1\n"+
+		roleVar+"=nobody: no such role")
+	assert.ErrorContains(t, err, "drain, round 1: forgetful: 99 outcomes are recorded for 100 events")
+	assert.Equal(t, []string{"post"}, good)
+}
+
 func TestReport(t *testing.T) {
 	t.Parallel()
 	var b strings.Builder
@@ -53,11 +85,14 @@ func TestReport(t *testing.T) {
 			{Contender: "post", Round: 3, Events: 9, Rate: 200},
 			{Contender: "relay", Round: 3, Events: 9, Rate: 150, CPU: 0.02},
 		},
-		Steady: []steadied{{Contender: "river", Events: 10, Rate: 999.6, P50: 1, P90: 2, P99: 3, Max: 4.125}},
+		Steady: []steadied{
+			{Contender: "river", Round: 1, Events: 10, Rate: 999.6, P50: 1, P90: 2, P99: 3, Max: 4.125},
+			{Contender: "river", Round: 2, Events: 10, Rate: 999.6, P50: 2, P90: 3, P99: 4, Max: 5.125},
+		},
 	}))
 	assert.Contains(t, b.String(), "| post: a bare loop of signed POSTs, no database: the limit | 150 | 100 | 200 | 1.00 | 1.67 | – |\n")
 	assert.Contains(t, b.String(), "| relay: outbox-relay, the real binary | 70 | 50 | 150 | 0.62 | 1.00 | 0.020 |\n")
-	assert.Contains(t, b.String(), "| river | 1000 | 1.00 | 2.00 | 3.00 | 4.12 | – | 0 |\n")
+	assert.Contains(t, b.String(), "| river | 1000 | 1.50 | 2.50 | 3.50 | 4.62 | – | 0 |\n")
 }
 
 func TestFlags(t *testing.T) {
@@ -65,6 +100,7 @@ func TestFlags(t *testing.T) {
 	for want, args := range map[string][]string{
 		"-events 1":            {"-events", "1"},
 		"-rate 0":              {"-rate", "0"},
+		"-steady-rounds -1":    {"-steady-rounds", "-1"},
 		"-only":                {"-only", "("},
 		"no contender matches": {"-only", "nobody", "-json", filepath.Join(t.TempDir(), "x.json")},
 		"unexpected argument":  {"drain"},

@@ -41,19 +41,20 @@ type drained struct {
 
 // candidate is a contender that is not on stage yet.
 type candidate struct {
-	name  string
-	about string
-	enter func(ctx context.Context, s *stage) (contender, error)
+	name   string
+	about  string
+	steady bool // it is a deliverer
+	enter  func(ctx context.Context, s *stage) (contender, error)
 }
 
 func candidates() []candidate {
 	return []candidate{
-		{"post", "a bare loop of signed POSTs, no database: the limit", newPost},
-		{"decode", "reading and decoding the backlog from a slot, nothing else", newDecode},
-		{"record", "writing as many outcomes in batches of 1,000, nothing else", newRecord},
-		{"relay", "outbox-relay, the real binary", newRelay},
-		{"poller", "a polling outbox: SKIP LOCKED, batches, outcomes by UPDATE … FROM unnest", newPoller},
-		{"river", "the job queue River, a job per event", newRiver},
+		{"post", "a bare loop of signed POSTs, no database: the limit", false, newPost},
+		{"decode", "reading and decoding the backlog from a slot, nothing else", false, newDecode},
+		{"record", "writing as many outcomes in batches of 1,000, nothing else", false, newRecord},
+		{"relay", "outbox-relay, the real binary", true, newRelay},
+		{"poller", "a polling outbox: SKIP LOCKED, batches, outcomes by UPDATE … FROM unnest", true, newPoller},
+		{"river", "the job queue River, a job per event", true, newRiver},
 	}
 }
 

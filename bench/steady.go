@@ -18,6 +18,7 @@ const writers = 4
 // steadied is the result of one steady load.
 type steadied struct {
 	Contender  string  `json:"contender"`
+	Round      int     `json:"round"`
 	Events     int     `json:"events"`
 	Rate       float64 `json:"rate"` // of the commits, in events a second; less than was asked for if the database is too slow
 	P50        float64 `json:"p50_ms"`

@@ -7,16 +7,18 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"time"
 )
 
 // options say what to measure.
 type options struct {
-	events int           // of a drain
-	rounds int           // of the drain; none if zero
-	rate   float64       // of the steady load, in events a second
-	steady time.Duration // length of the steady load; none if zero
-	only   *regexp.Regexp
+	events       int           // of a drain
+	rounds       int           // of the drain; none if zero
+	rate         float64       // of the steady load, in events a second
+	steady       time.Duration // length of a steady load; none if zero
+	steadyRounds int           // of the steady load
+	only         *regexp.Regexp
 }
 
 // measured is one drain.
@@ -55,62 +57,75 @@ func runSuite(ctx context.Context, o options, progress io.Writer) (r results, er
 	if err != nil {
 		return r, err
 	}
-	var faults []error
-	for round := range o.rounds {
-		for i := range list {
-			c := list[(i+round)%len(list)] // each comes after each other one
-			m := measured{Contender: c.name, Round: round + 1, Events: o.events}
-			err := onStage(ctx, binary, dir, c, func(_ *stage, in contender) error { return m.drain(ctx, in) })
-			if ctx.Err() != nil {
-				return r, ctx.Err()
-			}
-			if err != nil {
-				faults = append(faults, fmt.Errorf("drain, round %d: %s: %w", m.Round, c.name, err))
-				fmt.Fprintln(progress, faults[len(faults)-1])
-				continue
-			}
-			fmt.Fprintf(progress, "drain, round %d of %d: %-8s %8.0f events/s\n", m.Round, o.rounds, c.name, m.Rate)
-			r.Drain = append(r.Drain, m)
+	v := venue{binary: binary, dir: dir, list: list, progress: progress}
+	err = v.each(ctx, "drain", o.rounds, func(ctx context.Context, round int, name string, _ *stage, in contender) (string, error) {
+		m := measured{Contender: name, Round: round, Events: o.events}
+		if err := m.drain(ctx, in); err != nil {
+			return "", err
 		}
+		r.Drain = append(r.Drain, m)
+		return fmt.Sprintf("%.0f events/s", m.Rate), nil
+	})
+	if o.steady == 0 || ctx.Err() != nil {
+		return r, err
 	}
-	if o.steady > 0 {
-		faults = append(faults, steadySuite(ctx, o, list, binary, dir, &r, progress))
-	}
-	return r, errors.Join(faults...)
+	v.list = slices.DeleteFunc(v.list, func(c candidate) bool { return !c.steady })
+	again := v.each(ctx, "steady load", o.steadyRounds, func(ctx context.Context, round int, name string, s *stage, in contender) (string, error) {
+		d, ok := in.(deliverer)
+		if !ok {
+			return "", errors.New("it cannot deliver a steady load")
+		}
+		m, err := runSteady(ctx, s, d, o)
+		if err != nil {
+			return "", err
+		}
+		m.Contender, m.Round = name, round
+		r.Steady = append(r.Steady, m)
+		return fmt.Sprintf("p50 %.1f ms, p99 %.1f ms at %.0f events/s", m.P50, m.P99, m.Rate), nil
+	})
+	return r, errors.Join(err, again)
 }
 
-// steadySuite measures the steady load of those that can deliver one.
-func steadySuite(ctx context.Context, o options, list []candidate, binary, dir string, r *results, progress io.Writer) error {
+// venue is where rounds are run.
+type venue struct {
+	binary, dir string // of the relay, and for files
+	list        []candidate
+	progress    io.Writer
+}
+
+// performance measures one contender once and says in a few words how it was.
+type performance func(ctx context.Context, round int, name string, s *stage, in contender) (string, error)
+
+// each has every contender run once in every round. The order rotates, as each leaves the machine in a state of its own: warm, or with a disk that is
+// still writing. A contender that fails is told of and does not keep the others from running.
+func (v *venue) each(ctx context.Context, what string, rounds int, run performance) error {
 	var faults []error
-	for _, c := range list {
-		m := steadied{Contender: c.name}
-		err := onStage(ctx, binary, dir, c, func(s *stage, in contender) (err error) {
-			if d, ok := in.(deliverer); ok {
-				m, err = runSteady(ctx, s, d, o)
+	for round := 1; round <= rounds; round++ {
+		for i := range v.list {
+			c := v.list[(i+round-1)%len(v.list)]
+			var how string
+			err := v.onStage(ctx, c, func(s *stage, in contender) (err error) {
+				how, err = run(ctx, round, c.name, s, in)
+				return err
+			})
+			if ctx.Err() != nil {
+				return ctx.Err()
 			}
-			return err
-		})
-		if ctx.Err() != nil {
-			return ctx.Err()
+			if err != nil {
+				err = fmt.Errorf("%s, round %d: %s: %w", what, round, c.name, err)
+				faults = append(faults, err)
+				fmt.Fprintln(v.progress, err)
+				continue
+			}
+			fmt.Fprintf(v.progress, "%s, round %d of %d: %-8s %s\n", what, round, rounds, c.name, how)
 		}
-		if err != nil {
-			faults = append(faults, fmt.Errorf("steady load: %s: %w", c.name, err))
-			fmt.Fprintln(progress, faults[len(faults)-1])
-			continue
-		}
-		if m.Events == 0 {
-			continue
-		}
-		m.Contender = c.name
-		fmt.Fprintf(progress, "steady load: %-8s p50 %.1f ms, p99 %.1f ms at %.0f events/s\n", c.name, m.P50, m.P99, m.Rate)
-		r.Steady = append(r.Steady, m)
 	}
 	return errors.Join(faults...)
 }
 
 // onStage sets up a stage for one run of one contender and takes it down again.
-func onStage(ctx context.Context, binary, dir string, c candidate, run func(*stage, contender) error) (err error) {
-	s, err := newStage(ctx, binary, dir)
+func (v *venue) onStage(ctx context.Context, c candidate, run func(*stage, contender) error) (err error) {
+	s, err := newStage(ctx, v.binary, v.dir)
 	if err != nil {
 		return err
 	}
