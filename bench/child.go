@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strconv"
-	"syscall"
 )
 
 // The environment tells a child its role and what it needs for it. Flags would collide with those of a test binary.
@@ -23,12 +21,9 @@ const (
 	roleRiver    = "river"
 )
 
-// runChild plays a role until the standard input ends, or the process is told to stop, and returns the exit code.
+// runChild plays a role until the standard input ends, and returns the exit code.
 func runChild(role string) int {
-	// The parent closes the input and sends a signal, either of which may be seen first: the signal has to stay caught.
-	told, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	ctx, cancel := context.WithCancel(told)
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() { // lives as long as the process: there is nothing to wait for
 		_, _ = io.Copy(io.Discard, os.Stdin)

@@ -22,6 +22,7 @@ type process struct {
 	name   string
 	cmd    *exec.Cmd
 	stdin  io.Closer
+	ask    func() error // asks the process to end; fails only if it has ended
 	stdout io.Reader
 	stderr tail
 	ended  chan struct{} // closed once it has been waited for
@@ -36,10 +37,14 @@ func child(ctx context.Context, role string, env ...string) (*process, error) {
 	}
 	cmd := exec.CommandContext(ctx, self) //nolint:gosec // this program
 	cmd.Env = append(append(os.Environ(), roleVar+"="+role), env...)
-	return startProcess(role, cmd)
+	p, err := startProcess(role, cmd)
+	if err == nil {
+		p.ask = p.stdin.Close // a signal as well could meet it when it no longer catches any, and be how it ended
+	}
+	return p, err
 }
 
-// startProcess starts cmd, which must be made with a context. The caller owns the process and must call stop.
+// startProcess starts cmd, which must be made with a context and end at SIGTERM. The caller owns the process and must call stop.
 func startProcess(name string, cmd *exec.Cmd) (*process, error) {
 	p := &process{name: name, cmd: cmd, ended: make(chan struct{})}
 	cmd.Stderr = &p.stderr
@@ -58,6 +63,7 @@ func startProcess(name string, cmd *exec.Cmd) (*process, error) {
 	}
 	_ = in.Close() // the process has its own
 	p.stdin, p.stdout = stdin, out
+	p.ask = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	go func() { // ends with the process, and stop waits for it
 		defer close(p.ended)
 		p.err = errors.Join(cmd.Wait(), out.Close())
@@ -72,8 +78,7 @@ func (p *process) stop() error {
 		return p.failure("ended too early")
 	default:
 	}
-	_ = p.stdin.Close() // fails only if it has ended
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	_ = p.ask()
 	timer := time.NewTimer(stopTimeout)
 	defer timer.Stop()
 	select {
