@@ -28,7 +28,7 @@ type orderOracle struct {
 	accepted   map[string]map[string]bool
 	sequence   map[string][]string // by endpoint: what has been accepted, each event once
 	inversions []string
-	down       bool
+	down       time.Time     // until then: a second at most, or a delivery would use up its attempts
 	pause      time.Duration // after each transaction, besides a few milliseconds
 	changed    chan struct{}
 }
@@ -41,7 +41,7 @@ func (o *orderOracle) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	o.mu.Lock()
 	o.look(endpoint, event)
 	wait := time.Duration(o.rnd.IntN(8)) * time.Millisecond
-	refuse := o.down || o.rnd.IntN(12) == 0
+	refuse := time.Now().Before(o.down) || o.rnd.IntN(12) == 0
 	o.mu.Unlock()
 	<-time.After(wait)
 	if refuse {
@@ -147,12 +147,11 @@ func orderUnderKills(t *testing.T, seed uint64) {
 		replicas[victim].kill(t)
 		replicas[victim] = startRelay(t, s.config)
 		o.mu.Lock()
-		o.down = rnd.IntN(3) == 0
+		if rnd.IntN(3) == 0 {
+			o.down = time.Now().Add(time.Second)
+		}
 		o.mu.Unlock()
 	}
-	o.mu.Lock()
-	o.down = false
-	o.mu.Unlock()
 	require.NoError(t, <-written)
 	for !o.done(len(names), events) {
 		select {

@@ -267,12 +267,11 @@ func orderWhileMoving(t *testing.T, seed uint64) {
 			replicas[victim] = startRelay(t, s.config)
 		}
 		o.mu.Lock()
-		o.down = rnd.IntN(3) == 0
+		if rnd.IntN(3) == 0 {
+			o.down = time.Now().Add(time.Second)
+		}
 		o.mu.Unlock()
 	}
-	o.mu.Lock()
-	o.down = false
-	o.mu.Unlock()
 	require.NoError(t, group.Wait())
 	close(stop)
 	mover.Wait()
