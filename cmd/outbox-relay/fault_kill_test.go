@@ -84,7 +84,11 @@ func killedAt(at failpoint.Point, passings int) *scenario {
 		default:
 			r.calm(unsteady(r.rnd.IntN(2)*20, time.Duration(1+r.rnd.IntN(10))*time.Millisecond))
 		}
-		for range 1 + r.rnd.IntN(3) {
+		kills := 1 + r.rnd.IntN(3)
+		if at == failpoint.Persisted { // what has been recorded is not sent again: that depends on what the last batch covers
+			kills += 5
+		}
+		for range kills {
 			p := r.start(fmt.Sprintf("OUTBOX_RELAY_FAILPOINT=%s:%d", at, 1+r.rnd.IntN(passings)))
 			if at == failpoint.Draining {
 				r.leads(p)

@@ -31,7 +31,7 @@ type planted struct {
 func plantedBugs() []planted {
 	return []planted{
 		{bug: failpoint.AckBeforePersist, scenario: "table-locked", rules: []string{"I4", "heal"}},
-		{bug: failpoint.AckCommitLSN, scenario: "killed-persisted", rules: []string{"I3"}, quick: true},
+		{bug: failpoint.AckCommitLSN, scenario: "killed-persisted", rules: []string{"I3"}}, // depends on what the last batch covers
 		{bug: failpoint.FlushZero, scenario: "table-locked", rules: []string{"I4", "heal"}},
 		{bug: failpoint.NoKeepaliveAck, scenario: "server-fast", rules: []string{"I6"}},
 		{bug: failpoint.HealByID, scenario: "slot-dropped", rules: []string{"I1", "I4"}},
