@@ -38,7 +38,7 @@ func (r *faultRun) sample(ctx context.Context) {
 			r.judgeLogs()
 		}
 		for _, p := range r.alive() {
-			rss := memory(p.cmd.Process.Pid)
+			rss := peakMemory(p.cmd.Process.Pid)
 			r.mu.Lock()
 			r.result.rssPeak = max(r.result.rssPeak, rss)
 			r.mu.Unlock()

@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -284,22 +281,6 @@ func (r *faultRun) await(what string, condition func() bool) {
 func (r *faultRun) more(n int) {
 	enough := r.front.pairs() + n
 	r.await(fmt.Sprintf("%d more deliveries", n), func() bool { return r.front.pairs() >= enough })
-}
-
-var resident = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
-
-// memory is the greatest resident size of a process so far, in bytes; zero if it has ended.
-func memory(pid int) int64 {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0
-	}
-	m := resident.FindSubmatch(status)
-	if m == nil {
-		return 0
-	}
-	kib, _ := strconv.ParseInt(string(m[1]), 10, 64)
-	return kib << 10
 }
 
 // event ids as a parameter.

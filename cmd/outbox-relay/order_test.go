@@ -153,7 +153,13 @@ func orderUnderKills(t *testing.T, seed uint64) {
 		o.mu.Unlock()
 	}
 	require.NoError(t, <-written)
-	for !o.done(len(names), events) {
+	o.finish(ctx, t, len(names), events, replicas)
+}
+
+// finish waits until every endpoint has accepted every event, stops the relays, and holds the order against that of the commits.
+func (o *orderOracle) finish(ctx context.Context, t *testing.T, endpoints, events int, relays []*relayProcess) {
+	t.Helper()
+	for !o.done(endpoints, events) {
 		select {
 		case <-o.changed:
 		case <-ctx.Done():
@@ -165,7 +171,7 @@ func orderUnderKills(t *testing.T, seed uint64) {
 			require.FailNow(t, "gave up waiting", "inversions: %v", o.inversions)
 		}
 	}
-	for _, p := range replicas {
+	for _, p := range relays {
 		_, exit := p.stop(t)
 		require.NoError(t, exit)
 	}

@@ -275,25 +275,7 @@ func orderWhileMoving(t *testing.T, seed uint64) {
 	require.NoError(t, group.Wait())
 	close(stop)
 	mover.Wait()
-	for !o.done(len(names), events) {
-		select {
-		case <-o.changed:
-		case <-ctx.Done():
-			o.mu.Lock()
-			defer o.mu.Unlock()
-			for name, list := range o.sequence {
-				t.Logf("%s has %d of %d", name, len(list), events)
-			}
-			require.FailNow(t, "gave up waiting", "inversions: %v", o.inversions)
-		}
-	}
-	for _, p := range replicas {
-		_, exit := p.stop(t)
-		require.NoError(t, exit)
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	require.Empty(t, o.inversions)
+	o.finish(ctx, t, len(names), events, replicas)
 	assert.Positive(t, moves.Load())
 	t.Logf("moves %d", moves.Load())
 }
