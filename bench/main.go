@@ -51,6 +51,9 @@ Contenders:
 `
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+	if len(args) > 0 && args[0] == "cost" {
+		return runCost(ctx, args[1:], stdout, stderr)
+	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	var o options
@@ -109,7 +112,7 @@ func (o *options) validate() error {
 	return errors.Join(faults...)
 }
 
-func writeJSON(file string, r results) error {
+func writeJSON(file string, r any) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode raw numbers: %w", err)
