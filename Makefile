@@ -64,9 +64,9 @@ $(LINT):
 bench: go ## measure the relay beside its limits and its alternatives, in one interleaved run (BENCHFLAGS="-h" lists the flags)
 	cd bench && $(GO) run . $(BENCHFLAGS)
 
-bench-parts: go ## measure the parts: the drain in one process, decode, match, body, signature, attempt, ledger, records (BENCH=regexp, BENCHTIME=3x)
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -benchmem -timeout 60m ./relay
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./outbox ./delivery ./relay/route ./relay/wal ./relay/store
+bench-parts: go ## measure the parts: the drain in one process, decode, match, body, signature, attempt, lanes, ledger, records (BENCH=regexp, BENCHTIME=3x)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -skip 'Lanes|Ledger|Pace' -benchtime $(BENCHTIME) -benchmem -timeout 60m ./relay
+	$(GO) test -run '^$$' -bench '$(BENCH)' -skip Drain -benchmem -timeout 60m ./outbox ./delivery ./relay ./relay/route ./relay/wal ./relay/store
 
 soak: go ## have a relay work for SOAK (60m) at RATE (5000) events a second, and see what it holds at a sixth of the time and at the end
 	OUTBOX_RELAY_BENCH_SOAK=$(SOAK) OUTBOX_RELAY_BENCH_RATE=$(RATE) $(GO) test -run '^$$' -bench ScenarioSoak -benchtime 1x -timeout 0 ./cmd/outbox-relay
