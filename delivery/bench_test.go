@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -181,6 +182,42 @@ func BenchmarkAttempt(b *testing.B) {
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
 					c.do(b)
+				}
+			})
+		})
+	}
+}
+
+// BenchmarkAttemptTLS compares attempts over TLS by HTTP/2 and by HTTP/1.1 with attempts without it, all to servers of net/http: what there would be to
+// gain if http1 sent to https:// endpoints, too.
+func BenchmarkAttemptTLS(b *testing.B) {
+	m := Encode(nil, FormatStandard, benchEvent(300), "src")
+	ours := setup(b, func(c *Config) { c.AllowInsecureTLS = true })
+	slow := setup(b, func(c *Config) { c.AllowInsecureTLS, c.netHTTP = true, true })
+	answer := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
+	over := func(h2 bool) string {
+		s := httptest.NewUnstartedServer(answer)
+		s.EnableHTTP2 = h2
+		s.StartTLS()
+		b.Cleanup(s.Close)
+		return s.URL
+	}
+	plain := httptest.NewServer(answer)
+	b.Cleanup(plain.Close)
+	for _, c := range []struct {
+		name, url string
+		by        *bundle
+	}{{"https-h2", over(true), ours}, {"https-h1", over(false), ours}, {"http-net-http", plain.URL, slow}, {"http", plain.URL, ours}} {
+		ep := c.by.endpoint(c.url, func(row *EndpointRow) { row.VerifySSL = false })
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			b.SetParallelism(32)
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					if res := c.by.client.Attempt(b.Context(), ep, &m, 1); !res.OK() {
+						b.Error(res.Err)
+						return
+					}
 				}
 			})
 		})
