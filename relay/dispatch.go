@@ -117,7 +117,7 @@ type dispatcher struct {
 	active        int   // lanes that had an arrival lately
 	activeParties int   // tenants with such lanes
 	busyParties   int   // tenants with something queued or running
-	starving      int   // active lanes with nothing queued or running
+	starving      int   // active lanes that could do something and have nothing queued or running
 
 	committed time.Time // the latest commit that the stream has come to
 }
@@ -173,7 +173,9 @@ func (d *dispatcher) admit(ctx context.Context, j *job) {
 	d.arrive(l, j.committed)
 	var deadline <-chan time.Time
 	for {
-		if reason, due := d.refusal(j); reason != "" {
+		reason, due := d.refusal(j)
+		d.starve(l, func() { l.refuses = reason != "" })
+		if reason != "" {
 			d.shed(ctx, j, reason, due)
 			return
 		}
@@ -243,13 +245,10 @@ func (d *dispatcher) arrive(l *lane, committed time.Time) {
 	if l.active {
 		return
 	}
-	l.active = true
+	d.starve(l, func() { l.active = true })
 	d.active++
 	if l.party.active++; l.party.active == 1 {
 		d.activeParties++
-	}
-	if !l.busy {
-		d.starving++
 	}
 }
 

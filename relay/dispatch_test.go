@@ -157,6 +157,38 @@ func TestAStarvingLaneLetsTheStreamGoOn(t *testing.T) {
 	})
 }
 
+// TestALaneThatRefusesDoesNotStarve: where a lane is idle because its breaker is open, the stream waits for the others instead of filling the reserve
+// and making rows.
+func TestALaneThatRefusesDoesNotStarve(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(100)
+		b.admit(t.Context(), b.job("moody", 1))
+		b.finish(b.take(), verdict{})
+		require.Equal(t, 1, b.starving)
+		b.lanes[laneKey{"t", b.ids["moody"]}].until = time.Now().Add(time.Minute)
+		b.admit(t.Context(), b.job("moody", 1))
+		require.Equal(t, []string{deferThrottled}, b.deferrals)
+		require.Zero(t, b.starving)
+		for range 74 {
+			b.admit(t.Context(), b.job("big", 1))
+		}
+		go b.admit(t.Context(), b.job("big", 1))
+		synctest.Wait()
+		require.Zero(t, b.rooms[inReserve].n)
+		time.Sleep(time.Minute + time.Second) // moody takes deliveries again
+		require.Equal(t, []string{deferThrottled, deferWindow}, b.deferrals, "a wait has its end")
+		b.admit(t.Context(), b.job("moody", 1))
+		j := b.take()
+		for ; b.names(j) != "moody"; j = b.take() {
+			b.finish(j, verdict{})
+		}
+		b.finish(j, verdict{})
+		b.admit(t.Context(), b.job("big", 1))
+		require.Equal(t, 1, b.rooms[inReserve].n)
+	})
+}
+
 // TestNothingStartsWhileTooMuchIsUnrecorded: the database sets the pace, and a crash repeats a window at most.
 func TestNothingStartsWhileTooMuchIsUnrecorded(t *testing.T) {
 	t.Parallel()

@@ -100,6 +100,7 @@ type lane struct {
 	stalled  bool // stands in a list of those that wait for a worker or for the host
 
 	active    bool      // had an arrival from the stream lately
+	refuses   bool      // did not take the last one
 	last      time.Time // of the last arrival
 	committed time.Time // of the last event from the stream
 

@@ -103,6 +103,24 @@ func (d *dispatcher) overShare(l *lane) bool {
 	return l.windowed >= max(mine/max(p.active, 1), 16)
 }
 
+// starves tells whether the lane waits for what stands behind others' events in the stream. One that refuses what comes does not: its breaker is open,
+// say, and its events become rows however soon the stream brings them.
+func (l *lane) starves() bool { return l.active && !l.busy && !l.refuses }
+
+// starve counts the lanes that starve over a change of one.
+func (d *dispatcher) starve(l *lane, change func()) {
+	before := l.starves()
+	change()
+	switch after := l.starves(); {
+	case before && !after:
+		d.starving--
+	case !before && after:
+		if d.starving++; d.starving == 1 {
+			signal(d.room) // what waits because nobody starves need not any more
+		}
+	}
+}
+
 // reserveFactor is how many times the window the reserve is.
 const reserveFactor = 4
 

@@ -46,18 +46,12 @@ func (d *dispatcher) busy(l *lane) {
 	if is == l.busy {
 		return
 	}
-	l.busy = is
-	before, starves := l.party.busy, 1
+	d.starve(l, func() { l.busy = is })
+	before := l.party.busy
 	if is {
 		l.party.busy++
-		starves = -1
 	} else {
 		l.party.busy--
-	}
-	if l.active {
-		if d.starving += starves; d.starving == 1 {
-			signal(d.room) // what waits because nobody starves need not any more
-		}
 	}
 	if before == 0 {
 		d.busyParties++

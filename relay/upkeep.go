@@ -55,13 +55,10 @@ func (d *dispatcher) comeBack(j *job, hold time.Duration) time.Duration {
 }
 
 func (d *dispatcher) goQuiet(l *lane) {
-	l.active = false
+	d.starve(l, func() { l.active = false })
 	d.active--
 	if l.party.active--; l.party.active == 0 {
 		d.activeParties--
-	}
-	if !l.busy {
-		d.starving--
 	}
 }
 
