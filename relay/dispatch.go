@@ -110,14 +110,16 @@ type dispatcher struct {
 	stamp   uint64
 
 	rooms         [roomsNumber]room
-	unrecorded    int   // deliveries that were attempted and whose outcome is not durable
-	choked        bool  // by these: nothing is started before they are fewer
-	claimed       int   // deliveries of the retry queue in memory
-	claimedBytes  int64 // and what they occupy
-	active        int   // lanes that had an arrival lately
-	activeParties int   // tenants with such lanes
-	busyParties   int   // tenants with something queued or running
-	starving      int   // active lanes that could do something and have nothing queued or running
+	unrecorded    int       // deliveries that were attempted and whose outcome is not durable
+	choked        bool      // by these: nothing is started before they are fewer
+	relieved      time.Time // when they were
+	swept         time.Time // the last time
+	claimed       int       // deliveries of the retry queue in memory
+	claimedBytes  int64     // and what they occupy
+	active        int       // lanes that had an arrival lately
+	activeParties int       // tenants with such lanes
+	busyParties   int       // tenants with something queued or running
+	starving      int       // active lanes that could do something and have nothing queued or running
 
 	committed time.Time // the latest commit that the stream has come to
 }

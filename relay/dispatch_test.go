@@ -189,6 +189,55 @@ func TestALaneThatRefusesDoesNotStarve(t *testing.T) {
 	})
 }
 
+// TestTheReserveHoldsWhatTheLaneComesTo: what a slow lane would have to give up again is not let in.
+func TestTheReserveHoldsWhatTheLaneComesTo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(100)
+		b.admit(t.Context(), b.job("small", 1))
+		b.finish(b.take(), verdict{})
+		for range 80 {
+			b.admit(t.Context(), b.job("big", 1))
+		}
+		b.sweep(b.cfg.Window.Hold)
+		for range 10 {
+			b.finish(b.take(), verdict{})
+		}
+		time.Sleep(time.Second)
+		b.sweep(b.cfg.Window.Hold)
+		b.admit(t.Context(), b.job("big", 1))
+		require.Equal(t, []string{deferShare}, b.deferrals, "70 wait already, where 10 a second are come to")
+	})
+}
+
+// TestSweepLeavesWhatWaitsForTheDatabase: rows would be no help to a database that is behind.
+func TestSweepLeavesWhatWaitsForTheDatabase(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(8)
+		var jobs []*job
+		for range 8 {
+			jobs = append(jobs, b.job("one", 10))
+			b.admit(t.Context(), jobs[len(jobs)-1])
+			b.finish(b.take(), verdict{})
+		}
+		late, hangs := b.claimed(1), b.job("hangs", 1)
+		b.offer([]offered{{job: late}})
+		go b.take() // finds that it has to wait
+		synctest.Wait()
+		time.Sleep(3 * time.Second)
+		b.sweep(2 * time.Second)
+		require.Empty(t, b.deferrals)
+		b.release(jobs) // what waits begins
+		synctest.Wait()
+		b.admit(t.Context(), hangs)
+		time.Sleep(3 * time.Second)
+		b.sweep(2 * time.Second)
+		require.Equal(t, []string{deferHold}, b.deferrals, "a lane that has begun nothing")
+		require.Same(t, hangs, b.rows[0])
+	})
+}
+
 // TestNothingStartsWhileTooMuchIsUnrecorded: the database sets the pace, and a crash repeats a window at most.
 func TestNothingStartsWhileTooMuchIsUnrecorded(t *testing.T) {
 	t.Parallel()

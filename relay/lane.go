@@ -93,11 +93,13 @@ type lane struct {
 	queue    jobList // may start, as far as their order goes
 	behind   int     // jobs in chains that may not
 	running  int
-	used     int  // jobs of the stream: queued, running, or not yet recorded
-	windowed int  // those of them that are in the window
-	ready    bool // stands in its party's ring
-	busy     bool // counts among its party's lanes with work
-	stalled  bool // stands in a list of those that wait for a worker or for the host
+	begun    int     // attempts since the last sweep
+	speed    float64 // attempts a second while it has work for all its capacity; zero: it has none, or has not had it for long
+	used     int     // jobs of the stream: queued, running, or not yet recorded
+	windowed int     // those of them that are in the window
+	ready    bool    // stands in its party's ring
+	busy     bool    // counts among its party's lanes with work
+	stalled  bool    // stands in a list of those that wait for a worker or for the host
 
 	active    bool      // had an arrival from the stream lately
 	refuses   bool      // did not take the last one
@@ -250,6 +252,20 @@ func (l *lane) blockedFor(d *dispatcher) (time.Duration, string) {
 	}
 	left := l.opened.Add(d.cfg.Breaker.OpenFor).Sub(now)
 	return spread(max(left, 100*time.Millisecond)), deferBreaker
+}
+
+// measure notes how fast the lane is, after some time without a measure.
+func (l *lane) measure(spell time.Duration) {
+	begun := l.begun
+	l.begun = 0
+	switch speed := max(float64(begun), 1) / spell.Seconds(); {
+	case l.queue.n == 0:
+		l.speed = 0
+	case l.speed == 0:
+		l.speed = speed
+	default:
+		l.speed = (l.speed + speed) / 2
+	}
 }
 
 // idle tells whether the lane can be forgotten.

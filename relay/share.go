@@ -125,8 +125,12 @@ func (d *dispatcher) starve(l *lane, change func()) {
 const reserveFactor = 4
 
 // useReserve admits a delivery of a lane that has its share while others have nothing to do: their events may stand behind a burst of this one, so
-// that the stream has to be read on, and a place in memory costs little beside a row. Like the shares, the reserve keeps clear of the last quarter of the bytes.
+// that the stream has to be read on, and a place in memory costs little beside a row. It does not if it ends as a row all the same: what the lane does not
+// come to in half the time that it may wait is refused. Like the shares, the reserve keeps clear of the last quarter of the bytes.
 func (d *dispatcher) useReserve(j *job) bool {
+	if l := j.lane; l.speed > 0 && float64(l.queue.n) > l.speed*d.cfg.Window.Hold.Seconds()/2 {
+		return false
+	}
 	if d.rooms[inReserve].n >= reserveFactor*d.cfg.Window.Deliveries || d.exceeds(int64(d.cfg.Window.Bytes)*3/4, j) {
 		return false
 	}

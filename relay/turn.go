@@ -158,6 +158,7 @@ func (d *dispatcher) turn() *lane {
 func (d *dispatcher) start(l *lane, settle func(error)) *job {
 	j := l.queue.pop()
 	l.running++
+	l.begun++
 	l.filled(l.running)
 	l.party.running++
 	l.host.running++
@@ -274,7 +275,7 @@ func (d *dispatcher) release(jobs []*job) {
 		}
 	}
 	if d.choked && d.unrecorded < d.cfg.Window.Deliveries {
-		d.choked = false
+		d.choked, d.relieved = false, d.now()
 		for range min(len(jobs), len(d.resting)) {
 			d.wake()
 		}

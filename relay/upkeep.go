@@ -16,17 +16,13 @@ func (d *dispatcher) sweep(hold time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := d.now()
-	old := now.Add(-hold)
+	old, spell := now.Add(-hold), now.Sub(d.swept)
+	d.swept = now
 	for key, l := range d.lanes {
-		d.sweepChains(l, old)
-		for j := l.queue.head; j != nil && j.admitted.Before(old); {
-			next := j.next
-			if !j.ordered() {
-				l.queue.remove(j)
-				d.defers(j, deferHold, d.comeBack(j, hold))
-			}
-			j = next
+		if !d.waitsForDatabase(l, now.Sub(d.relieved) < hold) {
+			d.sweepQueue(l, old, hold)
 		}
+		l.measure(spell)
 		d.busy(l)
 		if l.active && d.committed.Sub(l.committed) > activeFor {
 			d.goQuiet(l)
@@ -39,6 +35,24 @@ func (d *dispatcher) sweep(hold time.Duration) {
 		if j.ledger != nil && !j.leased && j.admitted.Before(old) {
 			d.leaseRunning(j)
 		}
+	}
+}
+
+// waitsForDatabase tells whether what waits in a lane waits for the database to make outcomes durable, and not for its receiver. Rows would only be more
+// of these. lately: there were too many of them less than hold ago.
+func (d *dispatcher) waitsForDatabase(l *lane, lately bool) bool {
+	return d.choked || lately && l.begun > 0
+}
+
+func (d *dispatcher) sweepQueue(l *lane, old time.Time, hold time.Duration) {
+	d.sweepChains(l, old)
+	for j := l.queue.head; j != nil && j.admitted.Before(old); {
+		next := j.next
+		if !j.ordered() {
+			l.queue.remove(j)
+			d.defers(j, deferHold, d.comeBack(j, hold))
+		}
+		j = next
 	}
 }
 
