@@ -221,7 +221,8 @@ func TestSweepLeavesWhatWaitsForTheDatabase(t *testing.T) {
 			b.admit(t.Context(), jobs[len(jobs)-1])
 			b.finish(b.take(), verdict{})
 		}
-		late, hangs := b.claimed(1), b.job("hangs", 1)
+		late, hangs := b.job("one", 10), b.job("hangs", 1)
+		late.ledger, late.mine = nil, time.Now().Add(time.Hour)
 		b.offer([]offered{{job: late}})
 		go b.take() // finds that it has to wait
 		synctest.Wait()
