@@ -72,6 +72,7 @@ type faultRun struct {
 	rnd    *rand.Rand
 	ctx    context.Context //nolint:containedctx // of the whole run; what belongs to it ends with it
 	server *pgtest.Server  // the run's own; nil: it has a database of the shared one
+	disk   *smallDisk      // of the server; nil: it has room
 	*site
 	pool     *pgxpool.Pool
 	o        *oracle
@@ -136,7 +137,12 @@ func (r *faultRun) setUp(seed uint64) {
 	if r.sc.server != nil {
 		config := map[string]string{"synchronous_commit": "on", "max_connections": "60", "shared_buffers": "16MB", "max_wal_senders": "10", "max_replication_slots": "10"}
 		maps.Copy(config, r.sc.server)
-		server, err := pgtest.Start(r.ctx, pgtest.Options{Config: config})
+		options := pgtest.Options{Config: config}
+		if r.sc.disk > 0 {
+			r.disk = mountDisk(t, r.sc.disk)
+			options.Data = r.disk.data
+		}
+		server, err := pgtest.Start(r.ctx, options)
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, server.Close()) })
 		r.server, dsn = server, server.URL("postgres")

@@ -26,6 +26,7 @@ type scenario struct {
 	audits    bool              // the log may not carry what was committed: the audit finds it, late and out of order
 	suspends  bool              // tenants are suspended, and resumed
 	server    map[string]string // settings of a server of its own; nil: it needs none
+	disk      int               // MiB that server has for its data, which can be filled; zero: as much as there is. The harness must be able to mount one
 	settings  string            // of the relays
 	window    int               // theirs, if it is not as usual
 	least     int               // version of PostgreSQL that has what it is about
@@ -36,7 +37,7 @@ type scenario struct {
 }
 
 func scenarios() []*scenario {
-	return slices.Concat(kills(), serverFaults(), slotFaults(), networkFaults(), replicaFaults(), receiverFaults(), writerFaults(), failovers())
+	return slices.Concat(kills(), serverFaults(), slotFaults(), networkFaults(), replicaFaults(), receiverFaults(), writerFaults(), diskFaults(), failovers())
 }
 
 // replay is the command that plays a run again.

@@ -41,6 +41,9 @@ type Options struct {
 	Config map[string]string
 	// Durable leaves fsync, full_page_writes and synchronous_commit on, as PostgreSQL has them. Benchmarks need it.
 	Durable bool
+	// Data is an empty folder for the data, on a disk of the caller's choice; its user becomes that of the server, which must be able to reach it. It is
+	// the caller's to remove after Close. Empty: the data is where the rest is, and goes with it.
+	Data string
 	// Log is told when PostgreSQL has to be installed or downloaded first. Nil is silent.
 	Log io.Writer
 }
@@ -85,6 +88,11 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 
 // create runs initdb and starts the server for the first time.
 func (s *Server) create(ctx context.Context, o Options) error {
+	if o.Data != "" {
+		if err := s.keepIn(o.Data); err != nil {
+			return fmt.Errorf("folder for the PostgreSQL data: %w", err)
+		}
+	}
 	locale := "C.UTF-8"
 	if runtime.GOOS == "darwin" {
 		locale = "C" // macOS has no C.UTF-8
@@ -110,6 +118,16 @@ func (s *Server) create(ctx context.Context, o Options) error {
 			return err
 		}
 	}
+}
+
+// keepIn has the data folder be another one. Everything else finds it under its usual name.
+func (s *Server) keepIn(dir string) error {
+	if c := s.attr.Credential; c != nil {
+		if err := os.Chown(dir, int(c.Uid), int(c.Gid)); err != nil {
+			return err
+		}
+	}
+	return os.Symlink(dir, s.data())
 }
 
 // configure writes the settings over those of initdb.

@@ -179,6 +179,20 @@ func TestSettings(t *testing.T) {
 	}
 }
 
+func TestDataIsKeptWhereTheCallerSays(t *testing.T) {
+	t.Parallel()
+	data, err := os.MkdirTemp("/tmp", "pgtest-data-") // where the server's user can reach it
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(data)) })
+	s := start(t, pgtest.Options{Data: data})
+	require.FileExists(t, filepath.Join(data, "PG_VERSION"))
+	require.NoError(t, s.Restart(t.Context()))
+	exec1(t, s, "SELECT 1")
+	require.NoError(t, s.Close())
+	require.NoDirExists(t, s.Dir())
+	require.FileExists(t, filepath.Join(data, "PG_VERSION"), "the caller's to remove")
+}
+
 func TestStartShowsTheServersLog(t *testing.T) {
 	t.Parallel()
 	_, err := pgtest.Start(t.Context(), pgtest.Options{Config: map[string]string{"no_such_setting": "1"}})
