@@ -197,10 +197,10 @@ func part[T any](list []T, end int, others []int) (taken, left []T) {
 }
 
 // maxBatchTenants is how many tenants are written in one transaction: each costs it some six locks, of which a server with its defaults has 6,400 for
-// all. maxBatchBytes is about how much of bodies.
+// all. maxBatchBytes is about how much of bodies: encoding and sending a batch occupies some four times that, whatever the window.
 const (
 	maxBatchTenants = 500
-	maxBatchBytes   = 32 << 20
+	maxBatchBytes   = 4 << 20
 )
 
 // outcomesPerTenant is how many outcomes of a tenant make its statement worth while.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 	"testing"
 	"time"
 
@@ -100,4 +101,52 @@ func TestServerTakesNoConnections(t *testing.T) {
 	s.receiver.await(ctx, t, "the record of all", func() bool { return s.recorded(t, []string{"acme"}) == 20 })
 	_, exit := p.stop(t)
 	require.NoError(t, exit)
+}
+
+// TestFewMegabytes: bodies of some hundred kilobytes that come faster than their receivers take them occupy what the window grants them, and beside it a
+// part that does not grow with their number. All of them arrive, once.
+func TestFewMegabytes(t *testing.T) {
+	t.Parallel()
+	const (
+		events, size, bursts = 240, 200_000, 3
+		window               = 16 << 20
+		deferred, claimed    = window / 4, window / 2 // which come beside it
+		// beside is what a relay occupies that is no body which waits: its code, tables and stacks, bodies on their way through (a message of the log, a request,
+		// a batch that is written or claimed), and what the collector has not come to.
+		beside = 64 << 20
+	)
+	let := make(chan struct{})
+	s := newSite(t, "window: {bytes: 16MiB, hold: 500ms}\nqueue: {poll: 100ms}\n", func(outbox.UUID, string) int {
+		<-let
+		<-time.After(10 * time.Millisecond)
+		return http.StatusOK
+	}, "acme")
+	open := sync.OnceFunc(func() { close(let) })
+	defer open()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	for range 2 {
+		s.subscribe(t, "acme", s.endpoint(t, "acme", 3), "order.created", "{}")
+	}
+	p := startBinary(t, binary(t), s.config, "GOMEMLIMIT=48MiB")
+	s.leading(ctx, t)
+	idle := p.peakMemory(t)
+	for range bursts {
+		s.exec(t, `INSERT INTO acme.webhook_events (id, event_type, aggregate_id, aggregate_type, event_data)
+			SELECT gen_random_uuid(), 'order.created', gen_random_uuid(), 'order', jsonb_build_object('note', repeat('x', $2)) FROM generate_series(1, $1)`, events/bursts, size)
+	}
+	s.receiver.await(ctx, t, "what has no room to be in the queue", func() bool {
+		var n int
+		return s.pool.QueryRow(ctx, `SELECT count(*) FROM outbox_relay.retry_queue`).Scan(&n) == nil && n >= 2*events-(window+claimed)/size
+	})
+	open()
+	s.receiver.await(ctx, t, "all of them", func() bool { return s.receiver.pairs() == 2*events })
+	s.receiver.await(ctx, t, "the record of all", func() bool { return s.recorded(t, []string{"acme"}) == 2*events })
+	peak := p.peakMemory(t)
+	_, exit := p.stop(t)
+	require.NoError(t, exit)
+	t.Logf("%d MiB of bodies; memory %d MiB at first, %d MiB at most", 2*events*size>>20, idle>>20, peak>>20)
+	assert.Less(t, peak, window+deferred+claimed+beside, "peak memory")
+	assert.Equal(t, 2*events, s.receiver.count(), "requests")
+	assert.Empty(t, s.receiver.bad)
 }
