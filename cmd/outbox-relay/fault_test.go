@@ -25,6 +25,7 @@ type scenario struct {
 	phantoms  bool              // and events that were sent may be lost with the old one
 	audits    bool              // the log may not carry what was committed: the audit finds it, late and out of order
 	suspends  bool              // tenants are suspended, and resumed
+	moves     bool              // tenants change their shard
 	server    map[string]string // settings of a server of its own; nil: it needs none
 	disk      int               // MiB that server has for its data, which can be filled; zero: as much as there is. The harness must be able to mount one
 	settings  string            // of the relays
@@ -37,7 +38,7 @@ type scenario struct {
 }
 
 func scenarios() []*scenario {
-	return slices.Concat(kills(), serverFaults(), slotFaults(), networkFaults(), replicaFaults(), receiverFaults(), writerFaults(), diskFaults(), failovers())
+	return slices.Concat(kills(), serverFaults(), slotFaults(), networkFaults(), replicaFaults(), receiverFaults(), writerFaults(), diskFaults(), moveFaults(), failovers())
 }
 
 // replay is the command that plays a run again.
