@@ -28,7 +28,7 @@ var errSlotAhead = errors.New("the slot is ahead of what was recorded")
 
 // heals tells the faults of a session that healing mends.
 func heals(err error) bool {
-	for _, kind := range []error{wal.ErrSlotMissing, wal.ErrSlotLost, wal.ErrPublicationMissing, errSlotAhead, store.ErrRestored} {
+	for _, kind := range []error{wal.ErrSlotMissing, wal.ErrSlotLost, wal.ErrPublicationMissing, wal.ErrPublicationRemade, errSlotAhead, store.ErrRestored} {
 		if errors.Is(err, kind) {
 			return true
 		}
@@ -55,12 +55,13 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 	if err != nil {
 		return err
 	}
-	if old := errors.Is(cause, wal.ErrPublicationMissing) && state.Epoch == e.epoch; state.Sound && state.Published && !old {
+	published := errors.Is(cause, wal.ErrPublicationMissing) || errors.Is(cause, wal.ErrPublicationRemade)
+	if old := published && state.Epoch == e.epoch; state.Sound && state.Published && !old {
 		return fmt.Errorf("another relay has healed: %w", wal.ErrSlotActive)
 	}
 	e.status.set(false, "healing: %v", cause)
 	e.log.Error("healing: events may have been missed", "slot", e.cfg.Database.Slot, "cause", cause)
-	if errors.Is(cause, wal.ErrPublicationMissing) {
+	if published {
 		if err := e.store.RestorePublications(ctx); err != nil {
 			return err
 		}
@@ -69,6 +70,7 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 	if err != nil {
 		return fmt.Errorf("take leadership to heal slot %q: %w", e.cfg.Database.Slot, err)
 	}
+	e.epoch = o.Epoch // if the rest does not succeed, it is still ours to do
 	failpoint.Hit(failpoint.HealLed)
 	if o.LSN, err = wal.Renew(ctx, e.streamOptions()); err != nil {
 		return err
@@ -86,6 +88,7 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 		return err
 	}
 	failpoint.Hit(failpoint.HealMarked)
+	e.publications = nil
 	e.metrics.heals.Inc()
 	e.log.Warn("healed: a new slot is in place, and what was missed is being queued", "slot", e.cfg.Database.Slot, "position", o.LSN,
 		"restored", o.Restored, "cause", cause, "check", "outbox-relay audit, and whatever dropped or outran the slot")
@@ -106,6 +109,30 @@ func (e *engine) leadHealing(ctx context.Context) (o store.HealOptions, err erro
 	}
 	o.Epoch = progress.Epoch
 	return o, err
+}
+
+// watchPublications ends the session when a publication is another one of the same name. The log goes on with it without a word, but has left out what
+// was written by transactions that were open while it was made. One that is missing is the stream's to notice.
+func (s *session) watchPublications(ctx context.Context) error {
+	now, err := s.store.Publications(ctx, s.streamOptions().Publications)
+	if err == nil && remade(s.stream.Publications(), now) {
+		s.end(s.remadeError())
+	}
+	return err
+}
+
+// remade tells whether a publication of now is another one than it was. 0 is none.
+func remade(before, now []uint32) bool {
+	for i, oid := range before {
+		if now[i] != 0 && now[i] != oid {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *session) remadeError() error {
+	return &wal.StreamError{Op: "check publications", Kind: wal.ErrPublicationRemade}
 }
 
 // streamOptions are those of the stream.

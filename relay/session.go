@@ -99,6 +99,8 @@ func (s *session) run(parent context.Context) error {
 		return err
 	} else if state.Known && !state.Sound {
 		return fmt.Errorf("slot %q begins at %s: %w", s.cfg.Database.Slot, s.stream.Slot().ConfirmedFlush, errSlotAhead)
+	} else if state.Epoch == s.engine.epoch && remade(s.publications, s.stream.Publications()) { // else another leader has seen to it
+		return s.remadeError()
 	}
 	if err := s.store.CheckShards(ctx, s.cfg.Database.Shards); err != nil {
 		return err
@@ -108,7 +110,7 @@ func (s *session) run(parent context.Context) error {
 		return fmt.Errorf("take leadership of slot %q: %w", s.cfg.Database.Slot, err)
 	}
 	failpoint.Hit(failpoint.Taken)
-	s.engine.epoch = progress.Epoch
+	s.engine.epoch, s.publications = progress.Epoch, s.stream.Publications()
 	s.admitted.Store(true)
 	s.epoch, s.start, s.startHigh = progress.Epoch, progress.LSN, progress.High
 	if s.handled, err = s.store.Handled(ctx); err != nil {
@@ -169,6 +171,7 @@ func (s *session) attend(ctx context.Context) {
 	group.Go(func() { s.each(ctx, nil, func() error { return snapshot.advance(ctx, s) }) })
 	var stall stallWatch
 	group.Go(func() { s.each(ctx, nil, func() error { return stall.look(ctx, s) }) })
+	group.Go(func() { s.each(ctx, nil, func() error { return s.watchPublications(ctx) }) })
 	group.Go(func() { s.each(ctx, s.backfill, func() error { return s.fill(ctx) }) })
 	group.Go(func() { s.each(ctx, nil, func() error { return s.recoverMissed(ctx) }) })
 	group.Wait()

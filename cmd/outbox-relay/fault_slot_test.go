@@ -12,17 +12,18 @@ import (
 
 // slotFaults are the scenarios in which what the relay streams from comes to harm.
 func slotFaults() []*scenario {
-	sql := func(name, row string, quick bool, statements func(r *faultRun) string) *scenario {
-		return &scenario{name: name, row: row, heals: true, quick: quick, run: func(r *faultRun) {
-			r.calamities(func() { r.insist(statements(r)) })
-		}}
-	}
-	// A transaction that wrote before the publication was made anew, and commits after it, may be missing from the log without a word.
-	remade := sql("publication-remade", "publication dropped or recreated", false, func(r *faultRun) string {
-		return `DROP PUBLICATION outbox_relay_events; CREATE PUBLICATION outbox_relay_events FOR TABLE ` + strings.Join(r.tenants, ".webhook_events, ") +
-			`.webhook_events WITH (publish = 'insert', publish_via_partition_root = true)`
-	})
-	remade.audits = true
+	// A transaction that wrote before the publication was made anew, and commits after it, may be missing from the log without a word. The leader notices within
+	// a second, and heals; one that is killed before leaves it to the audit.
+	remade := &scenario{name: "publication-remade", row: "publication dropped or recreated", heals: true, audits: true, run: func(r *faultRun) {
+		r.calamities(func() {
+			healed := r.saidOf(`"msg":"healed`)
+			r.insist(`DROP PUBLICATION outbox_relay_events; CREATE PUBLICATION outbox_relay_events FOR TABLE ` + strings.Join(r.tenants, ".webhook_events, ") +
+				`.webhook_events WITH (publish = 'insert', publish_via_partition_root = true)`)
+			if r.rnd.IntN(2) == 0 {
+				r.await("the leader to notice", func() bool { return r.saidOf(`"msg":"healed`) > healed })
+			}
+		})
+	}}
 	return []*scenario{
 		remade,
 		{name: "slot-dropped", row: "slot dropped", heals: true, quick: true, run: func(r *faultRun) { r.calamities(r.dropSlot) }},
@@ -36,9 +37,11 @@ func slotFaults() []*scenario {
 			name: "slot-invalidated", row: "slot invalidated", heals: true, wal: 256 << 20,
 			server: map[string]string{"max_slot_wal_keep_size": "16MB", "max_wal_size": "64MB"}, run: func(r *faultRun) { r.calamities(r.invalidateSlot) },
 		},
-		sql("publication-dropped", "publication dropped or recreated", false, func(r *faultRun) string {
-			return "DROP PUBLICATION " + []string{"outbox_relay_events", "outbox_relay_registry"}[r.rnd.IntN(2)]
-		}),
+		{name: "publication-dropped", row: "publication dropped or recreated", heals: true, run: func(r *faultRun) {
+			r.calamities(func() {
+				r.insist("DROP PUBLICATION " + []string{"outbox_relay_events", "outbox_relay_registry"}[r.rnd.IntN(2)])
+			})
+		}},
 	}
 }
 

@@ -80,6 +80,55 @@ func TestHeals(t *testing.T) {
 	}
 }
 
+// TestPublicationMadeAnewIsNoticed: a transaction that is open while a publication is made anew may be left out of the log. The relay need not wait for the
+// audit of its next checkpoint to know: the publication is another one. Nor does it matter that its stream breaks at that very moment.
+func TestPublicationMadeAnewIsNoticed(t *testing.T) {
+	t.Parallel()
+	for _, publication := range []string{"outbox_relay_events", "outbox_relay_registry"} {
+		for _, broken := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s broken %t", publication, broken), func(t *testing.T) {
+				t.Parallel()
+				testMadeAnew(t, publication, broken)
+			})
+		}
+	}
+}
+
+func testMadeAnew(t *testing.T, publication string, broken bool) {
+	t.Helper()
+	s := newSite(t, "queue:\n  poll: 100ms\n", always(http.StatusOK), "acme")
+	s.asRunner(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s.subscribe(t, "acme", s.endpoint(t, "acme", 3), "order.created", "{}")
+	p := startRelay(t, s.config)
+	s.receiver.await(ctx, t, "a leader", func() bool { return strings.Contains(p.said(t), `"leading"`) })
+	tx, err := s.pool.Begin(ctx)
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	_, err = outbox.Insert(ctx, tx, "acme", outbox.Event{Type: "order.created", AggregateID: outbox.NewUUID(), AggregateType: "order", Data: []byte("{}")})
+	require.NoError(t, err)
+	tables, with := "acme.webhook_events", "(publish = 'insert', publish_via_partition_root = true)"
+	if publication == "outbox_relay_registry" {
+		tables, with = "outbox_relay.tenants", "(publish_via_partition_root = true)" // the rest is the relay's to find
+	}
+	s.exec(t, fmt.Sprintf("DROP PUBLICATION %[1]s; CREATE PUBLICATION %[1]s FOR TABLE %[2]s WITH %[3]s", publication, tables, with))
+	if broken {
+		s.exec(t, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active", s.slot)
+	}
+	require.NoError(t, tx.Commit(ctx))
+	s.receiver.await(ctx, t, "the relay to heal", func() bool { return strings.Contains(p.said(t), `"healed`) })
+	s.receiver.await(ctx, t, "the event", func() bool { return s.receiver.pairs() == 1 && s.recorded(t, []string{"acme"}) == 1 })
+	s.insertMany(t, "acme", "order.created", 10)
+	s.receiver.await(ctx, t, "what comes after it", func() bool { return s.receiver.pairs() == 11 && s.recorded(t, []string{"acme"}) == 11 })
+	_, exit := p.stop(t)
+	require.NoError(t, exit)
+	require.Equal(t, 1, strings.Count(p.said(t), `"healed`))
+	require.NotContains(t, p.said(t), "suspended")
+	require.NotContains(t, p.said(t), "audit:")
+	require.Equal(t, 11, s.receiver.count())
+}
+
 // TestHealsInvalidatedSlot has the server give the slot up, since it kept too much of the log while the relays were away.
 func TestHealsInvalidatedSlot(t *testing.T) {
 	t.Parallel()

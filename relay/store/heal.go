@@ -52,6 +52,19 @@ func (s *Store) SlotState(ctx context.Context) (st SlotState, err error) {
 	return st, wrap(err, "read the state of the slot")
 }
 
+const publications = `
+SELECT coalesce(b.oid, 0::oid) FROM unnest($1::text[]) WITH ORDINALITY w (name, n) LEFT JOIN pg_catalog.pg_publication b ON b.pubname = w.name ORDER BY w.n`
+
+// Publications reads the OIDs of publications, in the order of their names. That of one that is missing is 0.
+func (s *Store) Publications(ctx context.Context, names []string) ([]uint32, error) {
+	rows, err := s.pool.Query(ctx, publications, names)
+	if err != nil {
+		return nil, fmt.Errorf("look at the publications: %w", err)
+	}
+	oids, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	return oids, wrap(err, "look at the publications")
+}
+
 // LockHeal keeps other relays from healing the slot until unlock is called. It does not wait: false means that another one is at it.
 func (s *Store) LockHeal(ctx context.Context) (unlock func(), locked bool, err error) {
 	tx, err := s.pool.Begin(ctx)

@@ -16,6 +16,7 @@ var (
 	ErrSendersExhausted   = errors.New("no WAL sender is left")
 	ErrSlotsExhausted     = errors.New("no replication slot is left")
 	ErrPublicationMissing = errors.New("publication does not exist")
+	ErrPublicationRemade  = errors.New("publication was dropped and made anew")
 	ErrSlotMissing        = errors.New("replication slot does not exist")
 	ErrSlotForeign        = errors.New("replication slot is of another database or plugin")
 	ErrSlotLost           = errors.New("replication slot has lost its WAL")
@@ -69,6 +70,8 @@ func (e *StreamError) Hint() string {
 		return "raise max_replication_slots, or drop slots nobody uses (pg_replication_slots)"
 	case errors.Is(e.Kind, ErrPublicationMissing):
 		return "run: outbox-relay migrate; what a relay has been missing it heals by itself"
+	case errors.Is(e.Kind, ErrPublicationRemade):
+		return "what the log has left out meanwhile is queued from the tables; ALTER PUBLICATION leaves out nothing"
 	case errors.Is(e.Kind, ErrSlotMissing):
 		return "run: outbox-relay migrate"
 	case errors.Is(e.Kind, ErrSlotForeign):

@@ -63,7 +63,7 @@ func renew(ctx context.Context, conn *pgconn.PgConn, o Options) (at LSN, err err
 	if err := prepare(ctx, conn); err != nil {
 		return 0, err
 	}
-	if err := checkPublications(ctx, conn, o.Publications); err != nil { // they come first: the slot could not be read past their making
+	if _, err := checkPublications(ctx, conn, o.Publications); err != nil { // they come first: the slot could not be read past their making
 		return 0, err
 	}
 	op := fmt.Sprintf("drop slot %q", o.Slot)

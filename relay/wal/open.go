@@ -91,7 +91,8 @@ func start(ctx context.Context, conn *pgconn.PgConn, o Options) (*Stream, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkPublications(ctx, conn, o.Publications); err != nil {
+	publications, err := checkPublications(ctx, conn, o.Publications)
+	if err != nil {
 		return nil, err
 	}
 	slot, err := checkSlot(ctx, conn, o.Slot, system.DBName)
@@ -102,7 +103,7 @@ func start(ctx context.Context, conn *pgconn.PgConn, o Options) (*Stream, error)
 		return nil, err
 	}
 	s := newStream(conn, o, timeout)
-	s.systemID, s.slot = system.SystemID, slot
+	s.systemID, s.slot, s.publications = system.SystemID, slot, publications
 	s.log.Info("replication started", "slot", slot.Name, "confirmed", slot.ConfirmedFlush.String(), "server_pid", conn.PID())
 	return s, nil
 }
@@ -170,18 +171,24 @@ func checkServer(ctx context.Context, conn *pgconn.PgConn) (time.Duration, error
 	return time.Duration(ms) * time.Millisecond, nil
 }
 
-// checkPublications looks before the server does: it would notice on the first change only, and version 18 would skip changes then.
-func checkPublications(ctx context.Context, conn *pgconn.PgConn, names []string) error {
+// checkPublications looks before the server does: it would notice on the first change only, and version 18 would skip changes then. It returns their OIDs.
+func checkPublications(ctx context.Context, conn *pgconn.PgConn, names []string) (oids []uint32, err error) {
 	for _, name := range names {
-		rows, err := query(ctx, conn, "SELECT 1 FROM pg_catalog.pg_publication WHERE pubname = "+quoteLiteral(name))
+		rows, err := query(ctx, conn, "SELECT oid FROM pg_catalog.pg_publication WHERE pubname = "+quoteLiteral(name))
 		if err != nil {
-			return fault("check publications", err, nil)
+			return nil, fault("check publications", err, nil)
 		}
+		op := fmt.Sprintf("check publication %q", name)
 		if len(rows) == 0 {
-			return &StreamError{Op: fmt.Sprintf("check publication %q", name), Kind: ErrPublicationMissing}
+			return nil, &StreamError{Op: op, Kind: ErrPublicationMissing}
 		}
+		oid, err := strconv.ParseUint(string(rows[0][0]), 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("%s: OID: %w", op, err)
+		}
+		oids = append(oids, uint32(oid))
 	}
-	return nil
+	return oids, nil
 }
 
 // explainStart asks the catalog why the replication did not start: the server's words for it differ from version to version.

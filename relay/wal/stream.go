@@ -55,9 +55,11 @@ type Stream struct {
 	onHeard  func(time.Time)
 	systemID string
 	slot     Slot
-	carries  []string      // publications
-	interval time.Duration // between status updates at most
-	timeout  time.Duration // of silence at most
+	carries  []string // publications
+	// publications are the OIDs of these.
+	publications []uint32
+	interval     time.Duration // between status updates at most
+	timeout      time.Duration // of silence at most
 
 	decoder   decoder
 	handed    LSN // whatever commits below has been handed over
@@ -112,6 +114,9 @@ func (s *Stream) SenderTimeout() time.Duration { return s.timeout }
 
 // Slot is what the catalog said of the slot when the stream was opened.
 func (s *Stream) Slot() Slot { return s.slot }
+
+// Publications are the OIDs of Options.Publications before the stream was opened: one that is dropped and made anew has another.
+func (s *Stream) Publications() []uint32 { return s.publications }
 
 // Standing tells how far the server says it has read the log, and for how long Run has listened without any of it arriving or that position moving. The
 // time that the handler takes does not count. It is safe for concurrent use.
