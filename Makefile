@@ -18,7 +18,7 @@ RATE          ?= 5000
 MATRIX        ?= 14.23.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17
 MATRIX_DIR    ?= $(or $(TMPDIR),/tmp)/outbox-relay-postgresql
 
-.PHONY: help build demo test test-matrix faults lint bench bench-parts soak fuzz
+.PHONY: help build demo test test-matrix faults lint bench bench-parts growth soak fuzz
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ bench: go ## measure the relay beside its limits and its alternatives, in one in
 bench-parts: go ## measure the parts: the drain in one process, decode, match, body, signature, attempt, lanes, ledger, records (BENCH=regexp, BENCHTIME=3x)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -skip 'Lanes|Ledger|Pace' -benchtime $(BENCHTIME) -benchmem -timeout 60m ./relay
 	$(GO) test -run '^$$' -bench '$(BENCH)' -skip Drain -benchmem -timeout 60m ./outbox ./delivery ./relay ./relay/route ./relay/wal ./relay/store
+
+growth: go ## measure what a delivery costs as tenants, endpoints, subscriptions … grow, and draw it into bench/growth (GROWTHFLAGS="-h" lists the flags)
+	cd bench && $(GO) run . growth $(GROWTHFLAGS)
 
 soak: go ## have a relay work for SOAK (60m) at RATE (5000) events a second, and see what it holds at a sixth of the time and at the end
 	OUTBOX_RELAY_BENCH_SOAK=$(SOAK) OUTBOX_RELAY_BENCH_RATE=$(RATE) $(GO) test -run '^$$' -bench ScenarioSoak -benchtime 1x -timeout 0 ./cmd/outbox-relay

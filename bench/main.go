@@ -51,7 +51,10 @@ Contenders:
 `
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
-	if len(args) > 0 && args[0] == "cost" {
+	switch {
+	case len(args) > 0 && args[0] == "growth":
+		return runGrowth(ctx, args[1:], stdout, stderr)
+	case len(args) > 0 && args[0] == "cost":
 		return runCost(ctx, args[1:], stdout, stderr)
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)

@@ -121,6 +121,20 @@ func (p *process) cpu() time.Duration {
 	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
+// peak is the greatest resident size that the process has had, in bytes. It is zero where the system has no /proc.
+func (p *process) peak() int64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(text), "\nVmHWM:")
+	var kilobytes int64
+	if _, err := fmt.Sscan(rest, &kilobytes); err != nil {
+		return 0
+	}
+	return kilobytes << 10
+}
+
 // tail keeps the end of what is written to it.
 type tail struct {
 	mu   sync.Mutex

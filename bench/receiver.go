@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -15,29 +18,37 @@ import (
 // arrivals is what the receiver knows. It is the one clock of the drain: a contender cannot count its own deliveries.
 type arrivals struct {
 	mu    sync.Mutex
-	first map[string]int64 // nanoseconds since the epoch at which an event has arrived first, by its id
+	first map[string]int64 // nanoseconds since the epoch at which an event has arrived first, by its id, and by the path if there is one
 	total int              // requests, repeated ones among them
 	begin int64            // of the first event
 	end   int64            // of the last event that was new
 }
 
-// ServeHTTP notes a POST and answers it with 200 and nothing. GET / tells the counts, GET /arrivals every event with its time.
+// ServeHTTP notes a POST and answers it with 200 and nothing. Each path is an endpoint: what goes to two of them counts twice. GET / tells the counts, GET
+// /arrivals every event with its time, GET /tenths when the first has arrived and each further tenth of all.
 func (a *arrivals) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodPost {
 		_, err := io.Copy(io.Discard, r.Body)
 		if err == nil {
-			a.note(r.Header.Get(idHeader), time.Now().UnixNano())
+			a.note(r.Header.Get(idHeader)+strings.TrimPrefix(r.URL.Path, "/"), time.Now().UnixNano())
 		}
 		return
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if r.URL.Path != "/arrivals" {
+	switch r.URL.Path {
+	case "/arrivals":
+		for id, at := range a.first {
+			_, _ = fmt.Fprintln(w, id, at)
+		}
+	case "/tenths":
+		if times := slices.Sorted(maps.Values(a.first)); len(times) > 0 {
+			for i := range 11 {
+				_, _ = fmt.Fprintln(w, times[i*(len(times)-1)/10])
+			}
+		}
+	default:
 		_, _ = fmt.Fprintln(w, len(a.first), a.total, a.begin, a.end)
-		return
-	}
-	for id, at := range a.first {
-		_, _ = fmt.Fprintln(w, id, at)
 	}
 }
 
@@ -116,6 +127,7 @@ func (r *receiver) get(ctx context.Context, path string, read func(io.Reader) er
 type state struct {
 	events   int           // each counted once
 	requests int           // repeated ones among them
+	begin    time.Time     // of the first event
 	span     time.Duration // from the first event to the last
 }
 
@@ -123,7 +135,7 @@ func (r *receiver) state(ctx context.Context) (s state, err error) {
 	err = r.get(ctx, "/", func(body io.Reader) error {
 		var begin, end int64
 		_, err := fmt.Fscan(body, &s.events, &s.requests, &begin, &end)
-		s.span = time.Duration(end - begin)
+		s.begin, s.span = time.Unix(0, begin), time.Duration(end-begin)
 		return err
 	})
 	return s, err
@@ -143,6 +155,21 @@ func (r *receiver) arrived(ctx context.Context) (map[string]time.Time, error) {
 			at[id] = time.Unix(0, ns)
 		}
 		return lines.Err()
+	})
+	return at, err
+}
+
+// tenths returns when the first event has arrived, and each further tenth of those that have.
+func (r *receiver) tenths(ctx context.Context) (at [11]time.Time, err error) {
+	err = r.get(ctx, "/tenths", func(body io.Reader) error {
+		for i := range at {
+			var ns int64
+			if _, err := fmt.Fscan(body, &ns); err != nil {
+				return err
+			}
+			at[i] = time.Unix(0, ns)
+		}
+		return nil
 	})
 	return at, err
 }

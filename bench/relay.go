@@ -53,16 +53,12 @@ network:
 server:
   listen: ""
 log:
-  level: warn
+  level: %s
 `
 
 func newRelay(ctx context.Context, s *stage) (contender, error) {
 	if err := s.found(ctx); err != nil {
 		return nil, err
-	}
-	file := filepath.Join(s.dir, "relay.yaml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, relayConfig, s.dsn, schema.Slot, workers), 0o600); err != nil {
-		return nil, fmt.Errorf("write configuration: %w", err)
 	}
 	return &service{
 		stage: s,
@@ -74,10 +70,18 @@ func newRelay(ctx context.Context, s *stage) (contender, error) {
 			return id.String(), err
 		},
 		outcomes: "SELECT count(DISTINCT webhook_event_id) FROM bench.webhook_deliveries WHERE delivery_status = 'success'",
-		launch: func(ctx context.Context) (*process, error) {
-			return startProcess("relay", exec.CommandContext(ctx, s.binary, "run", "--config", file)) //nolint:gosec // it was built for this
-		},
+		launch:   func(ctx context.Context) (*process, error) { return s.launchRelay(ctx, "warn") },
 	}, nil
+}
+
+// launchRelay starts a relay for the database of the stage. The caller stops it.
+func (s *stage) launchRelay(ctx context.Context, level string) (*process, error) {
+	s.relays++ // each has a file of its own, lest one reads it while it is written for the next
+	file := filepath.Join(s.dir, fmt.Sprintf("relay%d.yaml", s.relays))
+	if err := os.WriteFile(file, fmt.Appendf(nil, relayConfig, s.dsn, schema.Slot, workers, level), 0o600); err != nil {
+		return nil, fmt.Errorf("write configuration: %w", err)
+	}
+	return startProcess("relay", exec.CommandContext(ctx, s.binary, "run", "--config", file)) //nolint:gosec // it was built for this
 }
 
 // buildRelay builds the command as the Makefile does.

@@ -37,6 +37,10 @@ type deliverer interface {
 type drained struct {
 	took time.Duration // from the first event to the last
 	cpu  time.Duration // of the contender's process; zero if it has none
+	// The rest is told of growth only.
+	start  time.Duration // from the start of the process to the first event
+	peak   int64         // memory of the process, in bytes
+	slower float64       // time of the last tenth of the events ÷ time of the first
 }
 
 // candidate is a contender that is not on stage yet.
@@ -67,6 +71,7 @@ type stage struct {
 	dsn      string
 	pool     *pgxpool.Pool
 	receiver *receiver
+	relays   int // started so far
 }
 
 // newStage sets a stage up. The caller closes it.

@@ -90,6 +90,7 @@ func runSuite(ctx context.Context, o options, progress io.Writer) (r results, er
 type venue struct {
 	binary, dir string // of the relay, and for files
 	list        []candidate
+	most        map[string]int // rounds of candidates that do not run in all of them, by name
 	progress    io.Writer
 }
 
@@ -103,6 +104,9 @@ func (v *venue) each(ctx context.Context, what string, rounds int, run performan
 	for round := 1; round <= rounds; round++ {
 		for i := range v.list {
 			c := v.list[(i+round-1)%len(v.list)]
+			if most, few := v.most[c.name]; few && round > most {
+				continue
+			}
 			var how string
 			err := v.onStage(ctx, c, func(s *stage, in contender) (err error) {
 				how, err = run(ctx, round, c.name, s, in)
