@@ -191,7 +191,7 @@ func plots(folder string, list []grown) error {
 	var faults []error
 	for _, a := range axes(0) {
 		if c := curves(&a, list); len(c) > 0 {
-			faults = append(faults, drawPlot(filepath.Join(folder, a.name+".svg"), a.about, c))
+			faults = append(faults, drawPlot(filepath.Join(folder, a.name+".svg"), &a, c))
 		}
 	}
 	return errors.Join(faults...)

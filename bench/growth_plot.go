@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"image/color"
@@ -17,8 +18,8 @@ import (
 )
 
 // drawPlot draws what a delivery costs, and beside it what memory the relay has taken, over the same x.
-func drawPlot(file, about string, curves []curve) (err error) {
-	cost, memory := newPanel("µs a delivery", about), newPanel("peak memory of the relay, MiB", about)
+func drawPlot(file string, a *axis, curves []curve) error {
+	cost, memory := newPanel("µs a delivery", a.name), newPanel("peak memory of the relay, MiB", a.name)
 	for i := range curves {
 		c := &curves[i]
 		if err := errors.Join(cost.add(i, c, (*point).costs), memory.add(i, c, func(p *point) []float64 { return p.peak }), cost.expect(i, c)); err != nil {
@@ -26,20 +27,34 @@ func drawPlot(file, about string, curves []curve) (err error) {
 		}
 	}
 	row := []*plot.Plot{cost.finish(), memory.finish()}
-	canvas := vgsvg.New(10*vg.Inch, 3.6*vg.Inch)
-	tiles := draw.Tiles{Rows: 1, Cols: 2, PadX: 6 * vg.Millimeter, PadTop: 2 * vg.Millimeter, PadRight: 4 * vg.Millimeter, PadLeft: vg.Millimeter}
-	for i, at := range plot.Align([][]*plot.Plot{row}, tiles, draw.New(canvas))[0] {
+	canvas := vgsvg.New(9*vg.Inch, 3.6*vg.Inch)
+	all := draw.New(canvas)
+	all.SetColor(color.White)
+	all.Fill(all.Path())
+	all.FillText(heading(), vg.Point{X: all.Center().X, Y: all.Max.Y - 4*vg.Millimeter}, a.about)
+	tiles := draw.Tiles{
+		Rows: 1, Cols: 2, PadX: 6 * vg.Millimeter,
+		PadTop: 10 * vg.Millimeter, PadBottom: 2 * vg.Millimeter, PadLeft: 2 * vg.Millimeter, PadRight: 4 * vg.Millimeter,
+	}
+	for i, at := range plot.Align([][]*plot.Plot{row}, tiles, all)[0] {
 		row[i].Draw(at)
 	}
-	f, err := os.Create(file) //nolint:gosec // the folder is the user's choice
-	if err != nil {
+	var text bytes.Buffer
+	if _, err := canvas.WriteTo(&text); err != nil {
+		return fmt.Errorf("plot %s: %w", file, err)
+	}
+	svg := bytes.ReplaceAll(text.Bytes(), []byte(":Liberation Sans;"), []byte(":Liberation Sans,Arial,Helvetica,sans-serif;")) // which not everybody has
+	if err := os.WriteFile(file, svg, 0o644); err != nil {                                                                     //nolint:gosec // for everybody to read
 		return fmt.Errorf("write plot: %w", err)
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if _, err := canvas.WriteTo(f); err != nil {
-		return fmt.Errorf("write plot %s: %w", file, err)
-	}
 	return nil
+}
+
+// heading is the style of what stands over both panels.
+func heading() draw.TextStyle {
+	style := plot.New().Title.TextStyle
+	style.Font.Variant, style.Font.Size, style.XAlign, style.YAlign = "Sans", 13, draw.XCenter, draw.YTop
+	return style
 }
 
 // panel is one plot, with what it is to show.
@@ -54,11 +69,11 @@ func newPanel(title, x string) *panel {
 	p.Title.Text, p.X.Label.Text = title, x
 	p.X.Scale = plot.LogScale{}
 	for _, style := range []*draw.TextStyle{&p.Title.TextStyle, &p.X.Label.TextStyle, &p.X.Tick.Label, &p.Y.Tick.Label, &p.Legend.TextStyle} {
-		style.Font.Variant = "Sans"
+		style.Font.Variant, style.Font.Size = "Sans", 10
 	}
 	p.Title.Padding = 2 * vg.Millimeter
 	p.Legend.Top, p.Legend.Left = true, true
-	p.Legend.XOffs = 2 * vg.Millimeter
+	p.Legend.XOffs, p.Legend.Padding = 2*vg.Millimeter, vg.Millimeter/2
 	return p
 }
 
@@ -112,7 +127,7 @@ func (p *panel) expect(i int, c *curve) error {
 	}
 	l.Color, l.Dashes = ink(i), []vg.Length{vg.Points(2), vg.Points(3)}
 	p.Add(l)
-	p.Legend.Add(string(c.line.shape), l)
+	p.Legend.Add("expected: "+string(c.line.shape), l)
 	return nil
 }
 
@@ -135,7 +150,7 @@ func (p *panel) finish() *plot.Plot {
 		})
 		return p.Plot
 	}
-	p.Y.Min, p.Y.Max = 0, max(most, 1e-9)*1.4 // with room for the legend
+	p.Y.Min, p.Y.Max = 0, max(most, 1e-9)*1.5 // with room for the legend
 	return p.Plot
 }
 
