@@ -154,7 +154,7 @@ func (v *venue) points(a *axis, n int, scale float64) map[string]grown {
 	for i := range a.lines {
 		l := &a.lines[i]
 		for _, x := range l.short(scale) {
-			name := strings.TrimSpace(l.name + " " + grouped(x))
+			name := strings.TrimPrefix(l.name+", "+grouped(x), ", ")
 			at := l.load(n, x)
 			runs[name] = grown{Axis: a.name, Line: l.name, X: x, Deliveries: at.deliveries}
 			if l.once > 0 && x >= l.once {

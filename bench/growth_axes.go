@@ -62,7 +62,7 @@ const (
 	// bulk bounds the bytes of all bodies of a point.
 	bulk = 300 << 20
 	// tries bounds the filters that are tried in vain at a point.
-	tries = 50_000_000
+	tries = 20_000_000
 	// fewest is the number of deliveries from which on there is something to measure.
 	fewest = 100
 )

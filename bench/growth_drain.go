@@ -94,8 +94,12 @@ func (g *growing) settle(ctx context.Context) error {
 	return errors.Join(g.caughtUp(ctx, p), p.stop())
 }
 
-// caughtUp waits until a relay has confirmed all that is in the log now.
+// caughtUp waits until a relay has confirmed all that is in the log now. The checkpoint is for the slot, which is read from the last one before what is
+// confirmed, and for the disk, which has nothing left to write of how the load was made.
 func (g *growing) caughtUp(ctx context.Context, p *process) error {
+	if err := g.exec(ctx, "CHECKPOINT"); err != nil {
+		return err
+	}
 	var end string
 	if err := g.pool.QueryRow(ctx, "SELECT pg_current_wal_lsn()::text").Scan(&end); err != nil {
 		return fmt.Errorf("ask for the end of the log: %w", err)
