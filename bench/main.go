@@ -32,6 +32,8 @@ func main() {
 }
 
 const about = `Usage, in the folder bench: go run . [flags]
+                            go run . cost -h      what the relay costs the application
+                            go run . growth -h    what a delivery costs as one thing grows
 
 Measures outbox-relay side by side with its limits and its alternatives, in one interleaved run, and
 prints tables in Markdown. The ratios are the result; the rates depend on the machine. Each run of a
