@@ -66,9 +66,19 @@ func (g *guard) control(_ context.Context, _, address string, _ syscall.RawConn)
 // check returns a *deniedError unless addr may be connected to. An IPv4 address inside IPv6 counts as what it is, and a zone does not
 // hide an address from the lists, since a netip.Prefix matches no address with a zone.
 //
-// The library lets what is allowed pass before it looks at what is denied, so the operator's own denials are looked at first.
+// Who has no IPv4 but NAT64 allows its prefix, and so every address that the gateway can make: the IPv4 address has to be allowed as well.
 func (g *guard) check(addr netip.Addr) error {
 	addr = addr.Unmap().WithZone("")
+	if err := g.checkOne(addr); err != nil || !ssrf.IPv6NAT64Prefix.Contains(addr) {
+		return err
+	}
+	b := addr.As16()
+	return g.checkOne(netip.AddrFrom4([4]byte(b[12:])))
+}
+
+// checkOne looks at addr as it is. The library lets what is allowed pass before it looks at what is denied, so the operator's own denials are looked at
+// first.
+func (g *guard) checkOne(addr netip.Addr) error {
 	if slices.ContainsFunc(g.deny, func(p netip.Prefix) bool { return p.Contains(addr) }) {
 		return &deniedError{reason: fmt.Sprintf("address %s is denied by network.deny", addr)}
 	}

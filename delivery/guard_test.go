@@ -50,6 +50,19 @@ func TestGuardLists(t *testing.T) {
 	require.Error(t, g.control(t.Context(), "tcp", "/run/socket", nil))
 }
 
+// TestGuardOfNAT64 has an operator whose machines have no IPv4: what is behind the gateway is as forbidden as without it.
+func TestGuardOfNAT64(t *testing.T) {
+	t.Parallel()
+	p := netip.MustParsePrefix
+	g := newGuard([]netip.Prefix{p("64:ff9b::/96"), p("10.1.0.0/16")}, []netip.Prefix{p("9.9.9.9/32")})
+	for _, a := range []string{"64:ff9b::8.8.8.8", "64:ff9b::10.1.2.3", "8.8.8.8"} {
+		require.NoError(t, g.check(netip.MustParseAddr(a)), a)
+	}
+	for _, a := range []string{"64:ff9b::127.0.0.1", "64:ff9b::169.254.169.254", "64:ff9b::10.2.0.1", "64:ff9b::9.9.9.9", "64:ff9b::168.63.129.16", "64:ff9b::"} {
+		require.Error(t, g.check(netip.MustParseAddr(a)), a)
+	}
+}
+
 // listener counts the connections it is given and answers none.
 func listener(t *testing.T, network, addr string) (port string, accepted *atomic.Int32) {
 	t.Helper()
