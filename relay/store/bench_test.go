@@ -3,6 +3,7 @@ package store_test
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -47,4 +48,30 @@ func benchmarkRecord(b *testing.B, tenants int, outcome func(*store.Delivery) st
 		rows += batch
 	}
 	b.ReportMetric(float64(rows)/b.Elapsed().Seconds(), "rows/s")
+}
+
+// BenchmarkClaim claims ten deliveries of an endpoint, where more and more others are due of one that can take no more.
+func BenchmarkClaim(b *testing.B) {
+	for _, backlog := range []int{0, 10_000, 1_000_000} {
+		b.Run(fmt.Sprintf("backlog=%d", backlog), func(b *testing.B) {
+			s := setup(b, "a")
+			full, free := s.endpoint("a"), s.endpoint("a")
+			s.exec(`INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at)
+				SELECT gen_random_uuid(), 'a', $1, now() - i * interval '1 ms' - interval '1 hour' FROM generate_series(1, $2) i`, full, backlog)
+			s.exec("ANALYZE outbox_relay.retry_queue")
+			const n = 10
+			for b.Loop() {
+				b.StopTimer()
+				outcomes := make([]store.Outcome, n)
+				for i := range outcomes {
+					outcomes[i] = deferred(deliver("a", free), 0)
+				}
+				s.record(outcomes...)
+				b.StartTimer()
+				claimed, _, err := s.store.Claim(b.Context(), s.owner, store.ClaimOptions{N: 500, Lease: time.Hour, Run: 1, Caps: map[outbox.UUID]int{full: 0}})
+				require.NoError(b, err)
+				require.Len(b, claimed, n)
+			}
+		})
+	}
 }

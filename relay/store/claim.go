@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -44,24 +45,21 @@ type ClaimOptions struct {
 
 // claimDue takes what is due, past rows that another replica is taking at this moment. A row whose lease has run out is due like any other.
 //
-// The window is the longest due, and of these every endpoint gets its first before any gets its second: a long backlog of one does not keep the
-// others out. Of an ordered key only the head is taken, and with it the rows behind it, up to the first that somebody else holds, or that events still to
-// be queued from the tables will come in front of.
+// Of what is looked at every endpoint gets its first before any gets its second: a long backlog of one does not keep the others out. Of an ordered key only
+// the head is taken, and with it the rows behind it, up to the first that somebody else holds, or that events still to be queued from the tables will come
+// in front of.
 const claimDue = `
-WITH due AS MATERIALIZED (
-  SELECT q.delivery_id, q.endpoint_id, q.order_key, q.order_lsn, q.order_n, q.due_at FROM outbox_relay.retry_queue q
-  WHERE q.due_at <= now() AND q.endpoint_id <> ALL($4::uuid[]) AND ($8::text[] IS NULL OR q.tenant = ANY($8::text[]))
-    AND (q.order_key IS NULL OR NOT EXISTS ` + behind + `)
-  ORDER BY q.due_at LIMIT $2::int4 * 4),
+WITH RECURSIVE {looked},
 ranked AS (
-  SELECT q.*, row_number() OVER (PARTITION BY q.endpoint_id ORDER BY q.due_at) AS rank FROM due q),
+  SELECT q.*, row_number() OVER (PARTITION BY q.endpoint_id ORDER BY q.due_at) AS rank FROM looked q
+  WHERE q.endpoint_id <> ALL($4::uuid[]) AND ($8::text[] IS NULL OR q.tenant = ANY($8::text[])) AND (q.order_key IS NULL OR NOT EXISTS ` + behind + `)),
 chosen AS MATERIALIZED (
   SELECT r.delivery_id, r.rank FROM ranked r LEFT JOIN unnest($5::uuid[], $6::int4[]) AS cap (endpoint_id, n) USING (endpoint_id)
   WHERE cap.n IS NULL OR r.rank <= cap.n),
 head AS MATERIALIZED (
   SELECT q.delivery_id, q.endpoint_id, q.order_key, q.order_lsn, q.order_n,
     CASE WHEN q.order_key IS NOT NULL THEN outbox_relay.filling_place(q.tenant) END AS filling FROM chosen c JOIN outbox_relay.retry_queue q USING (delivery_id)
-  WHERE q.due_at <= now() ORDER BY c.rank, q.due_at LIMIT $2::int4 FOR UPDATE OF q SKIP LOCKED),
+  WHERE q.delivery_id = ANY(ARRAY(SELECT c.delivery_id FROM chosen c)) AND q.due_at <= now() ORDER BY c.rank, q.due_at LIMIT $2::int4 FOR UPDATE OF q SKIP LOCKED),
 follower AS MATERIALIZED (
   SELECT h.delivery_id AS head, n.delivery_id, n.nr FROM head h CROSS JOIN LATERAL (
     SELECT q.delivery_id, row_number() OVER (ORDER BY q.order_lsn, q.order_n, q.delivery_id) AS nr FROM outbox_relay.retry_queue q
@@ -74,11 +72,36 @@ held AS MATERIALIZED (
   WHERE q.delivery_id = ANY(ARRAY(SELECT f.delivery_id FROM follower f)) AND (q.leased_by IS NULL OR q.due_at <= now()) FOR UPDATE SKIP LOCKED),
 run AS (
   SELECT f.delivery_id, bool_and(held.delivery_id IS NOT NULL) OVER (PARTITION BY f.head ORDER BY f.nr) AS unbroken
-  FROM follower f LEFT JOIN held USING (delivery_id))
-UPDATE outbox_relay.retry_queue q SET due_at = now() + $3::int8 * interval '1 microsecond', leased_by = $1::uuid
-WHERE q.delivery_id = ANY(ARRAY(SELECT h.delivery_id FROM head h UNION ALL SELECT r.delivery_id FROM run r WHERE r.unbroken))
-RETURNING q.tenant, q.delivery_id, q.order_key, q.order_lsn::text, q.order_n, (SELECT t.state FROM outbox_relay.tenants t WHERE t.schema = q.tenant),
-  (SELECT count(*) FROM due)::int4`
+  FROM follower f LEFT JOIN held USING (delivery_id)),
+taken AS (
+  UPDATE outbox_relay.retry_queue q SET due_at = now() + $3::int8 * interval '1 microsecond', leased_by = $1::uuid
+  WHERE q.delivery_id = ANY(ARRAY(SELECT h.delivery_id FROM head h UNION ALL SELECT r.delivery_id FROM run r WHERE r.unbroken))
+  RETURNING q.tenant, q.delivery_id, q.endpoint_id, q.order_key, q.order_lsn::text, q.order_n, (SELECT t.state FROM outbox_relay.tenants t WHERE t.schema = q.tenant))
+SELECT l.n::int4, t.* FROM (SELECT count(*) AS n FROM looked) l LEFT JOIN taken t ON true`
+
+const queueColumns = `q.delivery_id, q.tenant, q.endpoint_id, q.order_key, q.order_lsn, q.order_n, q.due_at`
+
+// What is looked at. Usually that is the longest due, which costs the same whatever else waits. Where these are of endpoints that can take no more now, a
+// million of them perhaps, the others are found endpoint by endpoint, each with its part of the look. Its conditions are for the index of both columns: with
+// plain ones the planner would walk all that is due in search of one endpoint.
+const (
+	longestDue = `looked AS MATERIALIZED (
+  SELECT ` + queueColumns + ` FROM outbox_relay.retry_queue q WHERE q.due_at <= now() ORDER BY q.due_at LIMIT $2::int4 * 4)`
+
+	dueByEndpoint = `queued AS (
+  (SELECT q.endpoint_id, q.tenant FROM outbox_relay.retry_queue q ORDER BY q.endpoint_id LIMIT 1)
+  UNION ALL
+  SELECT n.* FROM queued CROSS JOIN LATERAL (
+    SELECT q.endpoint_id, q.tenant FROM outbox_relay.retry_queue q WHERE q.endpoint_id > queued.endpoint_id ORDER BY q.endpoint_id LIMIT 1) n),
+open AS MATERIALIZED (
+  SELECT o.endpoint_id FROM queued o WHERE o.endpoint_id <> ALL($4::uuid[]) AND ($8::text[] IS NULL OR o.tenant = ANY($8::text[]))),
+looked AS MATERIALIZED (
+  SELECT l.* FROM open o CROSS JOIN LATERAL (
+    SELECT ` + queueColumns + ` FROM outbox_relay.retry_queue q
+    WHERE (q.endpoint_id, q.due_at) > (o.endpoint_id, '-infinity') AND (q.endpoint_id, q.due_at) <= (o.endpoint_id, now())
+      AND (q.order_key IS NULL OR NOT EXISTS ` + behind + `)
+    ORDER BY q.endpoint_id, q.due_at LIMIT (SELECT greatest($2::int4 * 4 / count(*), 1) FROM open)) l)`
+)
 
 // loadClaimed reads bodies up to a number of bytes, those of one key in their order.
 const loadClaimed = `
@@ -120,8 +143,13 @@ func (s *Store) Claim(ctx context.Context, owner outbox.UUID, o ClaimOptions) (c
 		return nil, false, fmt.Errorf("claim deliveries: %w", err)
 	}
 	defer conn.Release()
-	c := claimer{conn: conn.Conn(), owner: owner, groups: make(map[string]*claimedTenant)}
-	if err := c.claim(ctx, o); err != nil {
+	c := claimer{conn: conn.Conn(), owner: owner, groups: make(map[string]*claimedTenant), of: make(map[outbox.UUID]int)}
+	looked, err := c.claim(ctx, o, longestDue)
+	if more = looked >= 4*o.N; err == nil && more && c.n < o.N {
+		_, err = c.claim(ctx, o, dueByEndpoint)
+		more = false // unless there are as many as were asked for
+	}
+	if err != nil {
 		return nil, false, fmt.Errorf("claim deliveries: %w", err)
 	}
 	if claimed, err = c.load(ctx); err != nil {
@@ -139,7 +167,7 @@ func (s *Store) Claim(ctx context.Context, owner outbox.UUID, o ClaimOptions) (c
 			s.log.WarnContext(ctx, "deliveries taken out of the retry queue", "tenant", name, "deliveries", len(ids), "reason", reason)
 		}
 	}
-	return claimed, c.n >= o.N || c.window >= 4*o.N, nil
+	return claimed, more || c.n >= o.N, nil
 }
 
 // Renew makes leases of the owner's run until lease from now and returns those that do. The others are lost, or their outcomes are being recorded.
@@ -159,9 +187,9 @@ func (s *Store) Renew(ctx context.Context, owner outbox.UUID, ids []outbox.UUID,
 type claimer struct {
 	conn   *pgx.Conn
 	owner  outbox.UUID
-	n      int   // deliveries claimed
-	window int   // that were due, as far as was looked
-	budget int64 // of bodies, for each tenant; zero: no bound
+	n      int                 // deliveries claimed
+	of     map[outbox.UUID]int // these by endpoint
+	budget int64               // of bodies, for each tenant; zero: no bound
 	groups map[string]*claimedTenant
 }
 
@@ -177,34 +205,37 @@ type claimedTenant struct {
 	err     error
 }
 
-func (c *claimer) claim(ctx context.Context, o ClaimOptions) error {
+// claim claims up to what is left of o.N, of what a look finds, and returns how much that was.
+func (c *claimer) claim(ctx context.Context, o ClaimOptions, look string) (looked int, err error) {
 	none, capped, caps := []outbox.UUID{}, []outbox.UUID{}, []int32{}
 	for id, n := range o.Caps {
-		if n == 0 {
+		if n -= c.of[id]; n <= 0 {
 			none = append(none, id)
 		} else {
 			capped, caps = append(capped, id), append(caps, int32(n)) //nolint:gosec // no more than a window
 		}
 	}
-	rows, err := c.conn.Query(ctx, claimDue, c.owner, o.N, o.Lease.Microseconds(), none, capped, caps, max(o.Run, 1), o.Tenants)
+	rows, err := c.conn.Query(ctx, strings.Replace(claimDue, "{looked}", look, 1),
+		c.owner, o.N-c.n, o.Lease.Microseconds(), none, capped, caps, max(o.Run, 1), o.Tenants)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var (
-		tenant string
-		id     outbox.UUID
-		key    outbox.UUID
-		lsn    *string
-		n      *int32
-		state  *string
+		tenant, lsn, state *string
+		id, endpoint, key  outbox.UUID
+		n                  *int32
 	)
-	_, err = pgx.ForEachRow(rows, []any{&tenant, &id, &key, &lsn, &n, &state, &c.window}, func() error {
-		g := c.groups[tenant]
+	_, err = pgx.ForEachRow(rows, []any{&looked, &tenant, &id, &endpoint, &key, &lsn, &n, &state}, func() error {
+		if tenant == nil {
+			return nil // nothing was taken
+		}
+		g := c.groups[*tenant]
 		if g == nil {
 			g = &claimedTenant{places: make(map[outbox.UUID]Place), dropped: make(map[string][]outbox.UUID)}
-			c.groups[tenant] = g
+			c.groups[*tenant] = g
 		}
 		c.n++
+		c.of[endpoint]++
 		if lsn != nil && n != nil {
 			at, err := pglogrepl.ParseLSN(*lsn)
 			if err != nil {
@@ -223,7 +254,7 @@ func (c *claimer) claim(ctx context.Context, o ClaimOptions) error {
 		return nil
 	})
 	c.budget = o.Bytes / int64(max(len(c.groups), 1))
-	return err
+	return looked, err
 }
 
 // load reads the deliveries of all tenants in one pipeline, or, if that has an error, tenant by tenant.

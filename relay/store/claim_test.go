@@ -142,6 +142,47 @@ func TestClaimSkipsLocked(t *testing.T) {
 	}
 }
 
+// TestClaimPastABacklog: the longest due are of endpoints that can take no more now, or few. What else is due is claimed all the same, and once there is
+// nothing of it, nobody is told to look again.
+func TestClaimPastABacklog(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a", "b")
+	full, few, free, other := b.endpoint("a"), b.endpoint("a"), b.endpoint("a"), b.endpoint("b")
+	var outcomes []store.Outcome
+	add := func(tenant string, endpoint outbox.UUID, n int, ago time.Duration) {
+		for range n {
+			outcomes = append(outcomes, deferred(deliver(tenant, endpoint), -ago))
+		}
+	}
+	const n = 10
+	add("a", full, 5*n, time.Hour)
+	add("a", few, 5*n, time.Minute)
+	add("a", free, 3, time.Second)
+	add("b", other, 3, time.Second)
+	b.record(outcomes...)
+	o := store.ClaimOptions{N: n, Lease: time.Hour, Caps: map[outbox.UUID]int{full: 0, few: 2}}
+	claim := func() (map[outbox.UUID]int, bool) {
+		claimed, more, err := b.store.Claim(t.Context(), b.owner, o)
+		require.NoError(t, err)
+		of := make(map[outbox.UUID]int)
+		for i := range claimed {
+			of[claimed[i].EndpointID]++
+		}
+		return of, more
+	}
+	of, more := claim()
+	assert.Equal(t, map[outbox.UUID]int{few: 2, free: 3, other: 3}, of)
+	assert.False(t, more)
+	o.Tenants = []string{"b"}
+	of, more = claim()
+	assert.Empty(t, of)
+	assert.False(t, more)
+	o = store.ClaimOptions{N: n, Lease: time.Hour}
+	of, more = claim()
+	assert.Equal(t, map[outbox.UUID]int{full: n}, of, "the longest due, where nothing keeps them out")
+	assert.True(t, more)
+}
+
 // What cannot be attempted leaves the queue, and nothing of it stops what can.
 func TestClaimSortsOut(t *testing.T) {
 	t.Parallel()

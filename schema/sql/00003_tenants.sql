@@ -4,7 +4,7 @@
 -- Raises unless the schema can be a tenant, with every fault in the detail.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.check_tenant(schema text) RETURNS void
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 DECLARE
   nsp pg_namespace;
   faults text;
@@ -45,7 +45,7 @@ $$;
 -- What stands in the way of using the tables a schema has already, a line each.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.tenant_faults(nsp oid) RETURNS TABLE (tbl text, fault text)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET jit = off AS $$
   WITH required AS (
     SELECT r.tbl, split_part(w, ':', 1) AS col, nullif(split_part(w, ':', 2), '') AS typ
       FROM outbox_relay.tenant_requires() r, regexp_split_to_table(r.cols, ' ') w
@@ -88,7 +88,7 @@ $$;
 -- Creates one table of the tenant, or adds what it lacks. It takes no lock when nothing is missing.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.shape_table(schema text, tbl text) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 DECLARE
   rel regclass := to_regclass(format('%I.%I', schema, tbl));
   fresh boolean := rel IS NULL;
@@ -136,7 +136,7 @@ $$;
 -- The indexes a tenant lacks, with the size of the table each would be built on.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.missing_indexes(schema text) RETURNS TABLE (tbl text, name text, uniq boolean, spec text, bytes bigint)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET jit = off AS $$
   SELECT x.tbl, x.name, x.uniq, x.spec,
          -- A table without partitions has no partition tree, not even of itself.
          pg_relation_size(c.oid) + (SELECT coalesce(sum(pg_relation_size(p.relid)), 0)::bigint FROM pg_partition_tree(c.oid) p WHERE p.isleaf)
@@ -151,7 +151,7 @@ $$;
 -- Rights of the running relay, and membership in the publications where it is missing.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.publish_tenant(schema text) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 DECLARE
   g record;
   p record;
@@ -180,7 +180,7 @@ $$;
 -- On tables that exist it waits at most 400 ms for a lock (55P03: try again), since writers queue up behind it meanwhile.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.add_tenant(schema text, backfill text DEFAULT NULL, since timestamptz DEFAULT NULL) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 DECLARE
   callers_timeout text := current_setting('lock_timeout');
   deadline timestamptz;
@@ -263,7 +263,7 @@ $$;
 -- Ends deliveries of a tenant; its tables and rows stay. The schema may be gone already. False: it was not a tenant.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.remove_tenant(schema text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 DECLARE
   p record;
   known boolean;
@@ -289,7 +289,7 @@ $$;
 -- Holds a tenant's deliveries back without losing one. False: it was not a tenant.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.pause_tenant(schema text, reason text DEFAULT NULL) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 BEGIN
   -- A suspended tenant stays suspended: its mark says which events are still to be fetched.
   UPDATE outbox_relay.tenants n
@@ -393,7 +393,7 @@ $$;
 -- Makes publications that somebody dropped, with the tables of every tenant: the relay calls it before it makes a new slot.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.restore_publications() RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 DECLARE
   t record;
 BEGIN
