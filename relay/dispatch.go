@@ -109,17 +109,19 @@ type dispatcher struct {
 	running jobList
 	stamp   uint64
 
-	rooms         [roomsNumber]room
-	unrecorded    int       // deliveries that were attempted and whose outcome is not durable
-	choked        bool      // by these: nothing is started before they are fewer
-	relieved      time.Time // when they were
-	swept         time.Time // the last time
-	claimed       int       // deliveries of the retry queue in memory
-	claimedBytes  int64     // and what they occupy
-	active        int       // lanes that had an arrival lately
-	activeParties int       // tenants with such lanes
-	busyParties   int       // tenants with something queued or running
-	starving      int       // active lanes that could do something and have nothing queued or running
+	rooms        [roomsNumber]room
+	unrecorded   int       // deliveries that were attempted and whose outcome is not durable
+	choked       bool      // by these: nothing is started before they are fewer
+	relieved     time.Time // when they were
+	swept        time.Time // the last time
+	claimed      int       // deliveries of the retry queue in memory
+	claimedBytes int64     // and what they occupy
+	// held are the deliveries in memory that are leased in the retry queue, until their outcome is durable.
+	held          map[outbox.UUID]*job
+	active        int // lanes that had an arrival lately
+	activeParties int // tenants with such lanes
+	busyParties   int // tenants with something queued or running
+	starving      int // active lanes that could do something and have nothing queued or running
 
 	committed time.Time // the latest commit that the stream has come to
 }
@@ -129,7 +131,7 @@ func newDispatcher(cfg *Config, m *metrics) *dispatcher {
 		cfg: cfg, metrics: m, now: time.Now, room: make(chan struct{}, 1),
 		deferred: func(*job, string, time.Duration) {}, lease: func(*job) {}, claimedDone: func() {},
 		breakerOpened: func(laneKey, time.Duration) {}, doubt: func() {}, spawn: func() {}, beat: func(context.Context) {},
-		lanes: make(map[laneKey]*lane), parties: make(map[string]*party), hosts: make(map[string]*host),
+		held: make(map[outbox.UUID]*job), lanes: make(map[laneKey]*lane), parties: make(map[string]*party), hosts: make(map[string]*host),
 	}
 }
 
@@ -316,6 +318,7 @@ func (d *dispatcher) defers(j *job, reason string, due time.Duration) {
 
 func (d *dispatcher) leaseRunning(j *job) {
 	j.leased = true
+	d.held[j.ID] = j
 	d.blocks(j)
 	d.lease(j)
 }
@@ -348,9 +351,16 @@ func (d *dispatcher) offer(list []offered) {
 	back := make(map[laneOrder]bool) // the keys of which one has gone back, as must all that follow it
 	for _, o := range list {
 		l := d.lane(o.job)
+		key := laneOrder{l, o.Order.Key}
+		if own := d.held[o.ID]; own != nil {
+			// Its outcome could not be recorded before the lease ran out. To attempt it again would only repeat it; and the lease is renewed now.
+			own.mine = o.mine
+			back[key] = back[key] || o.ordered()
+			continue
+		}
+		d.held[o.ID] = o.job
 		d.claimed++
 		d.claimedBytes += o.bytes
-		key := laneOrder{l, o.Order.Key}
 		if o.reason == "" {
 			o.reason, o.due = d.refusalOfClaimed(l)
 		}

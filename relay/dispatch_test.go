@@ -239,6 +239,29 @@ func TestSweepLeavesWhatWaitsForTheDatabase(t *testing.T) {
 	})
 }
 
+// TestWhatWaitsToBeRecordedIsNotAttemptedAgain: a lease runs out while the database is away, and the first that claims the delivery after that may be
+// the one that has its outcome.
+func TestWhatWaitsToBeRecordedIsNotAttemptedAgain(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	claim := func() *job {
+		j := b.job("one", 10)
+		j.ID, j.ledger, j.mine = outbox.UUID{1}, nil, b.now().Add(time.Hour)
+		b.offer([]offered{{job: j}})
+		return j
+	}
+	first := claim()
+	require.Same(t, first, b.take())
+	b.finish(first, verdict{})
+	again := claim()
+	require.Zero(t, again.lane.queue.n)
+	require.Equal(t, 1, b.dispatcher.claimed)
+	require.Equal(t, again.mine, first.mine)
+	b.release([]*job{first})
+	require.Same(t, claim(), b.take(), "another round")
+	require.Equal(t, 1, b.dispatcher.claimed)
+}
+
 // TestNothingStartsWhileTooMuchIsUnrecorded: the database sets the pace, and a crash repeats a window at most.
 func TestNothingStartsWhileTooMuchIsUnrecorded(t *testing.T) {
 	t.Parallel()

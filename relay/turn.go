@@ -264,6 +264,9 @@ func (d *dispatcher) release(jobs []*job) {
 		if j.unrecorded {
 			d.unrecorded--
 		}
+		if j.ledger == nil || j.leased {
+			delete(d.held, j.ID)
+		}
 		if j.ledger == nil {
 			d.claimed--
 			d.claimedBytes -= j.bytes

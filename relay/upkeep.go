@@ -170,6 +170,7 @@ func (d *dispatcher) dropLost(l *lane) {
 		}
 		d.claimed--
 		d.claimedBytes -= j.bytes
+		delete(d.held, j.ID)
 		d.checkDrained()
 		d.claimedDone()
 	}

@@ -82,6 +82,12 @@ func diskFull(r *faultRun) {
 			r.fillLog()
 		}
 		r.outage()
+		if r.rnd.IntN(3) == 0 { // leases run out, while what was claimed under them cannot be recorded
+			select {
+			case <-time.After(4 * time.Second):
+			case <-r.ctx.Done():
+			}
+		}
 		if err := r.disk.free(); err != nil {
 			r.violate("harness", "free the disk: %v", err)
 		}
