@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"net/url"
+	"strings"
 	"time"
 )
 
@@ -74,7 +75,8 @@ func (c *Config) Validate() error {
 		"delivery.keep_response", c.KeepResponseBytes, "use 0 up to 16 KiB")
 	f.check(c.Version != "" && validHeaderName(c.Version), "version", c.Version, "use letters, digits, dots and hyphens")
 	_, err := url.Parse(c.Source)
-	f.check(err == nil && c.Source != "", "delivery.source", c.Source, "use a URI or a path, such as outbox-relay")
+	f.check(err == nil && c.Source != "" && !strings.ContainsFunc(c.Source, notInURI),
+		"delivery.source", c.Source, "use a URI or a path, such as outbox-relay, spaces and letters beyond ASCII percent-encoded")
 	for _, p := range c.Allow {
 		f.check(p.IsValid(), "network.allow", p, "use CIDR prefixes such as 10.0.0.0/8")
 	}
@@ -83,3 +85,6 @@ func (c *Config) Validate() error {
 	}
 	return errors.Join(f...)
 }
+
+// notInURI tells characters that a URI must not hold as they are (RFC 3986, appendix A). The CloudEvents SDKs refuse an event for such a source.
+func notInURI(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune("\"<>\\^`{|}", r) }

@@ -182,3 +182,15 @@ func TestConfigReportsAllFaults(t *testing.T) {
 	var fe *FieldError
 	require.ErrorAs(t, err, &fe)
 }
+
+// TestConfigSource has what a CloudEvents SDK takes for a URI reference, and what it refuses.
+func TestConfigSource(t *testing.T) {
+	t.Parallel()
+	c := DefaultConfig()
+	for _, c.Source = range []string{"outbox-relay", "/shop", "urn:shop:1", "https://shop.example/gr%C3%B6%C3%9Fe?a=b#c", "http://[::1]/"} {
+		require.NoError(t, c.Validate(), c.Source)
+	}
+	for _, c.Source = range []string{"", "my shop", "https://shop.example/gr\u00f6\u00dfe", "%zz", "<shop>", "a|b", `\shop`, "shop\n", "\x7f"} {
+		require.ErrorContains(t, c.Validate(), "delivery.source", c.Source)
+	}
+}
