@@ -155,7 +155,7 @@ func (r *readmeReceiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 // tampered with. `make test-receivers` has those that are not written in Go as well.
 func TestReadmeReceivers(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	languages := []string{"go"}
 	if os.Getenv("OUTBOX_RELAY_TEST_RECEIVERS") != "" {

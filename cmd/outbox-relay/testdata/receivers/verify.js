@@ -1,5 +1,5 @@
-// Has the official libraries judge requests: node verify.js FILE, of one request a line, see TestOfficialVerifiers. It prints how often each of them
-// accepted a request and refused a tampered copy, and what they judged wrongly.
+// Has the official libraries judge requests: node verify.js FILE SECONDS, of one request a line, see TestOfficialVerifiers, and the time at which they came.
+// It prints how often each of them accepted a request and refused a tampered copy, and what they judged wrongly.
 import assert from 'node:assert/strict'
 import { createPublicKey, verify as verifySignature } from 'node:crypto'
 import { createReadStream } from 'node:fs'
@@ -8,6 +8,9 @@ import * as octokit from '@octokit/webhooks-methods'
 import { HTTP } from 'cloudevents'
 import * as standardwebhooks from 'standardwebhooks'
 import * as svix from 'svix'
+
+const [file, seconds] = process.argv.slice(2)
+Date.now = () => 1000 * seconds // what is older than five minutes is refused, and judging takes longer where little of a processor is left
 
 // Each throws, or returns false, unless it accepts the request. Bodies are given as the libraries want them: octokit takes strings alone.
 const webhook = ({ Webhook }) => ({ headers, body }, token) => {
@@ -32,8 +35,9 @@ const verifiers = {
 
 function isCloudEvent ({ headers, body }, { event }) {
   const got = HTTP.toEvent({ headers, body: body.toString() })
-  const type = headers['ce-type'] ? decodeURIComponent(got.type) : got.type // the library leaves that to its user
-  assert.deepEqual([got.id, got.source, type, got.subject, got.specversion], [event.id, event.source, event.type, event.subject, '1.0'])
+  got.validate() // which toEvent leaves to its user
+  const read = headers['ce-id'] ? decodeURIComponent : String // the library leaves that to its user as well
+  assert.deepEqual([got.id, read(got.source), read(got.type), got.subject, got.specversion], [event.id, event.source, event.type, event.subject, '1.0'])
   assert.equal(Date.parse(got.time), Date.parse(event.time))
   const data = JSON.parse(event.data)
   if (data === Object(data)) assert.deepEqual(got.data, data) // the library itself changes other values
@@ -57,7 +61,7 @@ async function judge (name, what, expected, accepts) {
   counts[name][what] = (counts[name][what] ?? 0) + 1
 }
 
-for await (const line of createInterface({ input: createReadStream(process.argv[2]) })) {
+for await (const line of createInterface({ input: createReadStream(file) })) {
   const request = JSON.parse(line)
   for (const { what, headers, body } of request.copies) {
     const copy = { headers: { ...request.headers, ...headers }, body: Buffer.from(body ?? request.body, 'base64') }
