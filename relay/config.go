@@ -40,8 +40,12 @@ type Config struct {
 type Database struct {
 	// URL is the DSN of the relay's pool, as a URL or as keywords. Required.
 	URL string `mapstructure:"url"`
-	// ReplicationURL is the DSN of the replication stream, which a transaction pooler cannot carry. Empty means URL.
-	ReplicationURL string `mapstructure:"replication_url"`
+	// URLFile is a file that holds it. It is read anew for each connection, so that a password may change meanwhile; URL is then what it said at the start.
+	URLFile string `mapstructure:"url_file"`
+	// ReplicationURL is the DSN of the replication stream, which a transaction pooler cannot carry. Empty means URL. ReplicationURLFile is to it what
+	// URLFile is to URL.
+	ReplicationURL     string `mapstructure:"replication_url"`
+	ReplicationURLFile string `mapstructure:"replication_url_file"`
 	// InstanceID tells this deployment from a copy of its database: the first one is stored there, and a later one must be the same. Empty is only
 	// accepted where none is stored.
 	InstanceID string `mapstructure:"instance_id"`
@@ -359,10 +363,10 @@ func (d Database) validate(f *faults) {
 			"for example postgres://outbox_relay@db.internal:5432/app")
 	}
 	if fault := DSNFault(d.URL); fault != "" {
-		f.add("database.url", "", "%s", fault)
+		f.add(d.urlKey(), d.URLFile, "%s", fault)
 	}
 	if fault := DSNFault(d.ReplicationURL); fault != "" {
-		f.add("database.replication_url", "", "%s", fault)
+		f.add(d.streamKey(), d.ReplicationURLFile, "%s", fault)
 	}
 	if !regexp.MustCompile(`^[a-z0-9_]{1,63}$`).MatchString(d.Slot) {
 		f.add("database.slot", strconv.Quote(d.Slot), "must be 1 to 63 of a-z, 0-9 and _, as PostgreSQL demands of a slot's name")

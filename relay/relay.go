@@ -108,6 +108,11 @@ type engine struct {
 // is recorded within Config.Record.Timeout. A clean stop returns nil. Faults that may pass (a database that is away, a slot that another
 // replica holds) are waited out; those that only a person can mend end it, unless Options.Patient says otherwise.
 func Run(ctx context.Context, o Options) error {
+	if d := &o.Config.Database; d.URL == "" { // else they have been read
+		if faults := d.ReadFiles(); len(faults) > 0 {
+			return errors.Join(faults...)
+		}
+	}
 	if err := o.Config.Validate(); err != nil {
 		return err
 	}
@@ -140,7 +145,7 @@ func newEngine(ctx context.Context, o *Options) (*engine, error) {
 	}
 	var err error
 	e.store, err = store.New(ctx, store.Config{
-		URL: cfg.Database.URL, MaxConns: int32(cfg.Database.MaxConnections), Slot: cfg.Database.Slot, //nolint:gosec // validated: small
+		URL: cfg.Database.URL, Refresh: cfg.Database.DSN, MaxConns: int32(cfg.Database.MaxConnections), Slot: cfg.Database.Slot, //nolint:gosec // validated: small
 		Shard: o.Shard, ConnectTimeout: cfg.Database.ConnectTimeout, Log: o.Log, Lazy: o.Patient,
 	})
 	if err != nil {

@@ -37,9 +37,7 @@ func autoAdopt(ctx context.Context, c *config, log *slog.Logger) error {
 			tell("", err)
 		}
 		for _, name := range names {
-			try, cancel := context.WithTimeout(ctx, adoptPatience)
-			err := schema.AddTenant(try, c.Database.URL, name, schema.AddOptions{})
-			cancel()
+			err := adopt(ctx, c, name)
 			if err != nil {
 				tell(name, err)
 				continue
@@ -55,8 +53,22 @@ func autoAdopt(ctx context.Context, c *config, log *slog.Logger) error {
 	}
 }
 
+func adopt(ctx context.Context, c *config, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, adoptPatience)
+	defer cancel()
+	dsn, err := c.Database.DSN()
+	if err != nil {
+		return err
+	}
+	return schema.AddTenant(ctx, dsn, name, schema.AddOptions{})
+}
+
 func candidates(ctx context.Context, c *config) ([]string, error) {
-	conn, err := dial(ctx, c.key("url"), c.Database.URL, c.Database.ConnectTimeout, nil)
+	dsn, err := c.Database.DSN() // it may have another password by now
+	if err != nil {
+		return nil, err
+	}
+	conn, err := dial(ctx, c.urlKey(), dsn, c.Database.ConnectTimeout, nil)
 	if err != nil {
 		return nil, err
 	}

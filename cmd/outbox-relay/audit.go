@@ -130,7 +130,7 @@ func auditShard(ctx context.Context, c *config, shard int, o relay.AuditOptions)
 		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
-		return nil, withHint(c.key("url"), err)
+		return nil, withHint(c.urlKey(), err)
 	}
 	defer st.Close()
 	return relay.Audit(ctx, st, &c.Config, o)

@@ -49,7 +49,7 @@ Run it with the role the relay logs in with: it is that role's rights that are c
 	}
 }
 
-var databaseKeys = regexp.MustCompile(`\bdatabase\.(url|replication_url|slot|shards|instance_id|max_connections|connect_timeout|wal_budget)\b`)
+var databaseKeys = regexp.MustCompile(`\bdatabase\.(url|url_file|replication_url|replication_url_file|slot|shards|instance_id|max_connections|connect_timeout|wal_budget)\b`)
 
 // checker prints what it finds as it goes.
 type checker struct {
@@ -99,7 +99,7 @@ type fact struct {
 // check looks at one thing after the other. The error is that of a check that was broken off, not of anything found.
 func (k *checker) check(ctx context.Context) error {
 	c := k.config.Database
-	conn, err := dial(ctx, k.config.key("url"), c.URL, c.ConnectTimeout, nil)
+	conn, err := dial(ctx, k.config.urlKey(), c.URL, c.ConnectTimeout, nil)
 	if err != nil {
 		k.failError("database", err)
 		return ctx.Err()

@@ -94,11 +94,12 @@ func (k *checker) walLevel(context.Context) error {
 
 // replication does what the stream will do first.
 func (k *checker) replication(ctx context.Context) error {
-	key := "database.url"
-	if k.config.Database.ReplicationURL != "" {
-		key = "database.replication_url"
+	d := &k.config.Database
+	key := "database.url" + suffixIf(d.URLFile != "", "_file")
+	if d.ReplicationURL != "" {
+		key = "database.replication_url" + suffixIf(d.ReplicationURLFile != "", "_file")
 	}
-	conn, err := dial(ctx, key, k.config.Database.StreamURL(), k.config.Database.ConnectTimeout, map[string]string{"replication": "database"})
+	conn, err := dial(ctx, key, d.StreamURL(), d.ConnectTimeout, map[string]string{"replication": "database"})
 	if err != nil {
 		k.fail("replication", err.Error(), replicationRemedy(err, key))
 		return nil

@@ -76,11 +76,11 @@ func (e *configError) add(key, value, remedy string) {
 	e.faults = append(e.faults, &relay.FieldError{Key: key, Value: value, Remedy: remedy})
 }
 
-// without leaves the faults of one key out.
-func (e *configError) without(key string) error {
+// without leaves the faults of some keys out.
+func (e *configError) without(keys ...string) error {
 	rest := slices.DeleteFunc(slices.Clone(e.faults), func(fault error) bool {
 		f, ok := errors.AsType[*relay.FieldError](fault)
-		return ok && f.Key == key
+		return ok && slices.Contains(keys, f.Key)
 	})
 	if len(rest) == 0 {
 		return nil
@@ -132,6 +132,12 @@ func loadConfig(file string, flags *pflag.FlagSet) (config, error) {
 		}
 	}
 	c.Fit(func(key string) bool { return v.Get(key) != nil })
+	if f := flags.Lookup("database-url"); f != nil && f.Changed && list == nil {
+		c.Database.URLFile = "" // for this one time: somebody works as another role
+	}
+	if list == nil {
+		faults.readFiles(&c.Database, c.key, broken)
+	}
 	if list != nil {
 		r := databaseReader{common: c.Database, flags: flags, broken: broken}
 		r.read(list)
@@ -259,6 +265,20 @@ func (e *configError) unknownEnv(environ []string, leaves []leaf) {
 		if hint := didYouMean(name, names); inSection || hint != "" {
 			e.add(name, "", "is no variable of the configuration"+hint)
 		}
+	}
+}
+
+// readFiles fills in the DSNs of a database that are kept in files. key says what its keys are called.
+func (e *configError) readFiles(d *relay.Database, key func(name string) string, broken map[string]bool) {
+	for _, fault := range d.ReadFiles() {
+		if f, ok := errors.AsType[*relay.FieldError](fault); ok {
+			name := strings.TrimPrefix(f.Key, "database.")
+			named := *f
+			named.Key = key(name)
+			fault = &named
+			broken[key(strings.TrimSuffix(name, "_file"))] = true // it is not missing
+		}
+		e.faults = append(e.faults, fault)
 	}
 }
 

@@ -75,8 +75,8 @@ func (r *databaseReader) read(raw any) {
 	if _, given := r.flag("database-url"); given && r.asked(len(list)) == "" {
 		r.add("--database-url", "", "is for one database: name it with --database")
 	}
-	if r.common.URL != "" && !r.usesOurs && len(r.entries) > 0 {
-		r.add("database.url", "", "is used by no entry of databases, as each has its own: drop it, or make it an entry")
+	if ours := cmp.Or(suffixIf(r.common.URL != "", "database.url"), suffixIf(r.common.URLFile != "", "database.url_file")); ours != "" && !r.usesOurs && len(r.entries) > 0 {
+		r.add(ours, "", "is used by no entry of databases, as each has its own: drop it, or make it an entry")
 	}
 	r.clashes()
 }
@@ -125,9 +125,14 @@ func (r *databaseReader) readEntry(i, of int, fields map[string]any) {
 	}
 	if value, ok := r.flag("database-url"); ok && r.asked(of) == name {
 		given["url"] = value
+		delete(given, "url_file")
 	}
-	if _, own := given["url"]; own {
-		e.ReplicationURL = "" // that of the section belongs to the url of the section
+	own := given["url"] != nil || given["url_file"] != nil
+	if own {
+		e.URL, e.URLFile = "", ""
+	}
+	if own || given["replication_url"] != nil || given["replication_url_file"] != nil {
+		e.ReplicationURL, e.ReplicationURLFile = "", "" // that of the section belongs to the url of the section
 	}
 	for _, l := range leaves {
 		if value, ok := given[strings.TrimPrefix(l.key, e.prefix())]; ok {
@@ -137,9 +142,10 @@ func (r *databaseReader) readEntry(i, of int, fields map[string]any) {
 			}
 		}
 	}
-	if _, own := given["url"]; !own {
+	if !own {
 		r.usesOurs = true
 	}
+	r.faults.readFiles(&e.Database, func(name string) string { return e.prefix() + name }, r.broken)
 	r.leaves = append(r.leaves, leaves...)
 }
 
@@ -273,6 +279,14 @@ func (c *config) key(name string) string {
 		return "database." + name
 	}
 	return (&databaseEntry{Name: c.name}).prefix() + name
+}
+
+// urlKey is the key that the DSN of the database comes from.
+func (c *config) urlKey() string {
+	if c.Database.URLFile != "" {
+		return c.key("url_file")
+	}
+	return c.key("url")
 }
 
 // names lists those of the databases.

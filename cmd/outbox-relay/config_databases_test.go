@@ -136,6 +136,7 @@ func TestFaultsOfTheListNameTheEntry(t *testing.T) {
 		}},
 		"same variable": {"databases: [{name: a, url: postgres://h/a}, {name: a_replication, url: postgres://h/b, slot: b}]", []string{
 			"databases.a_replication.url: has the variable OUTBOX_RELAY_DATABASES_A_REPLICATION_URL, as databases.a.replication_url has: name one of the two differently",
+			"databases.a_replication.url_file: has the variable OUTBOX_RELAY_DATABASES_A_REPLICATION_URL_FILE, as databases.a.replication_url_file has: name one of the two differently",
 		}},
 		"too little to share": {"window: {bytes: 1MiB}\ndelivery: {workers: 1}\ndatabases: [{name: a, url: postgres://h/a}, {name: b, url: postgres://i/a}]", []string{
 			"window.bytes: 1MiB: is shared by 2 relays, one for each database and shard: must be at least 2MiB", "delivery.workers: 1: is shared by 2 relays, one for each database and shard: must be at least 2",

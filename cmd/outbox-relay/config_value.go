@@ -21,6 +21,9 @@ import (
 // *relay.FieldError; the value then stays as it was.
 func (l leaf) decode(raw any) []error {
 	text := strings.TrimSpace(fmt.Sprint(raw))
+	if l.holdsSecrets() {
+		text = "(hidden)" // what is not of its type may be a secret all the same
+	}
 	fault := func(value, remedy string) []error {
 		return []error{&relay.FieldError{Key: l.key, Value: value, Remedy: remedy}}
 	}
@@ -153,8 +156,33 @@ func texts(raw any) ([]string, bool) {
 	return list, true
 }
 
+// holdsSecrets tells whether a value of the key, or one that was meant to be, is not to be shown as it is.
+func (l leaf) holdsSecrets() bool {
+	return strings.HasSuffix(l.key, ".url") || strings.HasSuffix(l.key, ".replication_url")
+}
+
+// asGiven takes back what was read from files.
+func (c *config) asGiven() *config {
+	given := *c
+	given.Databases = slices.Clone(c.Databases)
+	databases := []*relay.Database{&given.Database}
+	for i := range given.Databases {
+		databases = append(databases, &given.Databases[i].Database)
+	}
+	for _, d := range databases {
+		if d.URLFile != "" {
+			d.URL = ""
+		}
+		if d.ReplicationURLFile != "" {
+			d.ReplicationURL = ""
+		}
+	}
+	return &given
+}
+
 // write prints the configuration as a file that would lead to it, except for the passwords.
 func (c *config) write(w io.Writer) error {
+	c = c.asGiven()
 	root := &yaml.Node{Kind: yaml.MappingNode}
 	sections := map[string]*yaml.Node{}
 	for _, l := range leavesOf(c) {
@@ -219,7 +247,7 @@ func (l leaf) plain() any {
 	case []netip.Prefix:
 		return append([]netip.Prefix{}, v...)
 	case string:
-		if strings.HasSuffix(l.key, ".url") || strings.HasSuffix(l.key, ".replication_url") {
+		if l.holdsSecrets() {
 			return hidePassword(v)
 		}
 	}

@@ -71,7 +71,7 @@ func dial(ctx context.Context, key, dsn string, timeout time.Duration, params ma
 
 // withDatabase runs f with a connection to the database of the configuration.
 func withDatabase(ctx context.Context, c *config, f func(conn *pgx.Conn) error) (err error) {
-	conn, err := dial(ctx, c.key("url"), c.Database.URL, c.Database.ConnectTimeout, nil)
+	conn, err := dial(ctx, c.urlKey(), c.Database.URL, c.Database.ConnectTimeout, nil)
 	if err != nil {
 		return err
 	}

@@ -60,7 +60,7 @@ func (a *app) printMigration(cmd *cobra.Command) error {
 	c, err := a.load(cmd)
 	for _, one := range c.each() {
 		if faults, ok := errors.AsType[*configError](err); ok && one.Database.URL == "" {
-			err = faults.without(one.key("url"))
+			err = faults.without(one.key("url"), one.key("url_file"), one.key("replication_url_file"))
 		}
 	}
 	if err != nil {

@@ -108,7 +108,7 @@ func (l relays) run(ctx context.Context, registry prometheus.Registerer, log *sl
 				Client: client, Patient: r.config.name != "" && len(databases) > 1,
 			})
 			if err != nil {
-				return r.config.named(withHint(r.config.key("url"), fmt.Errorf("run: %w", err)))
+				return r.config.named(withHint(r.config.urlKey(), fmt.Errorf("run: %w", err)))
 			}
 			return nil
 		})

@@ -24,6 +24,9 @@ import (
 type Config struct {
 	// URL is the DSN of the database, as a URL or in keyword form. Parameters such as pool_max_conns in it have no effect.
 	URL string
+	// Refresh returns the DSN for each new connection, as a password may have changed since New. Nil: it is URL for ever. Either is parsed anew each
+	// time, and with it .pgpass and certificates are read anew.
+	Refresh func() (string, error)
 	// MaxConns bounds the connections, of which one is for Record alone. Zero means 4, and the least there can be is 2.
 	MaxConns int32
 	// ConnectTimeout bounds the opening of each connection. Zero means what the DSN says, else no bound.
@@ -59,9 +62,9 @@ const sessionSQL = `SELECT set_config(s.name, w.value, false) FROM pg_catalog.pg
 
 // New opens the pool and, unless it is lazy, makes sure that the database answers.
 func New(ctx context.Context, cfg Config) (*Store, error) {
-	pc, err := pgxpool.ParseConfig(cfg.URL)
+	pc, err := cfg.parse(cfg.URL)
 	if err != nil {
-		return nil, fmt.Errorf("parse database URL: %w", err)
+		return nil, err
 	}
 	pc.MaxConns = cfg.MaxConns - 1
 	if cfg.MaxConns <= 0 {
@@ -69,11 +72,13 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	pc.MaxConns = max(pc.MaxConns, 1)
 	pc.MinConns, pc.MinIdleConns = 0, 0
-	if cfg.ConnectTimeout > 0 {
-		pc.ConnConfig.ConnectTimeout = cfg.ConnectTimeout
+	pc.BeforeConnect = func(_ context.Context, conn *pgx.ConnConfig) error {
+		fresh, err := cfg.fresh()
+		if err == nil {
+			*conn = *fresh.ConnConfig
+		}
+		return err
 	}
-	// No statement is prepared, see pipeline: here at the price of results in text form.
-	pc.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	pc.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		conn.TypeMap().RegisterDefaultPgType(outbox.UUID{}, "uuid")
 		conn.TypeMap().RegisterDefaultPgType([]outbox.UUID{}, "_uuid")
@@ -100,6 +105,32 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open recording connection: %w", err)
 	}
 	return &Store{pool: pool, recording: recording, slot: cfg.Slot, shard: cfg.Shard, log: cfg.Log}, nil
+}
+
+// parse reads a DSN and adds what is ours.
+func (cfg *Config) parse(dsn string) (*pgxpool.Config, error) {
+	pc, err := pgxpool.ParseConfig(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("parse database URL: %w", err)
+	}
+	if cfg.ConnectTimeout > 0 {
+		pc.ConnConfig.ConnectTimeout = cfg.ConnectTimeout
+	}
+	// No statement is prepared, see pipeline: here at the price of results in text form.
+	pc.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+	return pc, nil
+}
+
+// fresh is what to connect with now.
+func (cfg *Config) fresh() (*pgxpool.Config, error) {
+	if cfg.Refresh == nil {
+		return cfg.parse(cfg.URL)
+	}
+	dsn, err := cfg.Refresh()
+	if err != nil {
+		return nil, err
+	}
+	return cfg.parse(dsn)
 }
 
 // Close closes the pool and waits for connections in use.

@@ -20,6 +20,8 @@ import (
 type Options struct {
 	// URL leads to the server itself, past any pooler, as a role with REPLICATION.
 	URL string
+	// Refresh returns the URL to connect with, as its password may have changed since the options were made. Nil: it is URL.
+	Refresh func() (string, error)
 	// Slot is an existing logical slot of the plugin pgoutput, and Publications what to stream through it. Both are required.
 	Slot         string
 	Publications []string
@@ -62,7 +64,15 @@ func config(o Options) (*pgconn.Config, error) {
 	if len(o.Publications) == 0 {
 		return nil, errors.New("no publication to stream")
 	}
-	cfg, err := pgconn.ParseConfig(o.URL)
+	dsn := o.URL
+	if o.Refresh != nil {
+		fresh, err := o.Refresh()
+		if err != nil {
+			return nil, err
+		}
+		dsn = fresh
+	}
+	cfg, err := pgconn.ParseConfig(dsn)
 	if err != nil {
 		return nil, fmt.Errorf("parse replication URL: %w", err)
 	}
