@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/seal"
 )
 
 func benchEvent(size int) *outbox.Event {
@@ -220,6 +221,31 @@ func BenchmarkAttemptTLS(b *testing.B) {
 					}
 				}
 			})
+		})
+	}
+}
+
+// BenchmarkNewEndpoint is what a row costs once, and each delivery that is claimed from the retry queue: with a plain secret, and with a sealed one.
+func BenchmarkNewEndpoint(b *testing.B) {
+	key, err := seal.ParseKey("k", seal.NewKey())
+	require.NoError(b, err)
+	d := DefaultDefaults()
+	d.Tenant = "acme"
+	d.Keys, err = seal.NewRing(key)
+	require.NoError(b, err)
+	row := EndpointRow{ID: outbox.UUID{1}, URL: "https://example.com/hooks", SecretToken: testSecret}
+	sealed, err := d.Keys.Seal(d.Tenant, row.ID, testSecret)
+	require.NoError(b, err)
+	for name, token := range map[string]string{"plain": testSecret, "sealed": sealed} {
+		b.Run(name, func(b *testing.B) {
+			row := row
+			row.SecretToken = token
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := NewEndpoint(row, d); err != nil {
+					b.Fatal(err)
+				}
+			}
 		})
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/net/idna"
 
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/seal"
 )
 
 // EndpointRow is a row of webhook_endpoints, as stored. Zero values stand for NULL. It prints without its secrets.
@@ -61,6 +62,12 @@ type Defaults struct {
 	Schedule    []time.Duration // waits before each retry, instead of any backoff; empty: none
 	Concurrency int             // attempts at once; zero: no limit of the endpoint's own
 	Rate        float64         // attempts per second; zero: no limit
+
+	// Tenant is the schema that the rows are of. Secrets are bound to it.
+	Tenant string
+	// Keys open the secrets that are sealed; nil: none of them. With RequireSealed a plain one is a fault.
+	Keys          *seal.Ring
+	RequireSealed bool
 }
 
 // DefaultDefaults returns the values neo-commons users know: 30 s, 5 retries, 30 s doubling up to an hour.
@@ -184,7 +191,7 @@ func NewEndpoint(row EndpointRow, d Defaults) (*Endpoint, error) {
 		f.add("signature_header", fmt.Sprintf("%.60q", row.SignatureHeader), "use a header name of its own, such as "+defaultSignatureHeader)
 	}
 	ep.custom = parseCustomHeaders(row.CustomHeaders, ep.signatureHeader, &f)
-	ep.setSecrets(&row, &f)
+	ep.setSecrets(&row, &d, &f)
 	ep.setLimits(&row, d, &f)
 	if len(f) > 0 {
 		return nil, errors.Join(f...)
@@ -246,25 +253,6 @@ func hostToASCII(u *url.URL) bool {
 	}
 	u.Host = ascii
 	return err == nil
-}
-
-func (ep *Endpoint) setSecrets(row *EndpointRow, f *faults) {
-	parse := func(column, token string) *secret {
-		s, remedy := parseSecret(token)
-		f.check(s != nil, column, "(hidden)", remedy)
-		return s
-	}
-	ep.primary = parse("secret_token", row.SecretToken)
-	switch {
-	case ep.primary == nil || ep.primary.private != nil:
-	case strings.HasPrefix(row.SecretToken, secretPrefix):
-		ep.legacy = newSecret([]byte(row.SecretToken))
-	default:
-		ep.legacy = ep.primary
-	}
-	if row.SecondarySecret != "" {
-		ep.secondary, ep.secondaryExpires = parse("secondary_secret_token", row.SecondarySecret), row.SecondarySecretExpires
-	}
 }
 
 func (ep *Endpoint) setLimits(row *EndpointRow, d Defaults, f *faults) {

@@ -33,6 +33,7 @@ type Config struct {
 	Health    Health    `mapstructure:"health"`
 	Retention Retention `mapstructure:"retention"`
 	Network   Network   `mapstructure:"network"`
+	Secrets   Secrets   `mapstructure:"secrets"`
 	Shutdown  Shutdown  `mapstructure:"shutdown"`
 }
 
@@ -268,8 +269,9 @@ func (c *Config) ClientConfig(version string) delivery.Config {
 	}
 }
 
-// EndpointDefaults is what an endpoint gets whose row leaves a column open.
+// EndpointDefaults is what an endpoint gets whose row leaves a column open, and the keys of its secrets.
 func (c *Config) EndpointDefaults() delivery.Defaults {
+	keys, _ := c.Secrets.Ring() // Validate has said what is wrong with one; an endpoint that needs it says so again
 	return delivery.Defaults{
 		Timeout:     c.Delivery.DefaultTimeout,
 		MaxRetries:  c.Retry.Attempts,
@@ -277,6 +279,9 @@ func (c *Config) EndpointDefaults() delivery.Defaults {
 		Schedule:    c.Retry.Schedule,
 		Concurrency: c.Delivery.EndpointConcurrency,
 		Rate:        c.Delivery.EndpointRate,
+
+		Keys:          keys,
+		RequireSealed: c.Secrets.RequireSealed,
 	}
 }
 
@@ -314,6 +319,7 @@ func (c Config) Validate() error {
 	c.Tenants.validate(&f)
 	c.Delivery.validate(&f)
 	c.Network.validate(&f)
+	c.Secrets.validate(&f)
 
 	if c.Retry.Attempts < 0 || c.Retry.Attempts > 100 {
 		f.add("retry.attempts", c.Retry.Attempts, "must be 0 to 100 retries after the first attempt")

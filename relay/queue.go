@@ -135,7 +135,9 @@ func (e *engine) servedTenants(ctx context.Context) ([]string, error) {
 // claimed makes a job of a claimed delivery, or says why its endpoint cannot take it.
 func (e *engine) claimed(c *store.Claimed) offered {
 	j := &job{Delivery: c.Delivery, commit: noCommit}
-	ep, err := delivery.NewEndpoint(c.Endpoint, e.defaults)
+	defaults := e.defaults
+	defaults.Tenant = c.Tenant
+	ep, err := delivery.NewEndpoint(c.Endpoint, defaults)
 	if c.Event != nil { // the row does not keep what was sent, for it had been delivered
 		format := delivery.FormatStandard
 		if err == nil {

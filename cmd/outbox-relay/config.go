@@ -144,7 +144,7 @@ func loadConfig(file string, flags *pflag.FlagSet) (config, error) {
 		c.Databases, leaves = r.entries, append(leaves, r.leaves...)
 		faults.faults = append(faults.faults, r.faults.faults...)
 	}
-	faults.unknownEnv(os.Environ(), leaves)
+	faults.unknownEnv(withoutVariables(os.Environ(), c.Secrets.KeyVariables()), leaves)
 	for _, fault := range split(c.validateAll()) {
 		if f, ok := errors.AsType[*relay.FieldError](fault); !ok || !broken[f.Key] {
 			faults.faults = append(faults.faults, fault)
@@ -266,6 +266,14 @@ func (e *configError) unknownEnv(environ []string, leaves []leaf) {
 			e.add(name, "", "is no variable of the configuration"+hint)
 		}
 	}
+}
+
+// withoutVariables leaves out what is called by a name of our own, but is no key.
+func withoutVariables(environ, names []string) []string {
+	return slices.DeleteFunc(environ, func(variable string) bool {
+		name, _, _ := strings.Cut(variable, "=")
+		return slices.Contains(names, name)
+	})
 }
 
 // readFiles fills in the DSNs of a database that are kept in files. key says what its keys are called.

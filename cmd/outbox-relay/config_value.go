@@ -158,7 +158,7 @@ func texts(raw any) ([]string, bool) {
 
 // holdsSecrets tells whether a value of the key, or one that was meant to be, is not to be shown as it is.
 func (l leaf) holdsSecrets() bool {
-	return strings.HasSuffix(l.key, ".url") || strings.HasSuffix(l.key, ".replication_url")
+	return strings.HasSuffix(l.key, ".url") || strings.HasSuffix(l.key, ".replication_url") || l.key == "secrets.keys"
 }
 
 // asGiven takes back what was read from files.
@@ -237,7 +237,13 @@ func (l leaf) plain() any {
 	case relay.ByteSize:
 		return v.String()
 	case []string:
-		return append([]string{}, v...)
+		list := append([]string{}, v...)
+		for i := range list {
+			if l.holdsSecrets() {
+				list[i] = relay.ShowKeySource(list[i])
+			}
+		}
+		return list
 	case []time.Duration:
 		list := make([]string, len(v))
 		for i, d := range v {

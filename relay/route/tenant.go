@@ -50,8 +50,9 @@ type subscription struct {
 	at       int   // its place there
 }
 
-// NewTenant returns an empty table. Endpoints take from d what their rows leave open.
+// NewTenant returns an empty table. Endpoints take from d what their rows leave open; the tenant of d is this one.
 func NewTenant(schema string, d delivery.Defaults) *Tenant {
+	d.Tenant = schema
 	return &Tenant{
 		schema:        schema,
 		defaults:      d,
