@@ -22,7 +22,7 @@ func (a *app) endpointsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "endpoints",
 		Aliases: []string{"endpoint"},
-		Short:   "List and show endpoints, pause, resume, test and recover one",
+		Short:   "List and show endpoints, pause, resume, test and recover one, rotate its secret",
 		Long: `An endpoint is where a tenant's events are sent. It is
 
   active     it takes deliveries
@@ -35,7 +35,7 @@ or inactive do not: endpoints recover queues them afterwards.`,
 		RunE: subcommandMissing,
 	}
 	cmd.AddCommand(a.endpointsListCommand(), a.endpointsShowCommand(), a.endpointsPauseCommand(), a.endpointsResumeCommand(), a.endpointsTestCommand(),
-		a.endpointsRecoverCommand())
+		a.endpointsRecoverCommand(), a.endpointsRotateSecretCommand())
 	return cmd
 }
 
@@ -313,7 +313,9 @@ func (a *app) probe(ctx context.Context, q *inquiry, d *desk.Desk, c *config, id
 		return err
 	}
 	defer client.Close()
-	p, err := desk.Probe(ctx, client, row, c.EndpointDefaults(), c.Delivery.Source)
+	defaults := c.EndpointDefaults()
+	defaults.Tenant = d.Tenant()
+	p, err := desk.Probe(ctx, client, row, defaults, c.Delivery.Source)
 	if err != nil {
 		return err
 	}

@@ -159,6 +159,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(a.runCommand(), a.demoCommand(), a.benchCommand(), a.configCommand(), a.versionCommand())
 	for _, cmd := range []*cobra.Command{
 		a.migrateCommand(), a.checkCommand(), a.tenantsCommand(), a.deliveriesCommand(), a.deadlettersCommand(), a.endpointsCommand(), a.eventsCommand(), a.auditCommand(),
+		a.secretsCommand(),
 	} {
 		root.AddCommand(a.onDatabase(cmd))
 	}
