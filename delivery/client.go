@@ -3,6 +3,7 @@ package delivery
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net"
@@ -28,14 +29,18 @@ type Client struct {
 	bodies    sync.Pool // *[maxResponseBytes]byte
 	requests  sync.Pool // *[]byte, whole requests of http1
 
+	log      *slog.Logger
+	policy   *Policy
+	dialer   *dialer
 	plain    *http1
-	verified *retryablehttp.Client
-	insecure func() *retryablehttp.Client // built when an endpoint first asks for it
+	common   *profile                // of endpoints that have none of their own
+	profiles map[profileKey]*profile // not written to
+	insecure func()                  // says once that an endpoint is not checked
 
 	cancel     context.CancelFunc
 	background sync.WaitGroup
 	mu         sync.Mutex
-	transports []*http.Transport
+	retired    []retired
 }
 
 // NewClient checks cfg and returns a Client that must be closed. A nil m counts for itself. log gets what concerns the Client as a
@@ -54,7 +59,7 @@ func newClient(
 		m = NewMetrics(nil)
 	}
 	life, cancel := context.WithCancel(context.Background())
-	c := &Client{config: cfg, userAgent: []string{"outbox-relay/" + cfg.Version}, m: m, cancel: cancel}
+	c := &Client{config: cfg, userAgent: []string{"outbox-relay/" + cfg.Version}, m: m, log: log, policy: cfg.Policy(), cancel: cancel}
 	c.bodies.New = func() any { return new([maxResponseBytes]byte) }
 	c.requests.New = func() any { return new([]byte) }
 
@@ -68,34 +73,55 @@ func newClient(
 		defer cancel()
 		return lookup(ctx, host)
 	}
-	d := &dialer{
-		net:    net.Dialer{ControlContext: newGuard(cfg.Allow, cfg.Deny).control},
+	guard := newGuard(cfg.Allow, cfg.Deny)
+	c.dialer = &dialer{
+		net:    net.Dialer{ControlContext: guard.control},
+		guard:  guard,
 		names:  newNames(boundLookup, cfg.DNSCacheTime, m),
 		slots:  make(chan struct{}, cfg.MaxConns),
 		evict:  c.closeIdle,
 		bound:  bound,
 		config: &c.config,
 		m:      m,
+		log:    log,
 	}
-	if canLook && !cfg.netHTTP {
-		c.plain = newHTTP1(&c.config, d)
-		c.background.Go(func() { c.plain.sweep(life) })
-	}
-	c.verified = c.newHTTP(d, &tls.Config{MinVersion: tls.VersionTLS12})
-	c.insecure = sync.OnceValue(func() *retryablehttp.Client {
+	c.insecure = sync.OnceFunc(func() {
 		log.Warn("endpoints with verify_ssl=false are delivered to without a check of the certificate")
-		return c.newHTTP(d, &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true}) //nolint:gosec // asked for twice
 	})
+	if err := c.open(life); err != nil {
+		cancel()
+		return nil, fmt.Errorf("configure delivery client: %w", err)
+	}
 	return c, nil
 }
 
-// newHTTP returns the HTTP client of one TLS profile. Proxies are not used: the guard would check the proxy's address.
-func (c *Client) newHTTP(d *dialer, tlsConfig *tls.Config) *retryablehttp.Client {
+// open reads the files of the configuration and starts what lasts until life ends.
+func (c *Client) open(life context.Context) error {
+	if err := c.readProfiles(); err != nil {
+		return err
+	}
+	var err error
+	if c.dialer.proxy, err = newProxy(&c.config, func() *x509.CertPool { return c.common.now.Load().roots }); err != nil {
+		return err
+	}
+	if canLook && !c.config.netHTTP && !c.dialer.proxy.secure() {
+		c.plain = newHTTP1(&c.config, c.dialer)
+		c.background.Go(func() { c.plain.sweep(life) })
+	}
+	if c.config.readsFiles() {
+		c.background.Go(func() { c.watch(life) })
+	}
+	return nil
+}
+
+// newHTTP returns the HTTP client of one TLS profile. Proxies are not for net/http: it would have them look up names, and the guard see nothing but their
+// addresses.
+func (c *Client) newHTTP(tlsConfig *tls.Config) (*retryablehttp.Client, *http.Transport) {
 	tlsConfig.NextProtos = []string{"h2", "http/1.1"}
 	tlsConfig.ClientSessionCache = tls.NewLRUClientSessionCache(c.config.MaxIdlePerHost)
 	t := &http.Transport{
-		DialContext:            d.dial,
-		DialTLSContext:         d.dialTLS(tlsConfig),
+		DialContext:            c.dialer.dial,
+		DialTLSContext:         c.dialer.dialTLS(tlsConfig),
 		DisableCompression:     true, // a gzip bomb stays what it is
 		MaxIdleConns:           c.config.MaxConns,
 		MaxIdleConnsPerHost:    c.config.MaxIdlePerHost,
@@ -106,16 +132,13 @@ func (c *Client) newHTTP(d *dialer, tlsConfig *tls.Config) *retryablehttp.Client
 		// Without pings a dead HTTP/2 connection takes request after request into its timeout.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 	}
-	c.mu.Lock()
-	c.transports = append(c.transports, t)
-	c.mu.Unlock()
 	return &retryablehttp.Client{
-		HTTPClient:   &http.Client{Transport: roundTripper{t, d.crowded}},
+		HTTPClient:   &http.Client{Transport: roundTripper{t, c.dialer.crowded}},
 		RetryMax:     1,
 		CheckRetry:   resendStale,
 		Backoff:      func(time.Duration, time.Duration, int, *http.Response) time.Duration { return 0 },
 		ErrorHandler: retryablehttp.PassthroughErrorHandler,
-	}
+	}, t
 }
 
 // roundTripper hides CloseIdleConnections of net/http's: retryablehttp calls it after every failed request, and one dead receiver would cost all the
@@ -155,11 +178,14 @@ func (r roundTripper) idled(error) {
 }
 
 func (c *Client) closeIdle() {
+	c.plain.CloseIdleConnections()
+	for _, p := range c.allProfiles() {
+		p.now.Load().closeIdle()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.plain.CloseIdleConnections()
-	for _, t := range c.transports {
-		t.CloseIdleConnections()
+	for _, r := range c.retired {
+		r.closeIdle()
 	}
 }
 
@@ -185,13 +211,12 @@ func (c *Client) Attempt(ctx context.Context, ep *Endpoint, m *Message, attempt 
 }
 
 func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt int, res *Result) {
-	client := c.verified
+	if denied := c.policy.Denied(ep); denied != "" {
+		res.Class, res.Err = ClassDenied, denied
+		return
+	}
 	if !ep.verifyTLS {
-		if !c.config.AllowInsecureTLS {
-			res.Class, res.Err = ClassDenied, "verify_ssl=false needs delivery.allow_insecure_tls"
-			return
-		}
-		client = c.insecure()
+		c.insecure()
 	}
 	if !m.valid() {
 		res.Class, res.Err = ClassInvalid, "a header of the message is not valid"
@@ -215,12 +240,13 @@ func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt 
 	}
 	limited, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	header := c.header(ep, m, attempt, signed)
+	header, profile := c.header(ep, m, attempt, signed), c.profileOf(ep)
 	for ; target != nil; redirects++ {
 		if target.Host != ep.url.Host || target.Scheme != ep.url.Scheme {
-			header = c.foreignHeader(m, attempt, signed)
+			// Its authorities and its certificate are as much between the two as its signature is.
+			header, profile = c.foreignHeader(m, attempt, signed), c.common
 		}
-		resp, err := c.send(limited, client, sent, request(ep, target, header), m.Body) //nolint:bodyclose // settle does
+		resp, err := c.send(limited, profile.http(ep.verifyTLS), sent, request(ep, target, header), m.Body) //nolint:bodyclose // settle does
 		target = c.settle(ctx, deadline, sent, ep, target, redirects, resp, err, res)
 	}
 }
@@ -238,6 +264,10 @@ func (c *Client) settle(
 		return nil
 	}
 	c.drain(resp)
+	if denied := c.policy.denied(next); denied != "" {
+		res.Class, res.Err = ClassDenied, "a redirect: "+denied
+		return nil
+	}
 	return next
 }
 

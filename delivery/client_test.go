@@ -343,7 +343,7 @@ func TestFinishedConnectionGivesWay(t *testing.T) {
 			go try(busy.URL + "/slow")
 			<-held
 			go try(other.URL)
-			rt, _ := b.client.verified.HTTPClient.Transport.(roundTripper)
+			rt, _ := b.client.common.http(true).HTTPClient.Transport.(roundTripper)
 			require.Eventually(t, rt.crowded, time.Second, time.Millisecond)
 			go try(busy.URL + "/next")
 			require.Eventually(t, func() bool { return b.count(b.m.inFlight) == 3 }, time.Second, time.Millisecond)
@@ -364,7 +364,7 @@ func TestMetricsStartAtZero(t *testing.T) {
 	NewMetrics(reg)
 	n, err := testutil.GatherAndCount(reg)
 	require.NoError(t, err)
-	assert.Equal(t, len(Classes())+4+10-2+1, n)
+	assert.Equal(t, len(Classes())+5+10-2+1, n)
 	problems, err := testutil.GatherAndLint(reg)
 	require.NoError(t, err)
 	assert.Empty(t, problems)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -34,10 +35,23 @@ type Config struct {
 	// AllowInsecureTLS lets an endpoint with verify_ssl=false connect without a check of the certificate. If false its attempts end as
 	// ClassDenied.
 	AllowInsecureTLS bool
+	// TLS is what receivers are spoken to with over TLS.
+	TLS TLS
+	// AllowHosts, unless empty, lists the hosts that a URL may name, DenyHosts those it must not, and wins: names, or *.name for all below one. What they resolve
+	// to has to pass Allow and Deny all the same.
+	AllowHosts, DenyHosts []string
+	// Ports lists the ports that a URL may have. Empty: any.
+	Ports []int
+	// HTTPSOnly denies http://.
+	HTTPSOnly bool
+	// Proxy is the URL of the HTTP proxy that all connections to receivers go through, ProxyFile a file that holds it. Empty: none. Environment variables do
+	// not count.
+	Proxy, ProxyFile string
 	// ReceiverDisable and ReceiverAbort let receivers give the directives of those names; else the header is ignored.
 	ReceiverDisable, ReceiverAbort bool
 
-	netHTTP bool // tests and benchmarks: no http1
+	netHTTP bool          // tests and benchmarks: no http1
+	reload  time.Duration // tests: the time between two looks at files; zero: reloadEvery
 }
 
 // maxResponseBytes is how much of an answer's body is read at most.
@@ -83,8 +97,29 @@ func (c *Config) Validate() error {
 	for _, p := range c.Deny {
 		f.check(p.IsValid(), "network.deny", p, "use CIDR prefixes such as 10.0.0.0/8")
 	}
+	c.validateReach(&f)
 	return errors.Join(f...)
 }
 
 // notInURI tells characters that a URI must not hold as they are (RFC 3986, appendix A). The CloudEvents SDKs refuse an event for such a source.
 func notInURI(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune("\"<>\\^`{|}", r) }
+
+// ValidateReach is the part of Validate that is about whom the Client may reach and how: network.allow_hosts and what follows it, and delivery.tls, whose
+// files it reads.
+func (c *Config) ValidateReach() error {
+	var f faults
+	c.validateReach(&f)
+	return errors.Join(f...)
+}
+
+func (c *Config) validateReach(f *faults) {
+	c.TLS.validate(f)
+	c.validateHosts(f)
+	c.validateProxy(f)
+}
+
+// readsFiles tells whether there is anything that may change while the Client is there.
+func (c *Config) readsFiles() bool {
+	return len(c.TLS.files()) > 0 || c.ProxyFile != "" ||
+		slices.ContainsFunc(c.TLS.Profiles, func(p TLSProfile) bool { return len(p.files()) > 0 })
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -19,6 +20,7 @@ const (
 	stageConnect stage = "connect"
 	stageTLS     stage = "tls"
 	stageDenied  stage = "denied"
+	stageProxy   stage = "proxy"
 )
 
 // dialError tells the stages apart; net/http hands it up as it is.
@@ -35,6 +37,8 @@ var errNoSlot = errors.New("all connections are in use: see delivery.max_connect
 // dialer opens connections: name, address check, TCP, TLS.
 type dialer struct {
 	net    net.Dialer
+	guard  *guard
+	proxy  *proxy // nil: none
 	names  *names
 	slots  chan struct{}                                                              // holds one element per open connection
 	evict  func()                                                                     // closes idle connections
@@ -42,6 +46,7 @@ type dialer struct {
 	bound  func(context.Context, time.Duration) (context.Context, context.CancelFunc) // a timeout that also ends with the Client
 	config *Config
 	m      *Metrics
+	log    *slog.Logger
 }
 
 // dial opens a TCP connection. net/http lets it go on when the attempt that asked for it has ended, so it has its own time limit.
@@ -64,7 +69,9 @@ func (d *dialer) dialTLS(config *tls.Config) func(ctx context.Context, network, 
 			return nil, err
 		}
 		cfg := config.Clone()
-		cfg.ServerName, _, _ = net.SplitHostPort(addr) // net/http made addr of host and port
+		if cfg.ServerName == "" {
+			cfg.ServerName, _, _ = net.SplitHostPort(addr) // net/http made addr of host and port
+		}
 		secure := tls.Client(conn, cfg)
 		ctx, cancel := d.bound(ctx, d.config.TLSHandshakeTimeout)
 		defer cancel()
@@ -112,6 +119,9 @@ func (d *dialer) open(ctx context.Context, network, addr string) (net.Conn, erro
 		if first == nil || first.stage == stageDenied && err.stage != stageDenied {
 			first = err
 		}
+		if err.stage == stageProxy {
+			break // it is the same for all
+		}
 	}
 	<-d.slots
 	if first == nil {
@@ -127,14 +137,39 @@ func (d *dialer) connect(ctx context.Context, network, addr string, left int) (n
 		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
 		defer cancel()
 	}
-	conn, err := d.net.DialContext(ctx, network, addr)
+	conn, err := d.reach(ctx, network, addr)
 	if denied := new(deniedError); errors.As(err, &denied) {
 		return nil, &dialError{stageDenied, denied}
+	}
+	if errors.As(err, new(*proxyError)) {
+		return nil, &dialError{stageProxy, err}
 	}
 	if err != nil {
 		return nil, &dialError{stageConnect, err}
 	}
 	return conn, nil
+}
+
+// reach connects to an address, itself or through the proxy. The guard sees the address either way.
+func (d *dialer) reach(ctx context.Context, network, addr string) (net.Conn, error) {
+	if d.proxy == nil {
+		return d.net.DialContext(ctx, network, addr)
+	}
+	if err := d.guard.control(ctx, network, addr, nil); err != nil {
+		return nil, err
+	}
+	ap, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := d.proxy.connect(ctx, netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port()))
+	switch sick := errors.As(err, new(*proxyError)) && !errors.Is(ctx.Err(), context.Canceled); {
+	case sick && d.proxy.sick.CompareAndSwap(false, true):
+		d.log.Warn("the proxy does not work: deliveries wait", "error", err)
+	case err == nil && d.proxy.sick.CompareAndSwap(true, false):
+		d.log.Info("the proxy works again")
+	}
+	return conn, err
 }
 
 // crowded tells a transport to close a connection rather than to keep it.

@@ -63,7 +63,7 @@ type Defaults struct {
 	Concurrency int             // attempts at once; zero: no limit of the endpoint's own
 	Rate        float64         // attempts per second; zero: no limit
 
-	// Tenant is the schema that the rows are of. Secrets are bound to it.
+	// Tenant is the schema that the rows are of. Secrets are bound to it, and TLSProfiles are for it; empty: there is none for it.
 	Tenant string
 	// Keys open the secrets that are sealed; nil: none of them. With RequireSealed a plain one is a fault.
 	Keys          *seal.Ring
@@ -132,6 +132,7 @@ type Endpoint struct {
 	// URL is for people and for the delivery's row: without userinfo, query and fragment, which may carry secrets.
 	URL string
 
+	tenant           string
 	url              *url.URL
 	signatureHeader  string
 	custom           []field
@@ -176,6 +177,7 @@ func NewEndpoint(row EndpointRow, d Defaults) (*Endpoint, error) {
 		signatureHeader: cmp.Or(row.SignatureHeader, defaultSignatureHeader),
 		followRedirects: row.FollowRedirects,
 		verifyTLS:       row.VerifySSL,
+		tenant:          d.Tenant,
 	}
 	var err error
 	if ep.Format, err = ParseFormat(row.PayloadFormat); err != nil {
@@ -244,15 +246,23 @@ func validQuery(u *url.URL) bool {
 // hostToASCII writes a host with letters beyond ASCII as it is looked up and sent, as net/http does; http1 and the cache of names take it as it is.
 func hostToASCII(u *url.URL) bool {
 	host := u.Hostname()
-	if strings.IndexFunc(host, func(r rune) bool { return r > unicode.MaxASCII }) < 0 {
+	ascii, err := toASCII(host)
+	if err == nil && ascii == host {
 		return true
 	}
-	ascii, err := idna.Lookup.ToASCII(host)
 	if port := u.Port(); port != "" {
 		ascii = net.JoinHostPort(ascii, port)
 	}
 	u.Host = ascii
 	return err == nil
+}
+
+// toASCII leaves a host as it is that has no letter beyond ASCII: names with an underscore are no names of the web, but in use.
+func toASCII(host string) (string, error) {
+	if strings.IndexFunc(host, func(r rune) bool { return r > unicode.MaxASCII }) < 0 {
+		return host, nil
+	}
+	return idna.Lookup.ToASCII(host)
 }
 
 func (ep *Endpoint) setLimits(row *EndpointRow, d Defaults, f *faults) {

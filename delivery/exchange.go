@@ -90,6 +90,8 @@ func classify(ctx context.Context, deadline time.Time, x *exchange, err error) (
 		return ClassTimeout, "no answer within the endpoint's timeout"
 	case isDial:
 		return classifyDial(dial)
+	case !x.answered.Load() && isAlert(err): // a client certificate is refused after the handshake, as of TLS 1.3
+		return ClassTLS, describeTLS(err)
 	case errors.As(err, &netErr) && netErr.Timeout():
 		return ClassTimeout, "the connection timed out"
 	case !x.answered.Load():
@@ -107,7 +109,12 @@ func classifyDial(dial *dialError) (Class, string) {
 	if words := local(dial.err); words != "" {
 		return ClassLocal, words
 	}
+	var refused *refusedError
 	switch {
+	case dial.stage == stageProxy:
+		return ClassLocal, dial.err.Error()
+	case errors.As(dial.err, &refused):
+		return ClassConnect, refused.Error()
 	case dial.stage == stageDNS:
 		return ClassDNS, describeDNS(dial.err)
 	case dial.stage == stageTLS && timeout:
@@ -157,6 +164,12 @@ func describeDNS(err error) string {
 	default:
 		return "the host name could not be resolved"
 	}
+}
+
+// isAlert tells whether the other side has ended TLS, with a reason.
+func isAlert(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error"
 }
 
 func describeTLS(err error) string {

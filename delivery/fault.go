@@ -6,13 +6,18 @@ import "fmt"
 type FieldError struct {
 	// Field is the column or the configuration key.
 	Field string
-	// Value is what was found, already redacted: a secret or a header's value never appears, of a URL only scheme and host.
+	// Value is what was found, already redacted: a secret or a header's value never appears, of a URL only scheme and host. Empty: there is none to show.
 	Value string
 	// Remedy says what would do.
 	Remedy string
 }
 
-func (e *FieldError) Error() string { return fmt.Sprintf("%s %s: %s", e.Field, e.Value, e.Remedy) }
+func (e *FieldError) Error() string {
+	if e.Value == "" {
+		return e.Field + ": " + e.Remedy
+	}
+	return fmt.Sprintf("%s %s: %s", e.Field, e.Value, e.Remedy)
+}
 
 // faults collects FieldErrors, so that all are reported at once.
 type faults []error

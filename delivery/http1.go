@@ -356,14 +356,16 @@ func (t *http1) take(h *http1Host) *http1Conn {
 }
 
 // hostPort is where to connect for a URL.
-func hostPort(u *url.URL) string {
-	port := u.Port()
-	if port == "" && u.Scheme == "https" {
-		port = "443"
-	} else if port == "" {
-		port = "80"
+func hostPort(u *url.URL) string { return net.JoinHostPort(u.Hostname(), portOf(u)) }
+
+func portOf(u *url.URL) string {
+	if port := u.Port(); port != "" {
+		return port
 	}
-	return net.JoinHostPort(u.Hostname(), port)
+	if u.Scheme == "https" {
+		return "443"
+	}
+	return "80"
 }
 
 // CloseIdleConnections closes what is not in use.

@@ -55,7 +55,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	connErrors := auto.NewCounterVec(prometheus.CounterOpts{
 		Name: "outbox_relay_connection_errors_total", Help: "Connections that could not be opened, by the stage that failed.",
 	}, []string{"stage"})
-	for _, s := range []stage{stageDNS, stageConnect, stageTLS, stageDenied} {
+	for _, s := range []stage{stageDNS, stageConnect, stageTLS, stageDenied, stageProxy} {
 		m.connErrors[s] = connErrors.WithLabelValues(string(s))
 	}
 	return m

@@ -138,6 +138,8 @@ type Delivery struct {
 	// ReceiverDisable and ReceiverAbort let an answer's header webhook-delivery disable its endpoint, or give its delivery up.
 	ReceiverDisable bool `mapstructure:"receiver_disable"`
 	ReceiverAbort   bool `mapstructure:"receiver_abort"`
+	// TLS says whom to trust and what certificate to show.
+	TLS delivery.TLS `mapstructure:"tls"`
 }
 
 // Retry is the schedule of an endpoint whose row has none. MaxBackoff bounds every endpoint's schedule.
@@ -216,6 +218,17 @@ type Retention struct {
 type Network struct {
 	Allow []netip.Prefix `mapstructure:"allow"`
 	Deny  []netip.Prefix `mapstructure:"deny"`
+	// AllowHosts, unless empty, lists the hosts that a URL may name, DenyHosts those it must not: names, or *.name for all below one. They come before the
+	// addresses and allow none of these.
+	AllowHosts []string `mapstructure:"allow_hosts"`
+	DenyHosts  []string `mapstructure:"deny_hosts"`
+	// Ports lists those a URL may have. Empty means any.
+	Ports []int `mapstructure:"ports"`
+	// HTTPSOnly denies http://.
+	HTTPSOnly bool `mapstructure:"https_only"`
+	// Proxy is the URL of the HTTP proxy that all connections to receivers go through, ProxyFile a file that holds it. Empty means none.
+	Proxy     string `mapstructure:"proxy"`
+	ProxyFile string `mapstructure:"proxy_file"`
 }
 
 // Shutdown says how the relay ends.
@@ -235,6 +248,7 @@ func DefaultConfig() Config {
 			ConnectTimeout: 5 * time.Second, TLSHandshakeTimeout: 5 * time.Second, DefaultTimeout: 30 * time.Second,
 			MaxConnections: 2048, MaxConnectionsPerHost: 256, MaxIdlePerHost: 256, KeepAlive: 55 * time.Second, DNSCache: time.Minute,
 			KeepResponse: KiB, Source: "/outbox-relay", ReceiverDisable: true, ReceiverAbort: true,
+			TLS: delivery.TLS{TLSSettings: delivery.TLSSettings{MinVersion: "1.2"}},
 		},
 		Retry:     Retry{Attempts: 5, Backoff: 30 * time.Second, Multiplier: 2, MaxBackoff: time.Hour},
 		Breaker:   Breaker{Failures: 5, FailureRatio: 0.9, MinAttempts: 20, Window: time.Minute, OpenFor: time.Minute, HalfOpen: 1},
@@ -266,6 +280,13 @@ func (c *Config) ClientConfig(version string) delivery.Config {
 		AllowInsecureTLS:    d.AllowInsecureTLS,
 		ReceiverDisable:     d.ReceiverDisable,
 		ReceiverAbort:       d.ReceiverAbort,
+		TLS:                 d.TLS,
+		AllowHosts:          c.Network.AllowHosts,
+		DenyHosts:           c.Network.DenyHosts,
+		Ports:               c.Network.Ports,
+		HTTPSOnly:           c.Network.HTTPSOnly,
+		Proxy:               c.Network.Proxy,
+		ProxyFile:           c.Network.ProxyFile,
 	}
 }
 
@@ -320,6 +341,7 @@ func (c Config) Validate() error {
 	c.Delivery.validate(&f)
 	c.Network.validate(&f)
 	c.Secrets.validate(&f)
+	c.validateReach(&f)
 
 	if c.Retry.Attempts < 0 || c.Retry.Attempts > 100 {
 		f.add("retry.attempts", c.Retry.Attempts, "must be 0 to 100 retries after the first attempt")
@@ -448,6 +470,20 @@ func (n Network) validate(f *faults) {
 			if deny.Bits() <= allow.Bits() && deny.Contains(allow.Addr()) {
 				f.add("network.allow", allow, "has no effect, as network.deny has %v: drop one of them", deny)
 			}
+		}
+	}
+}
+
+// validateReach takes over what the client finds wrong with the files and lists that are for it alone.
+func (c *Config) validateReach(f *faults) {
+	client := c.ClientConfig("")
+	joined, ok := client.ValidateReach().(interface{ Unwrap() []error })
+	if !ok {
+		return
+	}
+	for _, err := range joined.Unwrap() {
+		if fault, ok := errors.AsType[*delivery.FieldError](err); ok {
+			f.add(fault.Field, fault.Value, "%s", fault.Remedy)
 		}
 	}
 }

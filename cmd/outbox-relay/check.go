@@ -115,6 +115,7 @@ func (k *checker) check(ctx context.Context) error {
 		{"WAL senders", k.sendersLeft},
 		{"durability", k.durability},
 		{"clock", k.clock},
+		{"client certificates", k.certificates},
 		{"schema outbox_relay", k.installed},
 	}
 	installed := []fact{

@@ -231,6 +231,30 @@ func (k *checker) clock(ctx context.Context) error {
 	return nil
 }
 
+// certificateWarn is how long before its end a certificate ought to have been renewed.
+const certificateWarn = 7 * 24 * time.Hour
+
+// certificates are those that receivers are shown. That they can be read was seen when the configuration was.
+func (k *checker) certificates(context.Context) error {
+	list, err := k.config.Delivery.TLS.ClientCertificates()
+	if err != nil {
+		return err
+	}
+	for _, c := range list {
+		fact, what := "client certificate "+c.File, fmt.Sprintf("%s, until %s", c.Subject, c.Until.UTC().Format(time.RFC3339))
+		const remedy = "renew it: the relay takes on the new file by itself"
+		switch left := time.Until(c.Until); {
+		case left < 0:
+			k.fail(fact, what+", which is over", remedy)
+		case left < certificateWarn:
+			k.warn(fact, what, remedy)
+		default:
+			k.ok(fact, "%s", what)
+		}
+	}
+	return nil
+}
+
 // size prints bytes for people.
 func size(bytes int64) string {
 	switch b := relay.ByteSize(bytes); {

@@ -191,8 +191,22 @@ func (k *checker) tables(f tenantFacts, faults []string, t *store.TenantRows) bo
 // rows puts the tenant's rows through the checks of the relay. An invalid one is left alone by it; everything else goes on.
 func (k *checker) rows(t *store.TenantRows) {
 	table := route.NewTenant(t.Schema, k.config.EndpointDefaults())
+	policy := k.config.policy()
+	denied := 0
 	for _, row := range t.Endpoints {
 		_ = table.SetEndpoint(row) // Invalid has it
+		ep := table.Endpoint(row.ID)
+		if ep == nil || !ep.Active {
+			continue
+		}
+		if why := policy.Denied(ep); why != "" {
+			if denied++; denied <= invalidShown {
+				k.warn(fmt.Sprintf("tenant %s, webhook_endpoints %s", t.Schema, row.ID), why, "change the endpoint or the configuration: its deliveries become dead letters at once")
+			}
+		}
+	}
+	if denied > invalidShown {
+		k.warn("tenant "+t.Schema, fmt.Sprintf("%d more endpoints are denied by the configuration", denied-invalidShown), "see the ones above")
 	}
 	for _, row := range t.EventTypes {
 		table.SetEventType(row)

@@ -244,6 +244,24 @@ func TestCheckNamesInvalidRows(t *testing.T) {
 	assert.NotContains(t, o.out, "s3cret")
 }
 
+func TestCheckNamesDeniedEndpoints(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	d.exec(t, `INSERT INTO acme.webhook_endpoints (id, name, endpoint_url, secret_token, verify_ssl, created_by_user_id)
+		SELECT ('00000000-0000-0000-0000-00000000000' || n)::uuid, 'x', url, 'a-secret-of-16-or-more', verified, gen_random_uuid()
+		  FROM (VALUES (1, 'https://good.example.com', true), (2, 'https://bad.example.com/?key=s3cret', true), (3, 'https://good.example.com', false)) w (n, url, verified)`)
+	o := invoke(t, append(d.env, "OUTBOX_RELAY_NETWORK_DENY_HOSTS=bad.example.com,*.worse.example.com"), "check")
+	assert.Equal(t, exitOK, o.code, o.out)
+	assert.NotContains(t, o.out, "000000000001")
+	assert.Contains(t, o.out, "warn  tenant acme, webhook_endpoints 00000000-0000-0000-0000-000000000002: the host is denied by network.deny_hosts → ")
+	assert.Contains(t, o.out, "warn  tenant acme, webhook_endpoints 00000000-0000-0000-0000-000000000003: verify_ssl=false needs delivery.allow_insecure_tls → ")
+	assert.NotContains(t, o.out, "s3cret")
+
+	o = invoke(t, append(d.env, "OUTBOX_RELAY_DELIVERY_TLS_CA_FILE=/nonexistent.pem"), "check")
+	assert.Equal(t, exitUsage, o.code)
+	assert.Contains(t, o.err, `delivery.tls.ca_file: "/nonexistent.pem": cannot be read: no such file or directory`)
+}
+
 func TestServerWithoutLogicalReplication(t *testing.T) {
 	t.Parallel()
 	server, err := pgtest.Start(t.Context(), pgtest.Options{Config: map[string]string{"wal_level": "replica", "max_replication_slots": "1"}})

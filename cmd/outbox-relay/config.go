@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
 
+	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/relay"
 )
 
@@ -174,6 +175,12 @@ func (c *config) validateAll() error {
 		fault("log.format", c.Log.Format, "must be json, text, or auto: text on a terminal, json anywhere else")
 	}
 	return errors.Join(errs...)
+}
+
+// policy says which endpoints are never asked.
+func (c *config) policy() *delivery.Policy {
+	client := c.ClientConfig(version())
+	return client.Policy()
 }
 
 func logLevel(name string) (slog.Level, bool) {

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/relay"
 )
 
@@ -85,6 +86,31 @@ func faultCases() []struct{ name, yaml, want string } {
 		{"pattern", "tenants: {include: ['[a-']}", `tenants.include: "[a-": is not a name or a pattern: * stands for any characters, ? for one, [a-z] for one of a set`},
 		{"address range", "network: {deny: [10.0.0.5]}", `network.deny: "10.0.0.5": must be an address range in CIDR form: 10.0.0.0/8, or 10.1.2.3/32 for one address`},
 		{"range with host bits", "network: {deny: [10.0.0.5/8]}", "network.deny: 10.0.0.5/8: has address bits beyond its length: write 10.0.0.0/8, or 10.0.0.5/32 for one address"},
+		{"port in words", "network: {ports: [443, https]}", `network.ports: "https": must be a list of whole numbers: [443, 8443] in the file, 443,8443 in the environment`},
+		{"port", "network: {ports: 65536}", "network.ports: 65536: must be 1 to 65535"},
+		{"host with a port", "network: {allow_hosts: ['example.com:443']}", `network.allow_hosts: "example.com:443": must be a host name such as hooks.example.com, or *.example.com for all below it: no scheme, port or path`},
+		{"host as a URL", "network: {deny_hosts: ['https://example.com/']}", `network.deny_hosts: "https://example.com/": must be a host name such as hooks.example.com, or *.example.com for all below it: no scheme, port or path`},
+		{"address among hosts", "network: {deny_hosts: [10.0.0.5]}", `network.deny_hosts: "10.0.0.5": is an address, which has many spellings and any number of names: write 10.0.0.5/32 into network.deny`},
+		{"host allowed and denied", "network: {allow_hosts: [Hooks.example.com], deny_hosts: ['*.example.com']}", `network.allow_hosts: "Hooks.example.com": has no effect, as network.deny_hosts denies it: drop one of them`},
+		{"proxy", "network: {proxy: 'socks5://relay:s3cret@proxy:1080'}", "network.proxy: (hidden): must be the URL of an HTTP proxy, http:// or https://, and nothing behind its port: http://user:password@proxy.internal:3128, special characters percent-encoded"},
+		{"proxy twice", "network: {proxy: 'http://proxy:3128', proxy_file: /proxy}", "network.proxy_file: /proxy: is given besides network.proxy: drop one of the two"},
+		{"no proxy file", "network: {proxy_file: /nonexistent/proxy}", "network.proxy_file: /nonexistent/proxy: cannot be read: open /nonexistent/proxy: no such file or directory"},
+		{"TLS version", "delivery: {tls: {min_version: 1.1}}", `delivery.tls.min_version: "1.1": must be 1.2 or 1.3`},
+		{"slip below a section", "delivery: {tls: {minversion: 1.2}}", "delivery.tls.minversion: is no key of the configuration: did you mean delivery.tls.min_version?"},
+		{"value for an inner section", "delivery: {tls: 1.3}", "delivery.tls: is a section: indent its keys below it"},
+		{"authorities missing", "delivery: {tls: {ca_file: /nonexistent.pem}}", `delivery.tls.ca_file: "/nonexistent.pem": cannot be read: no such file or directory`},
+		{"no authorities", "delivery: {tls: {ca_file: /dev/null}}", `delivery.tls.ca_file: "/dev/null": holds no certificate in PEM form, or one that breaks off: -----BEGIN CERTIFICATE----- …`},
+		{"no authority at all", "delivery: {tls: {ca_only: true}}", "delivery.tls.ca_only: true: needs ca_file: without it no receiver would be trusted"},
+		{"certificate without key", "delivery: {tls: {cert_file: /c.pem}}", `delivery.tls.key_file: is missing: cert_file is of no use without its key`},
+		{"key without certificate", "delivery: {tls: {key_file: /k.pem}}", `delivery.tls.cert_file: is missing: key_file is of no use without its certificate`},
+		{"profiles as a mapping", "delivery: {tls: {profiles: acme}}", "delivery.tls.profiles: must be a list in the file, each entry beginning with its tenant: - tenant: acme"},
+		{"profile without keys", "delivery: {tls: {profiles: [acme]}}", "delivery.tls.profiles[0]: must be an entry with its keys below it, beginning with its tenant: - tenant: acme"},
+		{"slip in a profile", "delivery: {tls: {profiles: [{tenant: acme, cafile: x}]}}", "delivery.tls.profiles[0].cafile: is no key of an entry: did you mean delivery.tls.profiles[0].ca_file?"},
+		{"profile without tenant", "delivery: {tls: {profiles: [{server_name: a.b}]}}", `delivery.tls.profiles[0].tenant: is missing: name the schema of the tenant`},
+		{"endpoint of a profile", "delivery: {tls: {profiles: [{tenant: acme, endpoint: first}]}}", `delivery.tls.profiles[0].endpoint: "first": is no id of an endpoint: write one such as 0190a5b2-7c1d-7e3f-8a4b-5c6d7e8f9a0b, or leave it out for all of the tenant`},
+		{"server name of a profile", "delivery: {tls: {profiles: [{tenant: acme, server_name: 'https://x'}]}}", `delivery.tls.profiles[0].server_name: "https://x": is no host name: write one such as hooks.example.com`},
+		{"profile twice", "delivery: {tls: {profiles: [{tenant: a}, {tenant: b}, {tenant: a}]}}", "delivery.tls.profiles[2]: is for the same endpoints as delivery.tls.profiles[0]: drop one of the two"},
+		{"file of a profile", "delivery: {tls: {profiles: [{tenant: a, ca_file: /nonexistent.pem}]}}", `delivery.tls.profiles[0].ca_file: "/nonexistent.pem": cannot be read: no such file or directory`},
 		{"no shard", "database: {shards: 0}", "database.shards: 0: must be 1 to 64: each is one more slot that decodes the whole log"},
 		{
 			"slot too long for its shards", "database: {slot: " + strings.Repeat("s", 62) + ", shards: 2}", `database.slot: "` + strings.Repeat("s", 62) +
@@ -232,6 +258,12 @@ func TestPrintedConfigurationIsReadAgain(t *testing.T) {
 	c.Retry.MaxBackoff = 90 * time.Minute
 	c.Window.Bytes = 1_500_001
 	c.Server.Listen = ""
+	c.Network.Ports, c.Network.AllowHosts = []int{443, 8443}, []string{"*.example.com"}
+	c.Delivery.TLS.MinVersion = "1.3"
+	c.Delivery.TLS.Profiles = []delivery.TLSProfile{
+		{Tenant: "acme", ServerName: "hooks.internal"},
+		{Tenant: "a: b", Endpoint: "0190a5b2-7c1d-7e3f-8a4b-5c6d7e8f9a0b", TLSSettings: delivery.TLSSettings{MinVersion: "1.2"}},
+	}
 	var printed bytes.Buffer
 	require.NoError(t, c.write(&printed))
 	again, err := loadText(t, printed.String())
@@ -255,9 +287,11 @@ func TestPasswordsAreHidden(t *testing.T) {
 	c := defaultConfig()
 	c.Database.URL = "postgres://relay:s3cret@db/app"
 	c.Database.ReplicationURL = "postgres://replica:s3cret@db/app"
+	c.Network.Proxy = "http://relay:s3cret@proxy:3128"
 	var printed bytes.Buffer
 	require.NoError(t, c.write(&printed))
 	assert.NotContains(t, printed.String(), "s3cret")
+	assert.Contains(t, printed.String(), "http://relay:xxxxx@proxy:3128")
 }
 
 // The example is documentation: it must have every key, with its default, and say of what.
@@ -284,10 +318,7 @@ func TestExampleFile(t *testing.T) {
 			assert.Contains(t, section.HeadComment, "List of databases")
 			continue
 		}
-		for key, value := range pairs(node) {
-			comments[section.Value+"."+key.Value] = key.HeadComment
-			assert.Empty(t, value.LineComment, "%s: comments stand above", key.Value)
-		}
+		commentsOf(t, section.Value+".", node, comments)
 	}
 	// What each kind of value has to be explained with.
 	units := map[string]*regexp.Regexp{
@@ -299,7 +330,11 @@ func TestExampleFile(t *testing.T) {
 		"[]string":        regexp.MustCompile(`(?i)list`),
 		"[]time.Duration": regexp.MustCompile(`(?i)list of waits`),
 		"[]netip.Prefix":  regexp.MustCompile(`CIDR`),
+		"[]int":           regexp.MustCompile(`(?i)list`),
 		"string":          regexp.MustCompile(`.`),
+
+		"delivery.TLSVersion":   regexp.MustCompile(`version`),
+		"[]delivery.TLSProfile": regexp.MustCompile(`List`),
 	}
 	for _, l := range leavesOf(&c) {
 		assert.Contains(t, comments, l.key, "config.example.yaml lacks it")
@@ -307,6 +342,20 @@ func TestExampleFile(t *testing.T) {
 		delete(comments, l.key)
 	}
 	assert.Empty(t, comments, "no such keys")
+}
+
+// commentsOf collects what stands above each key of a section, and of the sections in it.
+func commentsOf(t *testing.T, prefix string, section *yaml.Node, comments map[string]string) {
+	t.Helper()
+	for key, value := range pairs(section) {
+		if value.Kind == yaml.MappingNode {
+			assert.NotEmpty(t, key.HeadComment, "%s%s", prefix, key.Value)
+			commentsOf(t, prefix+key.Value+".", value, comments)
+			continue
+		}
+		comments[prefix+key.Value] = key.HeadComment
+		assert.Empty(t, value.LineComment, "%s: comments stand above", key.Value)
+	}
 }
 
 // pairs iterates over a mapping of YAML.

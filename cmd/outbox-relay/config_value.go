@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/relay"
 )
 
@@ -73,6 +74,12 @@ func (l leaf) decode(raw any) []error {
 		return l.decodePrefixes(dst, raw)
 	case *[]time.Duration:
 		return l.decodeDurations(dst, raw)
+	case *[]int:
+		return l.decodeNumbers(dst, raw)
+	case *delivery.TLSVersion:
+		*dst = delivery.TLSVersion(text) // 1.3 is a number in YAML
+	case *[]delivery.TLSProfile:
+		return l.decodeProfiles(dst, raw)
 	default:
 		panic(fmt.Sprintf("key %s has a type nobody decodes: %T", l.key, dst))
 	}
@@ -158,7 +165,7 @@ func texts(raw any) ([]string, bool) {
 
 // holdsSecrets tells whether a value of the key, or one that was meant to be, is not to be shown as it is.
 func (l leaf) holdsSecrets() bool {
-	return strings.HasSuffix(l.key, ".url") || strings.HasSuffix(l.key, ".replication_url") || l.key == "secrets.keys"
+	return strings.HasSuffix(l.key, ".url") || strings.HasSuffix(l.key, ".replication_url") || l.key == "secrets.keys" || l.key == "network.proxy"
 }
 
 // asGiven takes back what was read from files.
@@ -184,14 +191,9 @@ func (c *config) asGiven() *config {
 func (c *config) write(w io.Writer) error {
 	c = c.asGiven()
 	root := &yaml.Node{Kind: yaml.MappingNode}
-	sections := map[string]*yaml.Node{}
+	sections := map[string]*yaml.Node{"": root}
 	for _, l := range leavesOf(c) {
-		name, _, _ := strings.Cut(l.key, ".")
-		if sections[name] == nil {
-			sections[name] = &yaml.Node{Kind: yaml.MappingNode}
-			root.Content = append(root.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: name}, sections[name])
-		}
-		if err := l.printInto(sections[name]); err != nil {
+		if err := l.printInto(section(sections, l.key)); err != nil {
 			return err
 		}
 	}
@@ -215,6 +217,17 @@ func (c *config) write(w io.Writer) error {
 		return fmt.Errorf("print the configuration: %w", err)
 	}
 	return enc.Close()
+}
+
+// section is the mapping that a key stands in, made if need be.
+func section(sections map[string]*yaml.Node, key string) *yaml.Node {
+	name := key[:max(strings.LastIndexByte(key, '.'), 0)]
+	if sections[name] == nil {
+		sections[name] = &yaml.Node{Kind: yaml.MappingNode}
+		outer := section(sections, name)
+		outer.Content = append(outer.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: name[strings.LastIndexByte(name, '.')+1:]}, sections[name])
+	}
+	return sections[name]
 }
 
 // printInto adds the key and its value to a mapping.
@@ -252,7 +265,14 @@ func (l leaf) plain() any {
 		return list
 	case []netip.Prefix:
 		return append([]netip.Prefix{}, v...)
+	case []int:
+		return append([]int{}, v...)
+	case []delivery.TLSProfile:
+		return plainProfiles(v)
 	case string:
+		if l.key == "network.proxy" {
+			return hideUserinfo(v)
+		}
 		if l.holdsSecrets() {
 			return hidePassword(v)
 		}

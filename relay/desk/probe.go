@@ -77,7 +77,7 @@ func probeHint(class delivery.Class, status int, ep *delivery.Endpoint) string {
 	case delivery.ClassProtocol:
 		return "what answers there does not speak HTTP as it should: check the port, and http or https"
 	case delivery.ClassDenied:
-		return "list the address in network.allow, if it shall be reached; with verify_ssl=false, see delivery.allow_insecure_tls"
+		return "change what the error names, if it shall be reached: an address that is not public belongs into network.allow"
 	case delivery.ClassInvalid:
 		return "check the endpoint's row: headers and address"
 	case delivery.Class4xx:

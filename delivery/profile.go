@@ -1,0 +1,243 @@
+package delivery
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-retryablehttp"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+)
+
+// profileKey is whom a profile is for; a zero endpoint: all of the tenant that have none of their own.
+type profileKey struct {
+	tenant   string
+	endpoint outbox.UUID
+}
+
+// profile is how those endpoints are spoken to that share settings of TLS.
+type profile struct {
+	key        string // in the configuration
+	settings   TLSSettings
+	serverName string // empty: the host of the URL
+	now        atomic.Pointer[generation]
+	files      watched
+}
+
+// generation is what one reading of a profile's files came to. Its transports and their sessions are its own: nothing that was agreed on with a certificate
+// that has been replaced is used after it.
+type generation struct {
+	roots              *x509.CertPool // nil: the system's
+	verified, insecure func() *retryablehttp.Client
+	mu                 sync.Mutex
+	transports         []*http.Transport // those that an endpoint has asked for
+}
+
+// profileOf returns that of the endpoint, or the one for all others.
+func (c *Client) profileOf(ep *Endpoint) *profile {
+	if len(c.profiles) > 0 {
+		if p := c.profiles[profileKey{ep.tenant, ep.ID}]; p != nil {
+			return p
+		}
+		if p := c.profiles[profileKey{tenant: ep.tenant}]; p != nil {
+			return p
+		}
+	}
+	return c.common
+}
+
+// http returns the HTTP client of the profile.
+func (p *profile) http(verify bool) *retryablehttp.Client {
+	g := p.now.Load()
+	if verify {
+		return g.verified()
+	}
+	return g.insecure()
+}
+
+// readProfiles makes the profiles of the configuration.
+func (c *Client) readProfiles() error {
+	var err error
+	if c.common, err = c.newProfile(tlsKey, "", c.config.TLS.TLSSettings); err != nil {
+		return err
+	}
+	c.profiles = make(map[profileKey]*profile, len(c.config.TLS.Profiles))
+	for i, p := range c.config.TLS.Profiles {
+		id, err := p.endpoint()
+		if err != nil {
+			return err
+		}
+		made, err := c.newProfile(profileKeyword(i), p.ServerName, p.over(c.config.TLS.TLSSettings))
+		if err != nil {
+			return err
+		}
+		c.profiles[profileKey{p.Tenant, id}] = made
+	}
+	return nil
+}
+
+func (c *Client) newProfile(key, serverName string, s TLSSettings) (*profile, error) {
+	p := &profile{key: key, serverName: serverName, settings: s, files: watched{names: s.files()}}
+	p.files.look()
+	g, err := c.newGeneration(p)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	p.now.Store(g)
+	return p, nil
+}
+
+func (c *Client) newGeneration(p *profile) (*generation, error) {
+	version, _ := p.settings.MinVersion.number()
+	roots, err := p.settings.roots()
+	if err != nil {
+		return nil, err
+	}
+	pair, err := p.settings.pair()
+	if err != nil {
+		return nil, err
+	}
+	base := tls.Config{MinVersion: version, RootCAs: roots, ServerName: p.serverName} //nolint:gosec // at least 1.2
+	if pair != nil {
+		// Whatever authorities the receiver names: it may name none that it would accept, or leave out those in between.
+		base.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair, nil }
+	}
+	g := &generation{roots: roots}
+	client := func(insecure bool) func() *retryablehttp.Client {
+		return sync.OnceValue(func() *retryablehttp.Client {
+			config := base.Clone()
+			config.InsecureSkipVerify = insecure
+			made, t := c.newHTTP(config)
+			g.mu.Lock()
+			g.transports = append(g.transports, t)
+			g.mu.Unlock()
+			return made
+		})
+	}
+	g.verified, g.insecure = client(false), client(true)
+	return g, nil
+}
+
+func (g *generation) closeIdle() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, t := range g.transports {
+		t.CloseIdleConnections()
+	}
+}
+
+// reloadEvery is the time between two looks at the files.
+const reloadEvery = 5 * time.Second
+
+// watch looks for changed files until ctx is done.
+func (c *Client) watch(ctx context.Context) {
+	tick := time.NewTicker(cmp.Or(c.config.reload, reloadEvery))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			c.reload(now)
+		}
+	}
+}
+
+// reload takes on what has changed, and ends what is left of generations before.
+func (c *Client) reload(now time.Time) {
+	for _, p := range c.allProfiles() {
+		p.files.renew(c.log, p.key, func() error {
+			g, err := c.newGeneration(p)
+			if err == nil {
+				c.retire(p.now.Swap(g), now)
+			}
+			return err
+		})
+	}
+	if p := c.dialer.proxy; p != nil {
+		p.file.renew(c.log, proxyFileKey, p.read)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kept := c.retired[:0]
+	for _, r := range c.retired {
+		r.closeIdle()
+		if now.Before(r.until) {
+			kept = append(kept, r)
+		}
+	}
+	clear(c.retired[len(kept):])
+	c.retired = kept
+}
+
+// retired is a generation that attempts may still be using.
+type retired struct {
+	*generation
+	until time.Time
+}
+
+func (c *Client) retire(g *generation, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.retired = append(c.retired, retired{g, now.Add(maxTimeout*time.Second + 2*reloadEvery)})
+}
+
+func (c *Client) allProfiles() []*profile {
+	list := []*profile{c.common}
+	for _, p := range c.profiles {
+		list = append(list, p)
+	}
+	return list
+}
+
+// watched is a set of files that are read together. One goroutine may use it.
+type watched struct {
+	names  []string
+	seen   []fs.FileInfo // when they were read; nil: it was not there
+	failed int           // looks in a row that found files which could not be used
+}
+
+// look notes what the files are now, and tells whether that is something else than before. Links are followed: where Kubernetes mounts secrets, it is a
+// link that changes.
+func (w *watched) look() (changed bool) {
+	seen := make([]fs.FileInfo, len(w.names))
+	for i, name := range w.names {
+		seen[i], _ = os.Stat(name)
+		changed = changed || i >= len(w.seen) || !sameFile(w.seen[i], seen[i])
+	}
+	w.seen = seen
+	return changed
+}
+
+func sameFile(a, b fs.FileInfo) bool {
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}
+
+// renew reads the files once more if they have changed, or could not be used. That is said at the second look, and once: a key is often written a moment after
+// its certificate.
+func (w *watched) renew(log *slog.Logger, key string, read func() error) {
+	if !w.look() && w.failed == 0 {
+		return
+	}
+	if err := read(); err != nil {
+		if w.failed++; w.failed == 2 {
+			log.Warn("files cannot be used: what was read before stays in use", "key", key, "error", err)
+		}
+		return
+	}
+	w.failed = 0
+	log.Info("files have changed and are in use", "key", key)
+}
