@@ -54,9 +54,14 @@ func TestSealedSecretsSign(t *testing.T) {
 		require.NoError(t, verifier(t, olderToken, false).Verify(m.Body, headersOf(s)))
 		assert.True(t, legacyValid(testSecret, m.Body, s.legacy), "the older header takes the token as it is, and not its sealed text")
 	}
-	ep, err := NewEndpoint(EndpointRow{ID: id, URL: "http://h", SecretToken: sealed(seed)}, d)
+	ep, err := NewEndpoint(EndpointRow{ID: id, URL: "http://h", SecretToken: sealed(olderToken)}, d)
 	require.NoError(t, err)
 	s := ep.sign(&m, time.Now())
+	assert.True(t, legacyValid(olderToken, m.Body, s.legacy))
+	require.NoError(t, verifier(t, olderToken, false).Verify(m.Body, headersOf(s)))
+	ep, err = NewEndpoint(EndpointRow{ID: id, URL: "http://h", SecretToken: sealed(seed)}, d)
+	require.NoError(t, err)
+	s = ep.sign(&m, time.Now())
 	assert.True(t, verifyAsymmetric(public, m.Body, headersOf(s)))
 	assert.Empty(t, s.legacy)
 }
