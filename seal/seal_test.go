@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -160,7 +161,7 @@ func TestEveryByteCounts(t *testing.T) {
 	const wrapped = 12 + 32 + 16
 	require.ErrorIs(t, open(append(sealed[0][:wrapped:wrapped], sealed[1][wrapped:]...)), seal.ErrTampered)
 	require.ErrorIs(t, open(sealed[0][:len(sealed[0])-1]), seal.ErrTampered)
-	require.ErrorIs(t, open(append(sealed[0][:len(sealed[0]):len(sealed[0])], 0)), seal.ErrTampered)
+	require.ErrorIs(t, open(append(slices.Clip(sealed[0]), 0)), seal.ErrTampered)
 }
 
 func TestMalformed(t *testing.T) {
@@ -231,7 +232,8 @@ func TestParseKey(t *testing.T) {
 	}
 	_, err = seal.ParseKey("k", seal.NewKey())
 	require.NoError(t, err)
-	assert.NotEqual(t, seal.NewKey(), seal.NewKey())
+	first, second := seal.NewKey(), seal.NewKey()
+	assert.NotEqual(t, first, second)
 	one, err := seal.ParseKey("k", keyText)
 	require.NoError(t, err)
 	_, err = seal.NewRing(one, one)

@@ -30,7 +30,7 @@ func TestDatabasePasswordRotates(t *testing.T) {
 	hba := filepath.Join(server.Dir(), "data", "pg_hba.conf")
 	rules, err := os.ReadFile(hba)
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(hba, append([]byte("host all relay 127.0.0.1/32 scram-sha-256\n"), rules...), 0o600)) //nolint:gosec // its owner stays
+	require.NoError(t, os.WriteFile(hba, append([]byte("host all relay 127.0.0.1/32 scram-sha-256\n"), rules...), 0o600))
 	s.exec(t, `SELECT pg_reload_conf()`)
 
 	file := filepath.Join(t.TempDir(), "dsn")

@@ -144,7 +144,7 @@ func spanFlag(d *time.Duration) *textFlag {
 	return &textFlag{"TIME", durationText(*d), func(text string) error {
 		if days, ok := strings.CutSuffix(text, "d"); ok {
 			if n, err := strconv.ParseUint(days, 10, 15); err == nil {
-				*d = time.Duration(n) * 24 * time.Hour //nolint:gosec // 15 bits
+				*d = time.Duration(n) * 24 * time.Hour
 				return nil
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -271,7 +272,7 @@ func TestKeyRotatesUnderLoad(t *testing.T) {
 	configure := func(strict bool, keys ...string) {
 		list, err := json.Marshal(keys)
 		require.NoError(t, err)
-		require.NoError(t, os.WriteFile(s.config, fmt.Appendf(plain[:len(plain):len(plain)], "secrets:\n  keys: %s\n  require_sealed: %t\n", list, strict), 0o600))
+		require.NoError(t, os.WriteFile(s.config, fmt.Appendf(slices.Clip(plain), "secrets:\n  keys: %s\n  require_sealed: %t\n", list, strict), 0o600))
 	}
 	relays := []*relayProcess{startRelay(t, s.config), startRelay(t, s.config)}
 	s.leading(ctx, t)
@@ -347,7 +348,7 @@ func TestMissingKeyIsOfOneEndpoint(t *testing.T) {
 	plain, err := os.ReadFile(s.config)
 	require.NoError(t, err)
 	configure := func(keys string) {
-		require.NoError(t, os.WriteFile(s.config, fmt.Appendf(plain[:len(plain):len(plain)], "secrets:\n  keys: [%s]\n", keys), 0o600))
+		require.NoError(t, os.WriteFile(s.config, fmt.Appendf(slices.Clip(plain), "secrets:\n  keys: [%s]\n", keys), 0o600))
 	}
 	lost, other, moved := s.endpoint(t, "acme", 3), s.endpoint(t, "acme", 3), s.endpoint(t, "acme", 3)
 	for _, id := range []outbox.UUID{lost, other, moved} {

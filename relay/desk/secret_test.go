@@ -145,7 +145,7 @@ func TestSealSecrets(t *testing.T) {
 	sealed, faults := sealAll(b, k1)
 	assert.Equal(t, int64(8), sealed)
 	assert.Empty(t, faults)
-	assert.Equal(t, "", get[string](b, `SELECT secret_token FROM acme.webhook_endpoints WHERE name = '6'`), "what is missing stays so")
+	assert.Empty(t, get[string](b, `SELECT secret_token FROM acme.webhook_endpoints WHERE name = '6'`), "what is missing stays so")
 	sealed, _ = sealAll(b, k1)
 	assert.Zero(t, sealed, "there is nothing left to do")
 
