@@ -107,7 +107,7 @@ func (c *Client) newGeneration(p *profile) (*generation, error) {
 	if err != nil {
 		return nil, err
 	}
-	base := tls.Config{MinVersion: version, RootCAs: roots, ServerName: p.serverName} //nolint:gosec // at least 1.2
+	base := tls.Config{MinVersion: version, RootCAs: roots, ServerName: p.serverName}
 	if pair != nil {
 		// Whatever authorities the receiver names: it may name none that it would accept, or leave out those in between.
 		base.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair, nil }

@@ -138,7 +138,7 @@ func (t *TLS) validate(f *faults) {
 			f.add(key, "", "is for the same endpoints as "+other+": drop one of the two")
 		}
 		owners[of] = key
-		p.TLSSettings.validate(key, f)
+		p.validate(key, f)
 	}
 }
 
@@ -166,8 +166,7 @@ func (s TLSSettings) validate(key string, f *faults) {
 		func() error { _, err := s.roots(); return err },
 		func() error { _, err := s.pair(); return err },
 	} {
-		var bad *fileError
-		if errors.As(read(), &bad) {
+		if bad, ok := errors.AsType[*fileError](read()); ok {
 			f.add(key+"."+bad.key, strconv.Quote(bad.file), bad.err.Error())
 		}
 	}

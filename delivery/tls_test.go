@@ -253,12 +253,12 @@ type rotation struct {
 func (r *rotation) swap(files map[string][]byte) {
 	r.t.Helper()
 	r.n++
-	real := filepath.Join(r.dir, "..data"+strings.Repeat("x", r.n))
-	require.NoError(r.t, os.Mkdir(real, 0o700))
+	folder := filepath.Join(r.dir, "..data"+strings.Repeat("x", r.n))
+	require.NoError(r.t, os.Mkdir(folder, 0o700))
 	for name, text := range files {
-		certtest.Write(r.t, real, name, text)
+		certtest.Write(r.t, folder, name, text)
 	}
-	require.NoError(r.t, os.Symlink(real, filepath.Join(r.dir, "next")))
+	require.NoError(r.t, os.Symlink(folder, filepath.Join(r.dir, "next")))
 	require.NoError(r.t, os.Rename(filepath.Join(r.dir, "next"), filepath.Join(r.dir, "..data")))
 }
 
