@@ -255,7 +255,7 @@ func TestRelaysAreCalledByDatabaseAndShard(t *testing.T) {
 	} {
 		c, err := loadText(t, yaml)
 		require.NoError(t, err)
-		_, why := newRelays(&c, slog.New(slog.DiscardHandler)).Ready()
+		_, why := newRelays(&c, false, slog.New(slog.DiscardHandler)).Ready()
 		assert.Equal(t, want, why)
 	}
 }

@@ -151,9 +151,14 @@ func startRelay(t testing.TB, config string) *relayProcess {
 // startBinary starts one of several builds, with more in its environment.
 func startBinary(t testing.TB, path, config string, env ...string) *relayProcess {
 	t.Helper()
+	return startProcess(t, exec.Command(path, "run", "--config", config), env...) //nolint:noctx // ended by its signals
+}
+
+func startProcess(t testing.TB, cmd *exec.Cmd, env ...string) *relayProcess {
+	t.Helper()
 	log, err := os.CreateTemp(t.TempDir(), "relay-*.log")
 	require.NoError(t, err)
-	p := &relayProcess{cmd: exec.Command(path, "run", "--config", config), done: make(chan struct{}), log: log} //nolint:noctx // ended by its signals
+	p := &relayProcess{cmd: cmd, done: make(chan struct{}), log: log}
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	require.NoError(t, p.cmd.Start())

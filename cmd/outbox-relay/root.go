@@ -28,6 +28,7 @@ type app struct {
 
 	configFile string
 	database   string // of --database: the name of one of several
+	patient    bool   // of run --patient
 	started    bool   // a command has begun: what fails before that is a fault of the command line
 }
 
@@ -177,8 +178,16 @@ func terminal(stream any) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// version is what the Go toolchain stamped into the binary.
+// stamped is the version that the build of a release or an image gives: -ldflags "-X main.stamped=v1.2.3".
+//
+//nolint:gochecknoglobals // the linker writes there
+var stamped string
+
+// version is what was stamped into the binary, by us or by the Go toolchain.
 func version() string {
+	if stamped != "" {
+		return stamped
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
 		return "devel"

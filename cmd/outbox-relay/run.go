@@ -27,6 +27,10 @@ work the retry queue. One relay serves several databases where the configuration
 databases: then one that is away, or not set up, is waited for, while the others go on. With
 database.shards, each shard of a database has a reader of its own, which may be in any relay.
 
+A database that is away at the start, or that only a person can mend, ends the process, unless it is
+one of several. With --patient it never does: /readyz and the log say what is missing. That is for
+who restarts what ends with growing pauses, and for a sidecar, which must not take its pod along.
+
 While it runs, server.listen serves
   /livez    200 as long as the process works
   /readyz   200 when the relay works, as leader or standing by; 503 and the reason otherwise, with a
@@ -43,6 +47,7 @@ While it runs, server.listen serves
 			return a.run(cmd.Context(), &c)
 		},
 	}
+	cmd.Flags().BoolVar(&a.patient, "patient", false, "wait for a database that is away or not set up, instead of ending")
 	cmd.Flags().String("listen", "", "serve health and metrics on `HOST:PORT`, empty for nowhere (server.listen)")
 	return cmd
 }
@@ -56,7 +61,7 @@ func (a *app) run(ctx context.Context, c *config) error {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector(),
 	)
-	relays := newRelays(c, log)
+	relays := newRelays(c, a.patient, log)
 	group, ctx := errgroup.WithContext(ctx)
 
 	// Health and metrics are there until the drain is over.

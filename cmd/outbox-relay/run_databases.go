@@ -26,17 +26,20 @@ import (
 type relays []*oneRelay
 
 type oneRelay struct {
-	config *config // narrowed to its database
-	shard  int
-	status relay.Status
-	log    *slog.Logger
+	config  *config // narrowed to its database
+	shard   int
+	patient bool // it does not end for what is amiss with its database
+	status  relay.Status
+	log     *slog.Logger
 }
 
-func newRelays(c *config, log *slog.Logger) relays {
+// newRelays has those of several databases be patient in any case.
+func newRelays(c *config, patient bool, log *slog.Logger) relays {
+	patient = patient || len(c.Databases) > 1
 	var list relays
 	for _, one := range c.each() {
 		for shard := range one.Database.Shards {
-			r := &oneRelay{config: one, shard: shard, log: log}
+			r := &oneRelay{config: one, shard: shard, patient: patient, log: log}
 			for _, label := range r.labels() {
 				r.log = r.log.With(label.key, label.value)
 			}
@@ -92,10 +95,6 @@ func (l relays) run(ctx context.Context, registry prometheus.Registerer, log *sl
 		return err
 	}
 	defer client.Close()
-	databases := make(map[string]bool)
-	for _, r := range l {
-		databases[r.config.name] = true
-	}
 	group, ctx := errgroup.WithContext(ctx)
 	for _, r := range l {
 		labelled := registry
@@ -105,7 +104,7 @@ func (l relays) run(ctx context.Context, registry prometheus.Registerer, log *sl
 		group.Go(func() error {
 			err := relay.Run(ctx, relay.Options{
 				Config: r.config.Share(len(l)), Shard: r.shard, Version: version(), Log: r.log, Registry: labelled, Status: &r.status, Abort: abort,
-				Client: client, Patient: r.config.name != "" && len(databases) > 1,
+				Client: client, Patient: r.patient,
 			})
 			if err != nil {
 				return r.config.named(withHint(r.config.urlKey(), fmt.Errorf("run: %w", err)))
