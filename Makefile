@@ -26,7 +26,7 @@ MATRIX_DIR    ?= $(or $(TMPDIR),/tmp)/outbox-relay-postgresql
 # The libraries that receivers verify with, pinned by package-lock.json.
 RECEIVERS     := cmd/outbox-relay/testdata/receivers
 
-.PHONY: help build demo test test-matrix test-receivers faults lint image bench bench-parts growth soak fuzz
+.PHONY: help build demo test test-matrix test-receivers faults lint chart image bench bench-parts growth soak fuzz
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,11 +43,12 @@ build: go ## build the command into .bin/outbox-relay
 demo: go ## see it work: PostgreSQL, three tenants, three receivers, half a minute
 	$(GO) run ./cmd/outbox-relay demo
 
-# The image without the race detector: there is no concurrency in it.
+# Image and chart without the race detector: there is no concurrency in either, and Kubernetes' types take minutes to compile with it.
 test: go ## run all tests, with the race detector, against a real PostgreSQL
 	$(GO) test $(TESTFLAGS) ./...
 	cd bench && $(GO) test $(TESTFLAGS) ./...
 	cd image && $(GO) test -timeout 20m ./...
+	cd charts && $(GO) test -timeout 20m ./...
 
 test-matrix: go ## run all tests against other versions of PostgreSQL (MATRIX="14.23.0-beta.17 …"); needs npm, Linux on x86-64
 	@set -e; for version in $(MATRIX); do \
@@ -70,11 +71,15 @@ lint: go $(LINT) ## check style, formatting and the directions of imports
 	$(LINT) run ./...
 	cd bench && ../$(LINT) run ./...
 	cd image && ../$(LINT) run ./...
+	cd charts && ../$(LINT) run ./...
 
 $(LINT):
 	GOBIN=$(CURDIR)/.bin/install $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
 	mv .bin/install/golangci-lint $@
 	rmdir .bin/install
+
+chart: go $(LINT) ## check the Helm chart: lint, what it renders in every mode, what it refuses, its alerts and its dashboard
+	cd charts && ../$(LINT) run ./... && $(GO) test -count=1 -timeout 20m ./...
 
 image: go ## build the container image for linux/amd64 and linux/arm64 into .bin/outbox-relay-image.tar; needs no Docker (VERSION=v1.2.3)
 	mkdir -p .bin
