@@ -151,7 +151,7 @@ func TestSealSecrets(t *testing.T) {
 
 	// A plain one has come, one was damaged, one was copied from its neighbour.
 	late := b.endpoint("late", "none")
-	b.exec(`UPDATE acme.webhook_endpoints SET secret_token = left(secret_token, -1) || 'A' WHERE id = $1::uuid`, list[2])
+	b.exec(`UPDATE acme.webhook_endpoints SET secret_token = overlay(secret_token placing CASE substr(secret_token, 20, 1) WHEN 'A' THEN 'B' ELSE 'A' END from 20) WHERE id = $1::uuid`, list[2])
 	b.exec(`UPDATE acme.webhook_endpoints e SET secret_token = o.secret_token FROM acme.webhook_endpoints o WHERE e.id = $1::uuid AND o.id = $2::uuid`, list[3], list[4])
 	n, err = b.desk.CountSecrets(b.ctx, both)
 	require.NoError(t, err)

@@ -98,7 +98,8 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 		}
 	}
 	pc = pc.Copy()
-	pc.MaxConns = 1
+	// It is opened at once and kept: whoever has to record that there are no descriptors left, since receivers hold them all, must not need one for that.
+	pc.MinConns, pc.MaxConns = 1, 1
 	recording, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		pool.Close()
