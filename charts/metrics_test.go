@@ -19,7 +19,6 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
-	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -111,7 +110,7 @@ func (c catalogue) check(t *testing.T, expr, where string) {
 		values, ok := c[selector.Name]
 		assert.True(t, ok, "%s: a relay has no metric %s", where, selector.Name)
 		for _, m := range selector.LabelMatchers {
-			if m.Name == labels.MetricName || slices.Contains(given, m.Name) {
+			if m.Name == model.MetricNameLabel || slices.Contains(given, m.Name) {
 				continue
 			}
 			assert.True(t, slices.ContainsFunc(values[m.Name], m.Matches), "%s: %s has no series with %s", where, selector.Name, m)
