@@ -72,6 +72,9 @@ func (d *dialer) dialTLS(config *tls.Config) func(ctx context.Context, network, 
 		if cfg.ServerName == "" {
 			cfg.ServerName, _, _ = net.SplitHostPort(addr) // net/http made addr of host and port
 		}
+		if counted, ok := conn.(*countedConn); ok {
+			cfg.GetClientCertificate = counted.noteAsked(cfg.GetClientCertificate)
+		}
 		secure := tls.Client(conn, cfg)
 		ctx, cancel := d.bound(ctx, d.config.TLSHandshakeTimeout)
 		defer cancel()
@@ -197,6 +200,20 @@ func (d *dialer) takeSlot(ctx context.Context) error {
 type countedConn struct {
 	net.Conn
 	release func()
+	asked   atomic.Bool // for a client certificate
+}
+
+// noteAsked has the connection know that the server has asked for a client certificate.
+func (c *countedConn) noteAsked(
+	show func(*tls.CertificateRequestInfo) (*tls.Certificate, error),
+) func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	return func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		c.asked.Store(true)
+		if show == nil {
+			return new(tls.Certificate), nil // none
+		}
+		return show(info)
+	}
 }
 
 func (c *countedConn) Close() error {

@@ -18,6 +18,7 @@ import (
 type exchange struct {
 	reused   atomic.Bool
 	answered atomic.Bool
+	asked    atomic.Bool // for a client certificate, on a connection that is new
 	resent   bool
 	m        *Metrics
 }
@@ -32,7 +33,10 @@ func (x *exchange) context(ctx context.Context) context.Context {
 // trace has net/http tell the exchange what http1 tells it itself, and idled that the connection is kept.
 func (x *exchange) trace(ctx context.Context, idled func(error)) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn:              func(info httptrace.GotConnInfo) { x.connected(info.Reused) },
+		GotConn: func(info httptrace.GotConnInfo) {
+			x.connected(info.Reused)
+			x.asked.Store(!info.Reused && isAsked(info.Conn))
+		},
 		GotFirstResponseByte: x.gotFirstByte,
 		PutIdleConn:          idled,
 	})
@@ -44,6 +48,14 @@ func (x *exchange) connected(reused bool) {
 	if reused {
 		x.m.connReused.Inc()
 	}
+}
+
+func isAsked(conn net.Conn) bool {
+	if secure, ok := conn.(*tls.Conn); ok {
+		counted, ok := secure.NetConn().(*countedConn)
+		return ok && counted.asked.Load()
+	}
+	return false
 }
 
 func (x *exchange) gotFirstByte() { x.answered.Store(true) }
@@ -92,6 +104,8 @@ func classify(ctx context.Context, deadline time.Time, x *exchange, err error) (
 		return classifyDial(dial)
 	case !x.answered.Load() && isAlert(err): // a client certificate is refused after the handshake, as of TLS 1.3
 		return ClassTLS, describeTLS(err)
+	case !x.answered.Load() && x.asked.Load() && (!errors.As(err, &netErr) || !netErr.Timeout()): // the alert that says so may be lost with the connection
+		return ClassTLS, "the server asked for a client certificate and ended the connection"
 	case errors.As(err, &netErr) && netErr.Timeout():
 		return ClassTimeout, "the connection timed out"
 	case !x.answered.Load():

@@ -231,7 +231,10 @@ func TestProxyFaults(t *testing.T) {
 			p.user, p.behave = c.user, c.behave
 			var log bytes.Buffer
 			cfg := DefaultConfig()
-			cfg.Proxy, cfg.TLS.CAFile, cfg.ConnectTimeout = "http://relay:s3cret@"+p.addr, ca, limit
+			cfg.Proxy, cfg.TLS.CAFile = "http://relay:s3cret@"+p.addr, ca
+			if c.class == ClassTimeout {
+				cfg.ConnectTimeout = limit
+			}
 			cfg.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
 			client, err := newClient(cfg, nil, slog.New(slog.NewTextHandler(&log, nil)), pointing("127.0.0.1"))
 			require.NoError(t, err)
