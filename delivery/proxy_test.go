@@ -43,6 +43,7 @@ func startProxy(t testing.TB, certificate *tls.Certificate) *connectProxy {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.3:0") //nolint:noctx // a test's own listener
 	require.NoError(t, err)
+	life, end := context.WithCancel(context.Background())
 	p := &connectProxy{t: t, addr: l.Addr().String()}
 	if certificate != nil {
 		l = tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{*certificate}})
@@ -54,12 +55,14 @@ func startProxy(t testing.TB, certificate *tls.Certificate) *connectProxy {
 				return
 			}
 			p.wg.Go(func() {
-				defer func() { _ = client.Close() }()
+				// A connection of HTTP/2 whose last stream is just ending is not idle yet when the client closes those that are.
+				stop := context.AfterFunc(life, func() { _ = client.Close() })
+				defer func() { stop(); _ = client.Close() }()
 				p.serve(client)
 			})
 		}
 	})
-	t.Cleanup(func() { _ = l.Close(); p.wg.Wait() })
+	t.Cleanup(func() { end(); _ = l.Close(); p.wg.Wait() })
 	return p
 }
 
