@@ -125,20 +125,37 @@ func sectionSchema(t *testing.T, name string, section *yaml.Node) map[string]any
 		if name == "database" && (key.Value == "url" || key.Value == "replication_url") {
 			return // a ConfigMap is no place for passwords
 		}
-		property := valueSchema(t, value)
+		property := valueSchema(t, key.Value, value)
 		property["description"] = strings.ReplaceAll(strings.TrimPrefix(key.HeadComment, "# "), "\n# ", " ")
 		properties[key.Value] = property
 	})
+	if profiles, ok := properties["profiles"].(map[string]any); ok { // an entry has what the section has, and whose it is
+		of := map[string]any{"tenant": text(), "endpoint": text(), "server_name": text()}
+		for name, property := range properties {
+			if name != "profiles" {
+				of[name] = property
+			}
+		}
+		profiles["items"] = closed(of)
+	}
 	return closed(properties)
 }
 
+func text() map[string]any { return map[string]any{"type": "string"} }
+
 // valueSchema goes by the default. Whole numbers and others are not told apart by it, so the relay has the last word on these.
-func valueSchema(t *testing.T, value *yaml.Node) map[string]any {
+func valueSchema(t *testing.T, key string, value *yaml.Node) map[string]any {
 	t.Helper()
 	const duration, size = `^([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$`, `^[0-9]+(\.[0-9]+)? ?(B|KiB|MiB|GiB|KB|MB|GB)$`
 	switch {
+	case value.Kind == yaml.MappingNode:
+		return sectionSchema(t, key, value)
+	case key == "ports":
+		return map[string]any{"type": "array", "items": map[string]any{"type": "integer"}}
+	case key == "min_version":
+		return map[string]any{"type": []string{"string", "number"}} // 1.3 is one where it has no quotes
 	case value.Tag == "!!seq":
-		return map[string]any{"type": "array", "items": map[string]any{"type": "string"}}
+		return map[string]any{"type": "array", "items": text()}
 	case value.Tag == "!!bool":
 		return map[string]any{"type": "boolean"}
 	case value.Tag == "!!int" || value.Tag == "!!float":
@@ -151,7 +168,7 @@ func valueSchema(t *testing.T, value *yaml.Node) map[string]any {
 	case regexp.MustCompile(size).MatchString(value.Value):
 		return map[string]any{"type": "string", "pattern": size}
 	default:
-		return map[string]any{"type": "string"}
+		return text()
 	}
 }
 
