@@ -177,6 +177,7 @@ func TestALaneThatRefusesDoesNotStarve(t *testing.T) {
 		synctest.Wait()
 		require.Zero(t, b.rooms[inReserve].n)
 		time.Sleep(time.Minute + time.Second) // moody takes deliveries again
+		synctest.Wait()
 		require.Equal(t, []string{deferThrottled, deferWindow}, b.deferrals, "a wait has its end")
 		b.admit(t.Context(), b.job("moody", 1))
 		j := b.take()

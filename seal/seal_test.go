@@ -50,7 +50,9 @@ func TestSealedSecretOpens(t *testing.T) {
 		assert.True(t, strings.HasPrefix(text, "sealed:v1:k1:"), text)
 		assert.True(t, seal.IsSealed(text))
 		assert.Equal(t, "k1", seal.KeyOf(text))
-		assert.NotContains(t, text, base64.RawURLEncoding.EncodeToString([]byte(secret)))
+		if len(secret) > 8 { // fewer come about by chance
+			assert.NotContains(t, text, base64.RawURLEncoding.EncodeToString([]byte(secret)))
+		}
 		opened, err := r.Open(tenant, endpoint(), text)
 		require.NoError(t, err)
 		assert.Equal(t, secret, opened)
