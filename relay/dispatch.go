@@ -113,7 +113,7 @@ type dispatcher struct {
 	unrecorded   int       // deliveries that were attempted and whose outcome is not durable
 	choked       bool      // by these: nothing is started before they are fewer
 	relieved     time.Time // when they were
-	swept        time.Time // the last time
+	swept        time.Time // when lanes were last looked after, or this was made
 	claimed      int       // deliveries of the retry queue in memory
 	claimedBytes int64     // and what they occupy
 	// held are the deliveries in memory that are leased in the retry queue, until their outcome is durable.
@@ -128,7 +128,7 @@ type dispatcher struct {
 
 func newDispatcher(cfg *Config, m *metrics) *dispatcher {
 	return &dispatcher{
-		cfg: cfg, metrics: m, now: time.Now, room: make(chan struct{}, 1),
+		cfg: cfg, metrics: m, now: time.Now, swept: time.Now(), room: make(chan struct{}, 1),
 		deferred: func(*job, string, time.Duration) {}, lease: func(*job) {}, claimedDone: func() {},
 		breakerOpened: func(laneKey, time.Duration) {}, doubt: func() {}, spawn: func() {}, beat: func(context.Context) {},
 		held: make(map[outbox.UUID]*job), lanes: make(map[laneKey]*lane), parties: make(map[string]*party), hosts: make(map[string]*host),

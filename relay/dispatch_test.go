@@ -200,7 +200,6 @@ func TestTheReserveHoldsWhatTheLaneComesTo(t *testing.T) {
 		for range 80 {
 			b.admit(t.Context(), b.job("big", 1))
 		}
-		b.sweep(b.cfg.Window.Hold)
 		for range 10 {
 			b.finish(b.take(), verdict{})
 		}
