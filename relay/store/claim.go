@@ -1,13 +1,9 @@
 package store
 
 import (
-	"bytes"
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -53,13 +49,14 @@ WITH RECURSIVE {looked},
 ranked AS (
   SELECT q.*, row_number() OVER (PARTITION BY q.endpoint_id ORDER BY q.due_at) AS rank FROM looked q
   WHERE q.endpoint_id <> ALL($4::uuid[]) AND ($8::text[] IS NULL OR q.tenant = ANY($8::text[])) AND (q.order_key IS NULL OR NOT EXISTS ` + behind + `)),
-chosen AS MATERIALIZED (
-  SELECT r.delivery_id, r.rank FROM ranked r LEFT JOIN unnest($5::uuid[], $6::int4[]) AS cap (endpoint_id, n) USING (endpoint_id)
-  WHERE cap.n IS NULL OR r.rank <= cap.n),
+chosen AS (
+  SELECT r.delivery_id FROM ranked r LEFT JOIN unnest($5::uuid[], $6::int4[]) AS cap (endpoint_id, n) USING (endpoint_id)
+  WHERE cap.n IS NULL OR r.rank <= cap.n ORDER BY r.rank, r.due_at),
 head AS MATERIALIZED (
-  SELECT q.delivery_id, q.endpoint_id, q.order_key, q.order_lsn, q.order_n,
-    CASE WHEN q.order_key IS NOT NULL THEN outbox_relay.filling_place(q.tenant) END AS filling FROM chosen c JOIN outbox_relay.retry_queue q USING (delivery_id)
-  WHERE q.delivery_id = ANY(ARRAY(SELECT c.delivery_id FROM chosen c)) AND q.due_at <= now() ORDER BY c.rank, q.due_at LIMIT $2::int4 FOR UPDATE OF q SKIP LOCKED),
+  SELECT h.*, CASE WHEN h.order_key IS NOT NULL THEN outbox_relay.filling_place(h.tenant) END AS filling FROM chosen c CROSS JOIN LATERAL (
+    SELECT q.tenant, q.delivery_id, q.endpoint_id, q.order_key, q.order_lsn, q.order_n FROM outbox_relay.retry_queue q
+    WHERE q.delivery_id = c.delivery_id AND q.due_at <= now() FOR UPDATE SKIP LOCKED) h
+  LIMIT $2::int4),
 follower AS MATERIALIZED (
   SELECT h.delivery_id AS head, n.delivery_id, n.nr FROM head h CROSS JOIN LATERAL (
     SELECT q.delivery_id, row_number() OVER (ORDER BY q.order_lsn, q.order_n, q.delivery_id) AS nr FROM outbox_relay.retry_queue q
@@ -78,6 +75,14 @@ taken AS (
   WHERE q.delivery_id = ANY(ARRAY(SELECT h.delivery_id FROM head h UNION ALL SELECT r.delivery_id FROM run r WHERE r.unbroken))
   RETURNING q.tenant, q.delivery_id, q.endpoint_id, q.order_key, q.order_lsn::text, q.order_n, (SELECT t.state FROM outbox_relay.tenants t WHERE t.schema = q.tenant))
 SELECT l.n::int4, t.* FROM (SELECT count(*) AS n FROM looked) l LEFT JOIN taken t ON true`
+
+// claimAlone makes the replicas of one slot claim one after the other. Two that claim at once look at the same rows: the second locks, to no end, what the
+// first has just taken, and the first waits for that when it records. It is a matter of speed alone. So a replica that is stuck half-way (its network is frozen,
+// say) is waited for once, for claimPatience, and then for a while not any more.
+const (
+	claimPatience = `SELECT pg_catalog.set_config('lock_timeout', '1s', true)`
+	claimAlone    = `SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1::text, 8245937120485516402))`
+)
 
 const queueColumns = `q.delivery_id, q.tenant, q.endpoint_id, q.order_key, q.order_lsn, q.order_n, q.due_at`
 
@@ -102,20 +107,6 @@ looked AS MATERIALIZED (
       AND (q.order_key IS NULL OR NOT EXISTS ` + behind + `)
     ORDER BY q.endpoint_id, q.due_at LIMIT (SELECT greatest($2::int4 * 4 / count(*), 1) FROM open)) l)`
 )
-
-// loadClaimed reads bodies up to a number of bytes, those of one key in their order.
-const loadClaimed = `
-SELECT d.id, d.webhook_event_id, d.webhook_endpoint_id, coalesce(d.request_url, ''), coalesce(d.request_method, ''), coalesce(d.request_headers, '{}')::text,
-  CASE WHEN d.before <= $2::int8 THEN d.request_body END, d.before > $2::int8,
-  d.delivery_status::text, d.attempt_number::int4, d.replay::int4, e.id IS NOT NULL, ` + endpointColumns + `
-FROM (SELECT d.*, coalesce(sum(octet_length(d.request_body)) OVER (ORDER BY q.order_lsn NULLS FIRST, q.order_n, d.id
-    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before
-  FROM {tenant}.webhook_deliveries d LEFT JOIN outbox_relay.retry_queue q ON q.delivery_id = d.id WHERE d.id = ANY($1::uuid[])) d
-LEFT JOIN {tenant}.webhook_endpoints e ON e.id = d.webhook_endpoint_id`
-
-const schemaExists = `SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname = $1::text)`
-
-const loadEvents = `SELECT ` + eventColumns + ` FROM {tenant}.webhook_events e WHERE e.id = ANY($1::uuid[])`
 
 // mine locks which of $2 are leased to $1, in one order for everybody.
 const mine = `(SELECT l.delivery_id FROM outbox_relay.retry_queue l
@@ -143,7 +134,7 @@ func (s *Store) Claim(ctx context.Context, owner outbox.UUID, o ClaimOptions) (c
 		return nil, false, fmt.Errorf("claim deliveries: %w", err)
 	}
 	defer conn.Release()
-	c := claimer{conn: conn.Conn(), owner: owner, groups: make(map[string]*claimedTenant), of: make(map[outbox.UUID]int)}
+	c := claimer{store: s, conn: conn.Conn(), owner: owner, groups: make(map[string]*claimedTenant), of: make(map[outbox.UUID]int)}
 	looked, err := c.claim(ctx, o, longestDue)
 	if more = looked >= 4*o.N; err == nil && more && c.n < o.N {
 		_, err = c.claim(ctx, o, dueByEndpoint)
@@ -185,6 +176,7 @@ func (s *Store) Renew(ctx context.Context, owner outbox.UUID, ids []outbox.UUID,
 
 // A claimer claims one batch on one connection.
 type claimer struct {
+	store  *Store
 	conn   *pgx.Conn
 	owner  outbox.UUID
 	n      int                 // deliveries claimed
@@ -215,11 +207,30 @@ func (c *claimer) claim(ctx context.Context, o ClaimOptions, look string) (looke
 			capped, caps = append(capped, id), append(caps, int32(n)) //nolint:gosec // no more than a window
 		}
 	}
-	rows, err := c.conn.Query(ctx, strings.Replace(claimDue, "{looked}", look, 1),
-		c.owner, o.N-c.n, o.Lease.Microseconds(), none, capped, caps, max(o.Run, 1), o.Tenants)
-	if err != nil {
-		return 0, err
+	args := []any{c.owner, o.N - c.n, o.Lease.Microseconds(), none, capped, caps, max(o.Run, 1), o.Tenants}
+	take := func(alone bool) error {
+		b := &pgx.Batch{}
+		if alone {
+			b.Queue(claimPatience)
+			b.Queue(claimAlone, c.store.slot)
+		}
+		b.Queue(strings.Replace(claimDue, "{looked}", look, 1), args...).Query(func(rows pgx.Rows) error {
+			looked, err = c.taken(rows)
+			return err
+		})
+		return c.conn.SendBatch(ctx, b).Close()
 	}
+	alone := time.Since(time.UnixMilli(c.store.crowded.Load())) > putOff
+	if err = take(alone); alone && code(err) == codeLockNotAvailable {
+		c.store.crowded.Store(time.Now().UnixMilli())
+		err = take(false)
+	}
+	c.budget = o.Bytes / int64(max(len(c.groups), 1))
+	return looked, err
+}
+
+// taken reads what a claim has taken, and how much it looked at.
+func (c *claimer) taken(rows pgx.Rows) (looked int, err error) {
 	var (
 		tenant, lsn, state *string
 		id, endpoint, key  outbox.UUID
@@ -253,202 +264,5 @@ func (c *claimer) claim(ctx context.Context, o ClaimOptions, look string) (looke
 		}
 		return nil
 	})
-	c.budget = o.Bytes / int64(max(len(c.groups), 1))
 	return looked, err
-}
-
-// load reads the deliveries of all tenants in one pipeline, or, if that has an error, tenant by tenant.
-func (c *claimer) load(ctx context.Context) ([]Claimed, error) {
-	var names []string
-	for name, g := range c.groups {
-		if len(g.ids) > 0 {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	err := c.loadTenants(ctx, names)
-	if err != nil && !isTenants(err) {
-		return nil, err
-	}
-	if err != nil {
-		for _, name := range names {
-			if err := c.loadAlone(ctx, name); err != nil {
-				return nil, err
-			}
-		}
-	}
-	var all []Claimed
-	for _, name := range names {
-		all = append(all, c.groups[name].rows...)
-	}
-	slices.SortStableFunc(all, func(a, b Claimed) int {
-		return cmp.Or(cmp.Compare(a.Order.LSN, b.Order.LSN), cmp.Compare(a.Order.N, b.Order.N), bytes.Compare(a.ID[:], b.ID[:]))
-	})
-	return all, nil
-}
-
-func (c *claimer) loadAlone(ctx context.Context, name string) error {
-	err := c.loadTenants(ctx, []string{name})
-	if err == nil || !isTenants(err) {
-		return err
-	}
-	g := c.groups[name]
-	g.rows, g.dropped = nil, make(map[string][]outbox.UUID)
-	there := true // a table that is missing may be back in a moment, a schema is not
-	if code(err) == codeUndefinedTable {
-		if err := c.conn.QueryRow(ctx, schemaExists, name).Scan(&there); err != nil {
-			return err
-		}
-	}
-	if there {
-		g.err, g.putOff = err, g.ids
-		return nil
-	}
-	for _, id := range g.ids {
-		g.drop(id, "the tenant's schema is gone")
-	}
-	return nil
-}
-
-func (c *claimer) loadTenants(ctx context.Context, names []string) error {
-	b := &pgx.Batch{}
-	for _, name := range names {
-		g := c.groups[name]
-		b.Queue(forTenant(loadClaimed, name), g.ids, cmp.Or(c.budget, math.MaxInt64)).Query(func(rows pgx.Rows) error { return g.collect(rows, name) })
-	}
-	if err := c.conn.SendBatch(ctx, b).Close(); err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := c.loadEvents(ctx, name, c.groups[name]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// loadEvents fetches the events of the deliveries whose body is not kept.
-func (c *claimer) loadEvents(ctx context.Context, name string, g *claimedTenant) error {
-	var ids []outbox.UUID
-	for i := range g.rows {
-		if g.rows[i].Message == nil {
-			ids = append(ids, g.rows[i].EventID)
-		}
-	}
-	if len(ids) == 0 {
-		return nil
-	}
-	rows, err := c.conn.Query(ctx, forTenant(loadEvents, name), ids)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	events := make(map[outbox.UUID]*outbox.Event, len(ids))
-	for rows.Next() {
-		e, err := scanEvent(rows)
-		if err != nil {
-			return err
-		}
-		events[e.ID] = &e
-	}
-	kept := g.rows[:0]
-	for _, r := range g.rows {
-		if r.Message == nil {
-			if r.Event = events[r.EventID]; r.Event == nil {
-				g.drop(r.ID, "the request body and the event are gone")
-				continue
-			}
-		}
-		kept = append(kept, r)
-	}
-	g.rows = kept
-	return rows.Err()
-}
-
-// collect reads the rows of one tenant and sorts out those that cannot be attempted.
-func (g *claimedTenant) collect(rows pgx.Rows, tenant string) error {
-	g.rows, g.tooMuch, g.dropped = nil, nil, make(map[string][]outbox.UUID)
-	missing := make(map[outbox.UUID]struct{}, len(g.ids))
-	for _, id := range g.ids {
-		missing[id] = struct{}{}
-	}
-	for rows.Next() {
-		var (
-			cl              = Claimed{Delivery: Delivery{Tenant: tenant, Queued: true}}
-			d               = &cl.Delivery
-			headers, status string
-			body            *string
-			attempts        int32
-			exists, over    bool
-		)
-		fields := append([]any{&d.ID, &d.EventID, &d.EndpointID, &d.URL, &d.Method, &headers, &body, &over, &status, &attempts, &d.Replay, &exists},
-			endpointFields(&cl.Endpoint)...)
-		if err := rows.Scan(fields...); err != nil {
-			return err
-		}
-		delete(missing, d.ID)
-		d.Order = g.places[d.ID]
-		if status == "retrying" {
-			d.Attempts = int(attempts)
-		}
-		switch {
-		case status != "pending" && status != "retrying":
-			g.drop(d.ID, "the delivery has ended: "+status)
-		case !exists:
-			g.drop(d.ID, "the endpoint is gone")
-		case over:
-			g.tooMuch = append(g.tooMuch, d.ID)
-		case body == nil:
-			g.rows = append(g.rows, cl)
-		default:
-			m, err := delivery.ParseMessage(d.EventID, []byte(*body), []byte(headers))
-			if err != nil {
-				g.drop(d.ID, err.Error())
-				continue
-			}
-			d.Message = &m
-			g.rows = append(g.rows, cl)
-		}
-	}
-	if rows.Err() == nil { // or we do not know
-		for id := range missing {
-			g.drop(id, "the delivery is gone")
-		}
-	}
-	return rows.Err()
-}
-
-func (g *claimedTenant) drop(id outbox.UUID, reason string) {
-	g.dropped[reason] = append(g.dropped[reason], id)
-}
-
-// clean takes what cannot be attempted out of the queue and out of our hands.
-func (c *claimer) clean(ctx context.Context) error {
-	var tooMuch, parked, putOffs, drops []outbox.UUID
-	for name, g := range c.groups {
-		tooMuch, parked, putOffs = append(tooMuch, g.tooMuch...), append(parked, g.parked...), append(putOffs, g.putOff...)
-		for reason, ids := range g.dropped {
-			drops = append(drops, ids...)
-			// The row may be gone with its table, or out of our reach: then there is nothing to be said in it.
-			if _, err := c.conn.Exec(ctx, forTenant(cancel, name), ids, text(reason)); err != nil && !isTenants(err) {
-				return err
-			}
-		}
-	}
-	now, later := int64(0), putOff.Microseconds()
-	var errs []error
-	for _, back := range []struct {
-		ids []outbox.UUID
-		due *int64 // nil: until the tenant is resumed
-	}{{tooMuch, &now}, {parked, nil}, {putOffs, &later}} {
-		if len(back.ids) > 0 {
-			_, err := c.conn.Exec(ctx, giveBack, c.owner, back.ids, back.due)
-			errs = append(errs, err)
-		}
-	}
-	if len(drops) > 0 {
-		_, err := c.conn.Exec(ctx, drop, c.owner, drops)
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
 }

@@ -142,6 +142,38 @@ func TestClaimSkipsLocked(t *testing.T) {
 	}
 }
 
+// TestClaimsInTurn: claims of one slot go one after the other, but none waits for ever for one that is stuck.
+func TestClaimsInTurn(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	b.record(deferred(deliver("a", e), 0), deferred(deliver("a", e), 0), deferred(deliver("a", e), 0))
+	stuck, err := b.admin.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = stuck.Rollback(context.WithoutCancel(t.Context())) }()
+	const lock = "SELECT pg_advisory_xact_lock(hashtextextended($1, 8245937120485516402))"
+	_, err = stuck.Exec(t.Context(), lock, b.slot)
+	require.NoError(t, err)
+	claimed := make(chan int, 1)
+	go func() { claimed <- len(b.claim(b.owner, 1, time.Hour)) }()
+	for waiting := 0; waiting == 0; {
+		require.NoError(t, b.admin.QueryRow(t.Context(), `SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+			WHERE d.datname = current_database() AND l.locktype = 'advisory' AND NOT l.granted`).Scan(&waiting))
+		require.Empty(t, claimed, "it did not wait for its turn")
+	}
+	require.NoError(t, stuck.Rollback(t.Context()))
+	assert.Equal(t, 1, <-claimed)
+
+	stuck, err = b.admin.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = stuck.Exec(t.Context(), lock, b.slot)
+	require.NoError(t, err)
+	assert.Len(t, b.claim(b.owner, 1, time.Hour), 1)
+	began := time.Now()
+	assert.Len(t, b.claim(b.owner, 1, time.Hour), 1)
+	assert.Less(t, time.Since(began), time.Second, "what is stuck is waited for once")
+}
+
 // TestClaimPastABacklog: the longest due are of endpoints that can take no more now, or few. What else is due is claimed all the same, and once there is
 // nothing of it, nobody is told to look again.
 func TestClaimPastABacklog(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -49,6 +50,7 @@ type Store struct {
 	slot      string
 	shard     int
 	log       *slog.Logger
+	crowded   atomic.Int64 // when a claim waited in vain for its turn, in milliseconds of Unix time
 }
 
 // sessionSQL makes every session alike, whatever role, database or server configuration say: names must be qualified, a commit that
@@ -155,9 +157,10 @@ func code(err error) string {
 
 // A few SQLSTATEs by name.
 const (
-	codeFenced         = "OR001" // raised by outbox_relay.advance
-	codeUndefinedTable = "42P01" // or its schema
-	codeReadOnly       = "25006" // a server that has become a standby
+	codeFenced           = "OR001" // raised by outbox_relay.advance
+	codeLockNotAvailable = "55P03"
+	codeUndefinedTable   = "42P01" // or its schema
+	codeReadOnly         = "25006" // a server that has become a standby
 )
 
 // isTenants tells whether an error of the server is about the tenant whose statement it answers. Anything else (no answer at all, a
