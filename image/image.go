@@ -47,6 +47,10 @@ func assemble(ctx context.Context, s source) (*assembled, error) {
 	if err != nil {
 		return nil, err
 	}
+	found, err := licences(ctx, s.root)
+	if err != nil {
+		return nil, err
+	}
 	a := &assembled{source: s, index: mutate.IndexMediaType(empty.Index, types.OCIImageIndex)}
 	var boms []mutate.IndexAddendum
 	for _, p := range platforms() {
@@ -57,7 +61,7 @@ func assemble(ctx context.Context, s source) (*assembled, error) {
 		if one.image, err = makeImage(s, p, base, one.binary); err != nil {
 			return nil, err
 		}
-		if one.bom, err = billOfMaterials(s.version, one.binary); err != nil {
+		if one.bom, err = billOfMaterials(s.version, one.binary, found); err != nil {
 			return nil, err
 		}
 		a.index = mutate.AppendManifests(a.index, mutate.IndexAddendum{Add: one.image, Descriptor: v1.Descriptor{Platform: &p}})

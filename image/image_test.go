@@ -264,6 +264,18 @@ func TestBillOfMaterials(t *testing.T) {
 		listed := make(map[string]string)
 		for _, c := range b.Components {
 			listed[c.Name] = c.Version
+			require.NotEmpty(t, c.Licences, c.Name)
+			for _, l := range c.Licences {
+				assert.NotEmpty(t, l.Named.Text.Content, c.Name)
+			}
+			switch c.Name {
+			case "std":
+				assert.Equal(t, "BSD-3-Clause", c.Licences[0].Named.ID)
+			case "github.com/jackc/pgx/v5":
+				assert.Equal(t, "MIT", c.Licences[0].Named.ID)
+			case "github.com/hashicorp/go-retryablehttp":
+				assert.Equal(t, "MPL-2.0", c.Licences[0].Named.ID)
+			}
 		}
 		info, err := buildinfo.Read(bytes.NewReader(one.binary))
 		require.NoError(t, err)
@@ -274,6 +286,34 @@ func TestBillOfMaterials(t *testing.T) {
 		assert.Contains(t, listed, "github.com/jackc/pgx/v5")
 		assert.Equal(t, strings.TrimPrefix(runtime.Version(), "go"), listed["std"])
 		assert.Len(t, b.Dependencies[0].DependsOn, len(b.Components))
+	}
+}
+
+// TestLicencesAreLookedAt: a module whose licence is missing, unknown or not allowed does not get into an image unnoticed.
+func TestLicencesAreLookedAt(t *testing.T) {
+	t.Parallel()
+	binary := image(t).platforms[0].binary
+	found, err := licences(t.Context(), "..")
+	require.NoError(t, err)
+	_, err = billOfMaterials("v1", binary, found)
+	require.NoError(t, err)
+
+	const module = "github.com/jackc/pgx/v5"
+	dir := t.TempDir()
+	for text, want := range map[string]string{
+		"":                                       "no licence that could be found",
+		"Ask my boss.":                           "the licence unknown",
+		"SPDX-License-Identifier: AGPL-3.0-only": "the licence",
+	} {
+		if text != "" {
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "LICENSE.txt"), []byte(text), 0o600))
+		}
+		other := maps.Clone(found)
+		other[module], err = licencesIn(dir)
+		require.NoError(t, err)
+		_, err = billOfMaterials("v1", binary, other)
+		require.ErrorContains(t, err, module+" has "+want)
+		_ = os.Remove(filepath.Join(dir, "LICENSE.txt"))
 	}
 }
 
