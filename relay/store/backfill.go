@@ -168,7 +168,7 @@ func (s *Store) RecordBackfill(ctx context.Context, epoch int64, page *Page, out
 		cursor = page.Events[n-1].ID.String()
 	}
 	broken, err := s.record(ctx, s.pool, outbox.UUID{}, &Progress{Epoch: epoch}, outcomes,
-		&statement{recordPage, []any{page.Tenant, page.upto, page.from, cursor, page.Done}})
+		&statement{sql: recordPage, args: []any{page.Tenant, page.upto, page.from, cursor, page.Done}})
 	if err != nil {
 		return err
 	}

@@ -30,8 +30,9 @@ const (
 
 // statement is one statement of a batch.
 type statement struct {
-	sql  string
-	args []any
+	sql   string
+	args  []any
+	often bool // many batches have it
 }
 
 // tenantBatch is the part of a batch that belongs to one tenant.
@@ -93,7 +94,7 @@ func (t *tenantBatch) statements(owner outbox.UUID) []statement {
 			sql = strings.Replace(sql, "ON CONFLICT (webhook_event_id, webhook_endpoint_id) WHERE relayed DO NOTHING", "", 1)
 		}
 		for chunk := range chunks(outcomes, full) {
-			list = append(list, statement{forTenant(sql, t.tenant), append(arguments(chunk, full), more...)})
+			list = append(list, statement{sql: forTenant(sql, t.tenant), args: append(arguments(chunk, full), more...), often: !full})
 		}
 	}
 	add(insertDelivered, delivered, false)
@@ -102,7 +103,7 @@ func (t *tenantBatch) statements(owner outbox.UUID) []statement {
 	add(updateOutcomes, later, true, owner)
 	list = append(list, arrange(first, won, later)...)
 	if ids, reasons := t.disabled(); len(ids) > 0 {
-		list = append(list, statement{forTenant(disableEndpoints, t.tenant), []any{ids, reasons}})
+		list = append(list, statement{sql: forTenant(disableEndpoints, t.tenant), args: []any{ids, reasons}})
 	}
 	return list
 }

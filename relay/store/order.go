@@ -75,10 +75,10 @@ func arrange(first, won, later []*Outcome) []statement {
 	}
 	var list []statement
 	if len(rows) > 0 {
-		list = append(list, statement{parkRows, []any{rows}})
+		list = append(list, statement{sql: parkRows, args: []any{rows}})
 	}
 	if len(keys) > 0 {
-		list = append(list, statement{wakeNext, []any{endpoints, keys}})
+		list = append(list, statement{sql: wakeNext, args: []any{endpoints, keys}})
 	}
 	return list
 }

@@ -13,31 +13,52 @@ import (
 // A pipeline sends statements whose results do not matter in one round trip.
 //
 // It is what pgx.Batch is not: a thousand tenants are a thousand texts of each statement, and a batch would first ask the server to
-// describe those that its cache has lost. The types of our parameters are known, so there is nothing to ask, nothing to keep on either
-// side, and no stale plan after a change of a tenant's table.
+// describe those that its cache has lost. The types of our parameters are known, so there is nothing to ask, and nothing to keep on either
+// side but what is worth it, see prepared.
 type pipeline struct {
-	conn    *pgx.Conn
-	batch   pgconn.Batch
-	buf     []byte // of the values of one statement, which the batch copies
-	values  [][]byte
-	oids    []uint32
-	formats []int16
-	err     error
+	conn *pgx.Conn
+	// prepared is for statements that are sent often; nil: none is prepared. What fails there is not known before run.
+	prepared *prepared
+	batch    pgconn.Batch
+	buf      []byte // of the values of one statement, which the batch copies
+	values   [][]byte
+	oids     []uint32
+	formats  []int16
+	err      error
 }
 
 // add puts a statement at the end. Once the server reports an error it skips all that follow.
 func (p *pipeline) add(sql string, args ...any) {
-	if p.err != nil {
+	if p.encode(args) {
+		p.batch.ExecParams(sql, p.values, p.oids, p.formats, nil)
+	}
+}
+
+// addOften is add for what is sent with most batches.
+func (p *pipeline) addOften(ctx context.Context, sql string, args ...any) {
+	if !p.encode(args) {
 		return
+	}
+	if name := p.prepared.lookUp(ctx, p.conn, sql, p.oids); name != "" {
+		p.batch.ExecPrepared(name, p.values, p.formats, nil)
+		return
+	}
+	p.batch.ExecParams(sql, p.values, p.oids, p.formats, nil)
+}
+
+// encode makes the values of one statement, unless there has been an error.
+func (p *pipeline) encode(args []any) bool {
+	if p.err != nil {
+		return false
 	}
 	p.buf, p.values, p.oids, p.formats = p.buf[:0], p.values[:0], p.oids[:0], p.formats[:0]
 	for i, arg := range args {
 		if p.err = p.value(arg); p.err != nil {
 			p.err = fmt.Errorf("parameter %d: %w", i+1, p.err)
-			return
+			return false
 		}
 	}
-	p.batch.ExecParams(sql, p.values, p.oids, p.formats, nil)
+	return true
 }
 
 // value adds the parameter of a statement.
@@ -67,9 +88,13 @@ func (p *pipeline) value(arg any) error {
 	return nil
 }
 
-func (p *pipeline) addAll(list []statement) {
+func (p *pipeline) addAll(ctx context.Context, list []statement) {
 	for _, st := range list {
-		p.add(st.sql, st.args...)
+		if st.often && p.prepared != nil {
+			p.addOften(ctx, st.sql, st.args...)
+		} else {
+			p.add(st.sql, st.args...)
+		}
 	}
 }
 
@@ -80,5 +105,9 @@ func (p *pipeline) run(ctx context.Context) error {
 	}
 	answers := p.conn.PgConn().ExecBatch(ctx, &p.batch)
 	failpoint.Hit(failpoint.Committing)
-	return answers.Close()
+	err := answers.Close()
+	if p.prepared != nil {
+		p.prepared.forget(err)
+	}
+	return err
 }

@@ -162,7 +162,7 @@ func (s *Store) Resume(ctx context.Context, tenant string) error {
 // Suspend stops a tenant whose events cannot be read. What it misses is queued when it is resumed. Of p, the epoch counts: ErrFenced
 // says that it is over, and nothing was written.
 func (s *Store) Suspend(ctx context.Context, p Progress, tenant, reason string) error {
-	w := writer{slot: s.slot, progress: &p, last: &statement{suspend, []any{tenant, text(reason), s.slot}}}
+	w := writer{slot: s.slot, progress: &p, last: &statement{sql: suspend, args: []any{tenant, text(reason), s.slot}}}
 	_, err := w.write(ctx, s.pool)
 	switch {
 	case code(err) == codeFenced:

@@ -28,7 +28,7 @@ func (s *Store) record(ctx context.Context, pool *pgxpool.Pool, owner outbox.UUI
 	if len(outcomes) == 0 && p == nil {
 		return nil, nil
 	}
-	w := writer{owner: owner, slot: s.slot, progress: p, batches: split(outcomes), last: last}
+	w := writer{owner: owner, slot: s.slot, progress: p, batches: split(outcomes), last: last, often: pool == s.recording}
 	broken, err := w.write(ctx, pool)
 	switch {
 	case code(err) == codeFenced:
@@ -46,6 +46,7 @@ type writer struct {
 	progress *Progress
 	batches  []tenantBatch
 	last     *statement
+	often    bool // on a connection that does nothing else
 }
 
 func (w *writer) write(ctx context.Context, pool *pgxpool.Pool) ([]TenantError, error) {
@@ -86,12 +87,15 @@ func (w *writer) commit(p *pipeline) {
 // writeAtOnce is the usual way: everything in one pipeline.
 func (w *writer) writeAtOnce(ctx context.Context, conn *pgx.Conn) error {
 	p := pipeline{conn: conn}
+	if w.often {
+		p.prepared = preparedOn(conn)
+	}
 	w.begin(&p)
 	if endpoints := ordered(w.batches...); len(endpoints) > 0 {
 		p.add(lockOrder, endpoints)
 	}
 	for i := range w.batches {
-		p.addAll(w.batches[i].statements(w.owner))
+		p.addAll(ctx, w.batches[i].statements(w.owner))
 	}
 	w.commit(&p)
 	return inTransaction(ctx, conn, p.run(ctx))

@@ -427,3 +427,46 @@ func TestRecordAfterBrokenConnection(t *testing.T) {
 	}, 10*time.Second, 10*time.Millisecond)
 	assert.Equal(t, 1, b.count("a.webhook_deliveries"))
 }
+
+// TestRecordPrepared: what is recorded over and over is prepared, each tenant's for itself, and nothing is lost when the table is another one by then or
+// somebody has taken the statements away, as a pooler does that gives each transaction another session.
+func TestRecordPrepared(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a", "b")
+	ea, eb := b.endpoint("a"), b.endpoint("b")
+	prepared := func() (n int) {
+		t.Helper()
+		known, err := b.store.Prepared(t.Context())
+		require.NoError(t, err)
+		const list = `SELECT count(*) FROM pg_catalog.pg_prepared_statements WHERE name ~ '^outbox_relay_' AND statement ~ 'INSERT INTO "[ab]".webhook_deliveries'`
+		require.NoError(t, b.store.Recording().QueryRow(t.Context(), list).Scan(&n))
+		require.Equal(t, n, known)
+		return n
+	}
+	rows := 0
+	record := func() {
+		t.Helper()
+		rows++
+		b.record(succeeded(deliver("a", ea)), succeeded(deliver("b", eb)))
+		require.Equal(t, rows, b.count("a.webhook_deliveries"))
+		require.Equal(t, rows, b.count("b.webhook_deliveries"))
+	}
+	record()
+	require.Zero(t, prepared(), "once is not often")
+	for range 5 {
+		record()
+	}
+	require.Equal(t, 2, prepared())
+
+	b.exec(`ALTER TABLE a.webhook_deliveries RENAME TO was; CREATE TABLE a.webhook_deliveries (LIKE a.was INCLUDING ALL); INSERT INTO a.webhook_deliveries SELECT * FROM a.was;
+		ALTER TABLE a.webhook_deliveries ADD more integer; GRANT ALL ON a.webhook_deliveries TO PUBLIC`)
+	record()
+	assert.Equal(t, rows-1, b.count("a.was"))
+
+	_, err := b.store.Recording().Exec(t.Context(), "DEALLOCATE ALL")
+	require.NoError(t, err)
+	for range 6 {
+		record()
+	}
+	assert.Zero(t, prepared(), "not again on this connection")
+}

@@ -146,7 +146,7 @@ func (s *Store) RecordRecovery(ctx context.Context, epoch int64, page *RecoveryP
 		return nil
 	}
 	broken, err := s.record(ctx, s.pool, outbox.UUID{}, &Progress{Epoch: epoch}, outcomes,
-		&statement{recordRecovery, []any{page.Number, page.from, page.cursor, page.scanned, len(outcomes), page.Done}})
+		&statement{sql: recordRecovery, args: []any{page.Number, page.from, page.cursor, page.scanned, len(outcomes), page.Done}})
 	if err != nil {
 		return err
 	}

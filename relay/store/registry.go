@@ -147,7 +147,7 @@ func (s *Store) load(ctx context.Context, list string, args []any, beat func(con
 	conn, err := s.pool.Acquire(ctx)
 	if err == nil {
 		defer conn.Release()
-		err = inTransaction(ctx, conn.Conn(), reg.load(ctx, conn.Conn(), statement{list + " ORDER BY 1", args}, s.shard, beat))
+		err = inTransaction(ctx, conn.Conn(), reg.load(ctx, conn.Conn(), statement{sql: list + " ORDER BY 1", args: args}, s.shard, beat))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("load routing rows: %w", err)

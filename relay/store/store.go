@@ -119,7 +119,7 @@ func (cfg *Config) parse(dsn string) (*pgxpool.Config, error) {
 	if cfg.ConnectTimeout > 0 {
 		pc.ConnConfig.ConnectTimeout = cfg.ConnectTimeout
 	}
-	// No statement is prepared, see pipeline: here at the price of results in text form.
+	// No statement is prepared, but for what prepared says: here at the price of results in text form.
 	pc.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	return pc, nil
 }
@@ -160,6 +160,7 @@ const (
 	codeFenced           = "OR001" // raised by outbox_relay.advance
 	codeLockNotAvailable = "55P03"
 	codeUndefinedTable   = "42P01" // or its schema
+	codeUnknownStatement = "26000" // prepared on another session
 	codeReadOnly         = "25006" // a server that has become a standby
 )
 
