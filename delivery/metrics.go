@@ -1,6 +1,8 @@
 package delivery
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
@@ -35,6 +37,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		duration: auto.NewHistogram(prometheus.HistogramOpts{
 			Name: "outbox_relay_attempt_duration_seconds", Help: "Time of one attempt, from request to answer.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
+			// And a native histogram, for a server that takes it: buckets 10 % apart, as long as they are no more than these.
+			NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160, NativeHistogramMinResetDuration: time.Hour,
 		}),
 		inFlight:         gauge("attempts_in_flight", "Attempts under way."),
 		resends:          counter("attempt_resends_total", "Requests sent again within an attempt because a kept connection turned out dead."),

@@ -230,7 +230,7 @@ func missed(tenant string, e *outbox.Event, target route.Target, m *messages, at
 	ep := target.Endpoint
 	return store.Outcome{
 		Delivery: &store.Delivery{
-			ID: outbox.NewUUID(), Tenant: tenant, EventID: e.ID, EndpointID: ep.ID, URL: ep.URL, Method: ep.Method, Message: m.of(nil, ep.Format, e, source),
+			ID: uncommittedID(), Tenant: tenant, EventID: e.ID, EndpointID: ep.ID, URL: ep.URL, Method: ep.Method, Message: m.of(nil, ep.Format, e, source),
 			EventType: e.Type, Subscription: target.Subscription, Order: place(ep, e, at, 0),
 		},
 		Status: store.Pending, Reason: reason, Park: ep.Paused,

@@ -33,6 +33,8 @@ type Config struct {
 	Retention Retention `mapstructure:"retention"`
 	Network   Network   `mapstructure:"network"`
 	Secrets   Secrets   `mapstructure:"secrets"`
+	Objective Objective `mapstructure:"objective"`
+	Metrics   Metrics   `mapstructure:"metrics"`
 	Shutdown  Shutdown  `mapstructure:"shutdown"`
 }
 
@@ -256,6 +258,7 @@ func DefaultConfig() Config {
 		Queue:     Queue{Poll: time.Second, Batch: 500, Lease: time.Minute},
 		Health:    Health{WarnAfter: day, DisableAfter: 5 * day},
 		Retention: Retention{Deliveries: 90 * day, Attempts: 90 * day, DeadLetters: 90 * day, Stats: 730 * day},
+		Objective: Objective{Latency: 5 * time.Second},
 		Shutdown:  Shutdown{Drain: 20 * time.Second},
 	}
 }
@@ -377,6 +380,8 @@ func (c Config) Validate() error {
 	atLeast(&f, "queue.lease", c.Queue.Lease, time.Second)
 	c.Health.validate(&f)
 	c.Retention.validate(&f)
+	c.Objective.validate(&f)
+	c.Metrics.validate(&f)
 	atLeast(&f, "shutdown.drain", c.Shutdown.Drain, 0)
 	for _, l := range c.ceilings() {
 		l.check(&f)

@@ -28,7 +28,7 @@ type bench struct {
 func newBench(window int) *bench {
 	cfg := DefaultConfig()
 	cfg.Window.Deliveries = window
-	b := &bench{dispatcher: newDispatcher(&cfg, newMetrics(prometheus.NewRegistry())), ledger: newLedger(0, 0), ids: make(map[string]outbox.UUID)}
+	b := &bench{dispatcher: newDispatcher(&cfg, newMetrics(prometheus.NewRegistry(), &cfg)), ledger: newLedger(0, 0), ids: make(map[string]outbox.UUID)}
 	b.deferred = func(j *job, reason string, due time.Duration) {
 		b.deferrals = append(b.deferrals, reason)
 		b.rows = append(b.rows, j)

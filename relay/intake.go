@@ -134,12 +134,12 @@ func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error
 		return s.suspend(ctx, t, fmt.Errorf("decode event: %w", err))
 	}
 	s.targets = t.Match(&e, s.targets[:0])
-	s.metrics.event(len(s.targets))
+	s.metrics.event(s.tx.begin.CommitTime, len(s.targets))
 	if len(s.targets) == 0 {
 		return nil
 	}
 	if s.tx.entry == noCommit {
-		s.tx.entry = s.ledger.begin(s.tx.begin.CommitLSN)
+		s.tx.entry = s.ledger.begin(s.tx.begin.CommitLSN, s.tx.begin.CommitTime)
 	}
 	jobs := s.jobs(t, &e)
 	failpoint.Hit(failpoint.Decoded)
@@ -191,7 +191,7 @@ func newJob(tenant string, target route.Target, m *delivery.Message, e *outbox.E
 	ep := target.Endpoint
 	return &job{
 		Delivery: store.Delivery{
-			ID: outbox.NewUUID(), Tenant: tenant, EventID: m.ID, EndpointID: ep.ID, URL: ep.URL, Method: ep.Method, Message: m,
+			ID: committedID(s.tx.begin.CommitTime), Tenant: tenant, EventID: m.ID, EndpointID: ep.ID, URL: ep.URL, Method: ep.Method, Message: m,
 			Subscription: target.Subscription, EventType: e.Type, Order: place(ep, e, s.tx.begin.CommitLSN, s.tx.n),
 		},
 		endpoint:  ep,
@@ -215,6 +215,7 @@ func place(ep *delivery.Endpoint, e *outbox.Event, commit wal.LSN, n int32) stor
 }
 
 func (s *session) dispatch(ctx context.Context, t *tenant, j *job) {
+	s.metrics.dispatches.Inc()
 	switch {
 	case t.is(statePaused), j.endpoint.Paused:
 		s.dispatcher.postpone(ctx, j, deferPaused, parked)

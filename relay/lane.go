@@ -2,6 +2,7 @@ package relay
 
 import (
 	"math"
+	"sync/atomic"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -17,9 +18,11 @@ type job struct {
 	store.Delivery
 
 	endpoint  *delivery.Endpoint
-	committed time.Time // COMMIT of the event by the server's clock; zero for a delivery from the retry queue
+	committed time.Time // COMMIT of the event by the server's clock; zero: it is not known
 	ledger    *ledger   // of the session that read it; nil for a delivery from the retry queue
 	commit    int       // its entry in the ledger
+
+	owed atomic.Bool // counted for the objective
 
 	// Under the dispatcher's lock.
 	lane       *lane

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"sync"
+	"time"
 
 	"github.com/jackc/pglogrepl"
 )
@@ -29,6 +30,7 @@ type ledger struct {
 
 // commit is one transaction of the stream with deliveries.
 type commit struct {
+	at     time.Time     // by the server's clock
 	lsn    pglogrepl.LSN // of the commit record; known when the transaction begins to arrive
 	end    pglogrepl.LSN // all before it is covered once the commit is settled; grows over later commits without deliveries
 	open   int           // deliveries not settled
@@ -43,7 +45,7 @@ func newLedger(covered, high pglogrepl.LSN) *ledger {
 }
 
 // begin opens an entry and returns its number. Only the newest entry may be open for reading.
-func (l *ledger) begin(lsn pglogrepl.LSN) int {
+func (l *ledger) begin(lsn pglogrepl.LSN, at time.Time) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.head == len(l.commits) {
@@ -54,7 +56,7 @@ func (l *ledger) begin(lsn pglogrepl.LSN) int {
 		l.commits = l.commits[:copy(l.commits, l.commits[l.head:])]
 		l.head = 0
 	}
-	l.commits = append(l.commits, commit{lsn: lsn})
+	l.commits = append(l.commits, commit{lsn: lsn, at: at})
 	return l.base + len(l.commits) - 1
 }
 
@@ -153,6 +155,16 @@ func (l *ledger) advance() {
 		l.covered = max(l.covered, c.end)
 		l.head++
 	}
+}
+
+// oldest returns when the first commit was made that is not covered; zero: there is none.
+func (l *ledger) oldest() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.head == len(l.commits) {
+		return time.Time{}
+	}
+	return l.commits[l.head].at
 }
 
 // position returns what the next record transaction may cover.

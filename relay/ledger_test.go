@@ -3,6 +3,7 @@ package relay
 import (
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/require"
@@ -14,11 +15,11 @@ func TestLedger(t *testing.T) {
 	t.Run("covers the contiguous prefix only", func(t *testing.T) {
 		t.Parallel()
 		l := newLedger(100, 100)
-		a, b := l.begin(110), 0
+		a, b := l.begin(110, time.Time{}), 0
 		l.add(a)
 		l.add(a)
 		l.end(a, 120)
-		b = l.begin(130)
+		b = l.begin(130, time.Time{})
 		l.add(b)
 		l.end(b, 140)
 		l.record(b)
@@ -36,7 +37,7 @@ func TestLedger(t *testing.T) {
 	t.Run("a transaction still being read is not covered", func(t *testing.T) {
 		t.Parallel()
 		l := newLedger(100, 0)
-		a := l.begin(200)
+		a := l.begin(200, time.Time{})
 		l.add(a)
 		l.record(a)
 		covered, _ := l.position()
@@ -52,7 +53,7 @@ func TestLedger(t *testing.T) {
 		l.end(noCommit, 150)
 		covered, _ := l.position()
 		require.Equal(t, pglogrepl.LSN(150), covered)
-		a := l.begin(200)
+		a := l.begin(200, time.Time{})
 		l.add(a)
 		l.end(a, 210)
 		l.end(noCommit, 300)
@@ -67,7 +68,7 @@ func TestLedger(t *testing.T) {
 	t.Run("what is abandoned is never covered", func(t *testing.T) {
 		t.Parallel()
 		l := newLedger(100, 0)
-		a := l.begin(200)
+		a := l.begin(200, time.Time{})
 		l.add(a)
 		l.add(a)
 		l.end(a, 210)
@@ -113,7 +114,7 @@ func TestLedgerAgainstModel(t *testing.T) {
 				n := rnd.IntN(4)
 				entry := noCommit
 				if n > 0 {
-					entry = l.begin(lsn)
+					entry = l.begin(lsn, time.Time{})
 				}
 				for range n {
 					l.add(entry)

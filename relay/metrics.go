@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"context"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,6 +25,7 @@ type metrics struct {
 	recordErrors, repeated, claims prometheus.Counter
 	invalidRows                    prometheus.Counter
 	heals, auditFindings           prometheus.Counter
+	dispatches, replays, takeovers prometheus.Counter
 	leader, epoch, slotLag         prometheus.Gauge
 	slotDelay                      prometheus.Gauge
 	slotRetained, slotSafe         prometheus.Gauge
@@ -33,11 +33,26 @@ type metrics struct {
 	slotStatus                     map[string]prometheus.Gauge
 	queueDepth, queueDue           prometheus.Gauge
 	queueAge                       prometheus.Gauge
-	breakersOpen                   prometheus.Gauge
+	breakersOpen, breakersHalfOpen prometheus.Gauge
+	tenants, endpoints             map[string]prometheus.Gauge // by state, of those that the leader serves
+
+	toRead, toAttempt, toRecord prometheus.Histogram
+	within                      time.Duration // Config.Objective.Latency
+	objective                   objective
+	shares                      []*shares // of tenants and endpoints, as far as there are to be series of these
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
-	m := &metrics{registry: reg}
+// histogramOpts are those of a latency: classic buckets for everybody, and a native histogram for a server that takes it. That has buckets 10 % apart, and at
+// most so many that a receiver which answers after anything from a millisecond to a day costs no more memory than another; beyond that they grow wider.
+func histogramOpts(name, help string, buckets []float64) prometheus.HistogramOpts {
+	return prometheus.HistogramOpts{
+		Namespace: "outbox_relay", Name: name, Help: help, Buckets: buckets,
+		NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160, NativeHistogramMinResetDuration: time.Hour,
+	}
+}
+
+func newMetrics(reg prometheus.Registerer, cfg *Config) *metrics {
+	m := &metrics{registry: reg, within: cfg.Objective.Latency}
 	counter := func(name, help string) prometheus.Counter {
 		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "outbox_relay", Name: name, Help: help})
 		reg.MustRegister(c)
@@ -49,7 +64,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		return g
 	}
 	histogram := func(name, help string, buckets []float64) prometheus.Histogram {
-		h := prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "outbox_relay", Name: name, Help: help, Buckets: buckets})
+		h := prometheus.NewHistogram(histogramOpts(name, help, buckets))
 		reg.MustRegister(h)
 		return h
 	}
@@ -63,7 +78,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.eventsMatched, m.eventsUnmatched = events.WithLabelValues("true"), events.WithLabelValues("false")
 	outcomes := vector("deliveries_total", "Deliveries recorded, by the status they were given.", "status")
 	m.outcomes = make(map[store.Status]prometheus.Counter)
-	for _, s := range []store.Status{store.Success, store.Retrying, store.Pending, store.Leased, store.Failed, store.Cancelled} {
+	for _, s := range statuses() {
 		m.outcomes[s] = outcomes.WithLabelValues(s.String())
 	}
 	deferrals := vector("deferred_total", "Deliveries deferred to the retry queue without an attempt, by reason.", "reason")
@@ -74,13 +89,22 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	} {
 		m.deferrals[r] = deferrals.WithLabelValues(r)
 	}
+	m.dispatches = counter("dispatched_total", "Deliveries of events from the log that were given to their endpoints' lanes. What a lane does not take is deferred.")
+	m.toRead = histogram("commit_to_read_seconds", "Time from the COMMIT of an event until it was read from the log.", latencyBuckets)
+	m.toAttempt = histogram("commit_to_attempt_seconds", "Time from the COMMIT of an event to the beginning of the first attempt.", latencyBuckets)
 	m.latency = histogram("commit_to_answer_seconds", "Time from the COMMIT of an event to the answer to the first attempt.", latencyBuckets)
+	m.toRecord = histogram("commit_to_record_seconds", "Time from the COMMIT of an event until what came of a delivery, or its deferral, was durable.", latencyBuckets)
 	m.flushes = histogram("record_flush_seconds", "Time to make one batch of outcomes durable.", latencyBuckets)
-	m.flushRows = histogram("record_flush_outcomes", "Outcomes in one batch.", []float64{0, 1, 10, 50, 100, 250, 500, 1000, 2500, 5000})
+	m.flushRows = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: "outbox_relay", Name: "record_flush_outcomes", Help: "Outcomes in one batch.", Buckets: []float64{0, 1, 10, 50, 100, 250, 500, 1000, 2500, 5000},
+	})
+	reg.MustRegister(m.flushRows)
 	m.recordErrors = counter("record_errors_total", "Batches that could not be made durable at once; they are tried again.")
 	m.repeated = counter("repeated_total", "Deliveries that the log repeated after a restart and that had been recorded: not sent again.")
 	m.invalidRows = counter("invalid_rows_total", "Rows of endpoints and subscriptions read that cannot be used.")
 	m.claims = counter("claimed_total", "Deliveries claimed from the retry queue.")
+	m.replays = counter("replays_total", "Deliveries that somebody had sent again, when they were attempted.")
+	m.takeovers = counter("takeovers_total", "Times that this replica began to lead its slot.")
 	m.heals = counter("heals_total", "Times that a slot was made anew and what it had missed was queued from the tables.")
 	m.auditFindings = counter("audit_findings_total", "Deliveries that committed events should have had and had not. They were queued.")
 	m.leader = gauge("leader", "1 while this replica leads its slot.")
@@ -89,37 +113,49 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.slotDelay = gauge("slot_lag_seconds", "Age of the latest commit read from the log; 0 when everything has been read.")
 	m.slotRetained = gauge("slot_retained_bytes", "WAL that the server keeps for the slot.")
 	m.slotSafe = gauge("slot_safe_bytes", "WAL that may still be written before the slot is lost, or database.wal_budget is used up; +Inf where neither limit is set.")
-	m.slotTimeLeft = gauge("slot_time_left_seconds", "Time until then, at the rate of the last minute.")
-	status := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Namespace: "outbox_relay", Name: "slot_wal_status", Help: "1 for what pg_replication_slots says of the slot's WAL; missing: there is no slot.",
-	}, []string{"status"})
-	reg.MustRegister(status)
-	m.slotStatus = make(map[string]prometheus.Gauge)
-	for _, s := range []string{"reserved", "extended", "unreserved", "lost", "missing"} {
-		m.slotStatus[s] = status.WithLabelValues(s)
+	m.slotTimeLeft = gauge("slot_time_left_seconds", "Time until slot_safe_bytes is used up, at the rate of the last minute; +Inf where it is not used.")
+	gauges := func(name, help, label string, values ...string) map[string]prometheus.Gauge {
+		v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "outbox_relay", Name: name, Help: help}, []string{label})
+		reg.MustRegister(v)
+		each := make(map[string]prometheus.Gauge)
+		for _, value := range values {
+			each[value] = v.WithLabelValues(value)
+		}
+		return each
 	}
+	m.slotStatus = gauges("slot_wal_status", "1 for what pg_replication_slots says of the slot's WAL; missing: there is no slot.", "status",
+		"reserved", "extended", "unreserved", "lost", "missing")
 	m.queueDepth = gauge("queue_deliveries", "Deliveries that wait in the retry queue, counted up to 100,000; beyond that the server's estimate.")
 	m.queueDue = gauge("queue_due_deliveries", "Deliveries in the retry queue that are due; 100,000 stands for that many or more.")
 	m.queueAge = gauge("queue_oldest_due_seconds", "How long the longest due delivery of the retry queue has been due.")
 	m.breakersOpen = gauge("breakers_open", "Endpoints whose breaker is open.")
+	m.breakersHalfOpen = gauge("breakers_half_open", "Endpoints whose breaker lets a probe through.")
+	m.tenants = gauges("tenants", "Tenants that this replica leads, by state.", "state", stateActive, statePaused, stateSuspended)
+	m.endpoints = gauges("endpoints", "Endpoints of the tenants that this replica leads, by state. Inactive ones are disabled, by the relay or by a person; of invalid ones the row cannot be used.", "state",
+		endpointActive, endpointPaused, endpointInactive, endpointInvalid)
+	gauge("objective_latency_seconds", "Time after the COMMIT of an event within which the first attempt is to be answered: objective.latency.").Set(m.within.Seconds())
+	m.objective = objective{
+		total:      counter("objective_deliveries_total", "Deliveries of events from the log, once each has been attempted or deferred: what the objective is a share of."),
+		met:        counter("objective_met_total", "Deliveries whose first attempt was answered, whatever the answer, within objective.latency of the COMMIT."),
+		unanswered: counter("objective_unanswered_total", "Deliveries whose first attempt began within objective.latency of the COMMIT and was not answered within it: the receiver's part in what was missed."),
+	}
+	if n := cfg.Metrics.PerTenant; n > 0 {
+		m.shares = append(m.shares, newShares(reg, "tenant", n, "tenant"))
+	}
+	if n := cfg.Metrics.PerEndpoint; n > 0 {
+		m.shares = append(m.shares, newShares(reg, "endpoint", n, "tenant", "endpoint"))
+	}
 	return m
 }
 
-// watch exports what the dispatcher and the recorder hold, and how much they may.
-func (m *metrics) watch(d *dispatcher, r *recorder) {
-	export := func(name, help string, value func() float64) {
-		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "outbox_relay", Name: name, Help: help}, value))
-	}
-	export("window_deliveries", "Deliveries of the stream in memory.", func() float64 { n, _, _, _ := d.load(); return float64(n) })
-	export("window_bytes", "Memory that these occupy, in bytes.", func() float64 { _, n, _, _ := d.load(); return float64(n) })
-	export("window_limit_deliveries", "How many deliveries of the stream are attempted from memory.", func() float64 { return float64(d.cfg.Window.Deliveries) })
-	export("window_limit_bytes", "And how much memory they may occupy, in bytes.", func() float64 { return float64(d.cfg.Window.Bytes) })
-	export("claimed_deliveries", "Deliveries of the retry queue in memory.", func() float64 { _, _, n, _ := d.load(); return float64(n) })
-	export("in_flight", "Deliveries being attempted.", func() float64 { _, _, _, n := d.load(); return float64(n) })
-	export("record_pending", "Outcomes that wait to be recorded.", func() float64 { return float64(r.pending()) })
+// statuses are those that a delivery may be given.
+func statuses() []store.Status {
+	return []store.Status{store.Success, store.Retrying, store.Pending, store.Leased, store.Failed, store.Cancelled}
 }
 
-func (m *metrics) event(targets int) {
+// event counts an event that the log has brought. Its COMMIT is by the server's clock: with clocks apart all that is measured from it is off by as much.
+func (m *metrics) event(committed time.Time, targets int) {
+	m.toRead.Observe(max(time.Since(committed).Seconds(), 0))
 	if targets > 0 {
 		m.eventsMatched.Inc()
 	} else {
@@ -134,16 +170,23 @@ func (m *metrics) read(committed time.Time) {
 
 func (m *metrics) caughtUp() { m.slotDelay.Set(0) }
 
-func (m *metrics) outcome(o *store.Outcome) { m.outcomes[o.Status].Inc() }
+func (m *metrics) outcome(o *store.Outcome) {
+	m.outcomes[o.Status].Inc()
+	for _, s := range m.shares {
+		s.of(o.Delivery.Tenant, o.Delivery.EndpointID).deliveries[o.Status].Inc()
+	}
+}
+
+// recorded notes that a delivery of the stream is durable.
+func (m *metrics) recorded(j *job) {
+	if j.ledger != nil && !j.committed.IsZero() {
+		m.toRecord.Observe(max(time.Since(j.committed).Seconds(), 0))
+	}
+}
 
 func (m *metrics) deferred(reason string) { m.deferrals[reason].Inc() }
 
 func (m *metrics) claimed(n int) { m.claims.Add(float64(n)) }
-
-// answered counts from the commit by the server's clock: with clocks apart the latency is off by that much.
-func (m *metrics) answered(committed, answered time.Time) {
-	m.latency.Observe(max(answered.Sub(committed).Seconds(), 0))
-}
 
 func (m *metrics) flushed(outcomes int, took time.Duration) {
 	m.flushes.Observe(took.Seconds())
@@ -154,62 +197,20 @@ func (m *metrics) leading(is bool, epoch int64) {
 	m.epoch.Set(float64(epoch))
 	if is {
 		m.leader.Set(1)
+		m.takeovers.Inc()
 		return
 	}
 	m.leader.Set(0)
 	m.slotDelay.Set(0)
+	m.served(census{})
 }
 
 func (m *metrics) breakerChanged(from, to gobreaker.State) {
-	if to == gobreaker.StateOpen {
-		m.breakersOpen.Inc()
-	} else if from == gobreaker.StateOpen {
-		m.breakersOpen.Dec()
+	of := map[gobreaker.State]prometheus.Gauge{gobreaker.StateOpen: m.breakersOpen, gobreaker.StateHalfOpen: m.breakersHalfOpen}
+	if g := of[from]; g != nil {
+		g.Dec()
 	}
-}
-
-// slot shows what is known of the slot's log.
-func (m *metrics) slot(s *store.Stats, o outlook) {
-	m.slotLag.Set(float64(s.LagBytes))
-	m.slotRetained.Set(float64(s.RetainedBytes))
-	m.slotSafe.Set(o.left)
-	m.slotTimeLeft.Set(o.seconds())
-	is := s.WALStatus
-	if !s.SlotExists {
-		is = "missing"
-	}
-	for name, g := range m.slotStatus {
-		if name == is {
-			g.Set(1)
-		} else {
-			g.Set(0)
-		}
-	}
-}
-
-// observe asks the database now and then what the gauges should show, until ctx is done.
-func (e *engine) observe(ctx context.Context) error {
-	tick := time.NewTicker(5 * time.Second)
-	defer tick.Stop()
-	var budget walBudget
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		s, err := e.store.Stats(ctx)
-		if err != nil {
-			continue // the recorder and the claimer tell that the database is away
-		}
-		if e.shard == 0 { // it is one queue: the sum over all shards has to be right
-			e.metrics.queueDepth.Set(float64(s.Queued))
-			e.metrics.queueDue.Set(float64(s.Due))
-			e.metrics.queueAge.Set(s.OldestDue.Seconds())
-		}
-		now := time.Now()
-		o := budget.look(now, &s, int64(e.cfg.Database.WALBudget))
-		e.metrics.slot(&s, o)
-		budget.tell(now, &s, o, e.log)
+	if g := of[to]; g != nil {
+		g.Inc()
 	}
 }

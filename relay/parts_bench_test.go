@@ -22,7 +22,7 @@ func BenchmarkLedger(b *testing.B) {
 			lsn := pglogrepl.LSN(0)
 			open := func() int {
 				lsn += 100
-				n := l.begin(lsn)
+				n := l.begin(lsn, time.Time{})
 				l.add(n)
 				l.end(n, lsn+50)
 				return n
@@ -45,7 +45,7 @@ func BenchmarkLanes(b *testing.B) {
 	for _, lanes := range []int{1, 100, 10_000} {
 		b.Run(fmt.Sprint(lanes), func(b *testing.B) {
 			cfg := DefaultConfig()
-			d := newDispatcher(&cfg, newMetrics(prometheus.NewRegistry()))
+			d := newDispatcher(&cfg, newMetrics(prometheus.NewRegistry(), &cfg))
 			d.ended = func(*job, store.Outcome) {}
 			ledger, endpoint := newLedger(0, 0), &delivery.Endpoint{Concurrency: 64, Host: "h:80"}
 			keys := make([]laneKey, lanes)

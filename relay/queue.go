@@ -134,7 +134,8 @@ func (e *engine) servedTenants(ctx context.Context) ([]string, error) {
 
 // claimed makes a job of a claimed delivery, or says why its endpoint cannot take it.
 func (e *engine) claimed(c *store.Claimed) offered {
-	j := &job{Delivery: c.Delivery, commit: noCommit}
+	j := &job{Delivery: c.Delivery, commit: noCommit, committed: committedAt(c.ID)}
+	j.owed.Store(true) // whoever deferred it has counted it
 	defaults := e.defaults
 	defaults.Tenant = c.Tenant
 	ep, err := delivery.NewEndpoint(c.Endpoint, defaults)

@@ -90,6 +90,20 @@ func (r *recorder) lead(s *session) {
 	r.mu.Unlock()
 }
 
+// restartLag is how far in time the session's position is behind what it has read.
+func (r *recorder) restartLag(now time.Time) time.Duration {
+	r.mu.Lock()
+	s := r.session
+	r.mu.Unlock()
+	if s == nil {
+		return 0
+	}
+	if at := s.ledger.oldest(); !at.IsZero() {
+		return max(now.Sub(at), 0)
+	}
+	return 0
+}
+
 // err is why the last flush did not succeed; nil if it did.
 func (r *recorder) err() error {
 	if p := r.failure.Load(); p != nil {
@@ -236,6 +250,7 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 	due := false
 	for i := range out {
 		r.metrics.outcome(&out[i])
+		r.metrics.recorded(jobs[i])
 		due = due || nextDue(&out[i])
 	}
 	if due {

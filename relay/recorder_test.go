@@ -39,7 +39,7 @@ func TestFencedAfterAFailure(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(db.Close)
 	b := newBench(10)
-	r := newRecorder(b.cfg, db, outbox.NewUUID(), b.dispatcher, newMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
+	r := newRecorder(b.cfg, db, outbox.NewUUID(), b.dispatcher, newMetrics(prometheus.NewRegistry(), b.cfg), slog.New(slog.DiscardHandler))
 	progress, err := db.Lead(ctx, store.LeadOptions{SystemID: "1"})
 	require.NoError(t, err)
 	lost := make(chan error, 1)
@@ -52,7 +52,7 @@ func TestFencedAfterAFailure(t *testing.T) {
 	exec(`ALTER FUNCTION outbox_relay.advance(text, bigint, pg_lsn, pg_lsn) RENAME TO away`)
 	j := b.job("a", 1)
 	j.Tenant = "acme"
-	j.commit = b.ledger.begin(100)
+	j.commit = b.ledger.begin(100, time.Time{})
 	b.ledger.add(j.commit)
 	b.ledger.end(j.commit, 110)
 	b.admit(ctx, j)

@@ -151,7 +151,7 @@ func newEngine(ctx context.Context, o *Options) (*engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.metrics = newMetrics(o.Registry)
+	e.metrics = newMetrics(o.Registry, cfg)
 	e.dispatcher = newDispatcher(cfg, e.metrics)
 	e.recorder = newRecorder(cfg, e.store, e.owner, e.dispatcher, e.metrics, o.Log)
 	e.keeper = newKeeper(e.store, o.Log)
@@ -160,7 +160,7 @@ func newEngine(ctx context.Context, o *Options) (*engine, error) {
 	e.dispatcher.doubt = e.recorder.writePosition
 	e.recorder.dueNow = func() { signal(e.claim) }
 	e.dispatcher.claimedDone = e.claimedDone
-	e.metrics.watch(e.dispatcher, e.recorder)
+	e.metrics.watch(e.dispatcher, e.recorder, e.store.Pool)
 	return e, nil
 }
 

@@ -1,5 +1,7 @@
 package relay
 
+import "github.com/sony/gobreaker/v2"
+
 // What tenants, lanes and hosts may have of what there is.
 
 // party is a tenant in the dispatcher. Its lanes take turns within it, and parties take turns with each other, so that a tenant with a thousand
@@ -81,6 +83,7 @@ func (d *dispatcher) leaveHost(l *lane) {
 
 // forget drops a lane that is idle.
 func (d *dispatcher) forget(key laneKey, l *lane) {
+	d.metrics.breakerChanged(l.breaker.State(), gobreaker.StateClosed)
 	d.leaveHost(l)
 	if l.party.lanes--; l.party.lanes == 0 {
 		delete(d.parties, key.tenant)

@@ -44,6 +44,7 @@ func (w *steward) look(ctx context.Context, s *session) error {
 		return nil
 	}
 	w.looked = time.Now()
+	s.countServed()
 	return errors.Join(w.tryAgain(ctx, s), w.giveUp(ctx, s))
 }
 

@@ -35,9 +35,7 @@ func (e *engine) attempt(ctx context.Context, j *job) {
 	failpoint.Hit(failpoint.Sending)
 	res := e.client.Attempt(ctx, j.endpoint, j.Message, j.Attempts+1)
 	failpoint.Hit(failpoint.Answered)
-	if !j.committed.IsZero() {
-		e.metrics.answered(j.committed, res.Started.Add(res.Duration))
-	}
+	e.metrics.tried(j, &res)
 	e.logAttempt(ctx, j, &res)
 	v := judge(j, &res)
 	o := decide(j, res)
@@ -115,6 +113,7 @@ func decide(j *job, res delivery.Result) store.Outcome {
 func (e *engine) deferJob(j *job, reason string, due time.Duration) {
 	failpoint.Hit(failpoint.Deferred)
 	e.metrics.deferred(reason)
+	e.metrics.owe(j)
 	o := store.Outcome{Delivery: &j.Delivery, Status: store.Pending, Due: due, Reason: reason}
 	if due == parked {
 		o.Due, o.Park = 0, true
@@ -125,6 +124,7 @@ func (e *engine) deferJob(j *job, reason string, due time.Duration) {
 // leaseJob makes a delivery in flight a row that is leased to us, for the ledger not to wait for it. The attempt goes on, and its outcome finds
 // the row. It is called under the dispatcher's lock, so that the lease is recorded before that outcome.
 func (e *engine) leaseJob(j *job) {
+	e.metrics.owe(j)
 	row := j.Delivery // as it is now: the outcome will find the original marked as queued
 	e.recorder.add(&job{ledger: j.ledger, commit: j.commit}, store.Outcome{
 		Delivery: &row, Status: store.Leased, Due: e.cfg.Queue.Lease, Reason: deferHold,

@@ -220,6 +220,27 @@ func (t *Tenant) Truncate(table string) {
 	}
 }
 
+// Count is how many endpoints there are: those that take deliveries, those that are paused, those that are not active, and those whose row cannot be used.
+type Count struct{ Active, Paused, Inactive, Invalid int }
+
+// Count counts them.
+func (t *Tenant) Count() (c Count) {
+	for _, e := range t.endpoints {
+		switch {
+		case !e.known:
+		case e.usable == nil:
+			c.Invalid++
+		case !e.usable.Active:
+			c.Inactive++
+		case e.usable.Paused:
+			c.Paused++
+		default:
+			c.Active++
+		}
+	}
+	return c
+}
+
 // Invalid returns the rows that match nothing because of what is in them, in order of table and id.
 func (t *Tenant) Invalid() []Invalid {
 	var all []Invalid
