@@ -157,7 +157,7 @@ func (a *app) root() *cobra.Command {
 	flags.String("database-url", "", "`DSN` of the database (database.url)")
 	flags.String("log-level", "", "log this `LEVEL` and above: debug, info, warn, error (log.level)")
 	flags.String("log-format", "", "log as `FORMAT`: json, text, or auto: text on a terminal (log.format)")
-	root.AddCommand(a.runCommand(), a.demoCommand(), a.benchCommand(), a.configCommand(), a.versionCommand())
+	root.AddCommand(a.runCommand(), a.demoCommand(), a.benchCommand(), a.configCommand(), a.metricsCommand(), a.versionCommand())
 	for _, cmd := range []*cobra.Command{
 		a.migrateCommand(), a.checkCommand(), a.tenantsCommand(), a.deliveriesCommand(), a.deadlettersCommand(), a.endpointsCommand(), a.eventsCommand(), a.auditCommand(),
 		a.secretsCommand(),
