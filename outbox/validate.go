@@ -30,7 +30,8 @@ func (e *FieldError) Error() string {
 }
 
 // Validate returns every fault of e at once, each a *FieldError, joined. Only what depends on the database's configuration is left
-// to it, such as how deeply a document may be nested. Insert and its relatives call Validate themselves.
+// to it, such as how deeply a document may be nested. Insert and its relatives call Validate themselves. ValidateWithin has the limits
+// of the relay besides.
 func (e *Event) Validate() error {
 	var faults []error
 	report := func(field, fault, remedy string) {
@@ -39,7 +40,7 @@ func (e *Event) Validate() error {
 		}
 	}
 
-	report("Type", typeFault(e.Type), "use two or more segments of a-z, 0-9, _ and - joined by dots, such as order.created")
+	report("Type", typeFault(e.Type), typeRemedy)
 	report("Name", textFault(e.Name, maxName), "shorten or clean the text, or leave it empty")
 	if e.AggregateID.IsZero() {
 		report("AggregateID", "is missing", "set the id of what the event is about")
@@ -58,6 +59,8 @@ func (e *Event) Validate() error {
 	}
 	return errors.Join(faults...)
 }
+
+const typeRemedy = "use two or more segments of a-z, 0-9, _ and - joined by dots, such as order.created"
 
 func typeFault(s string) string {
 	switch {
@@ -152,44 +155,43 @@ const (
 
 // overflows tells whether a valid document holds a number that numeric does not.
 func overflows(doc []byte) bool {
-	for i := 0; i < len(doc); {
-		c := doc[i]
-		end := i + 1
-		switch {
-		case c == '"':
-			for ; doc[end] != '"'; end++ {
-				if doc[end] == '\\' {
-					end++
-				}
-			}
-			end++
-		case c == '-' || c >= '0' && c <= '9':
-			for end < len(doc) && strings.IndexByte("0123456789.eE+-", doc[end]) >= 0 {
-				end++
-			}
-			if overflowsNumeric(string(doc[i:end])) {
-				return true
-			}
+	for token := range tokens(doc) {
+		if c := token[0]; (c == '-' || c >= '0' && c <= '9') && overflowsNumeric(string(token)) {
+			return true
 		}
-		i = end
 	}
 	return false
 }
 
 func overflowsNumeric(number string) bool {
-	mantissa, exponent := strings.TrimPrefix(number, "-"), 0
+	d := parseDecimal(number)
+	if d.exponent == maxExponent || d.exponent == -maxExponent {
+		return true // of zero as well
+	}
+	scale := len(d.fraction) - d.exponent
+	significant := strings.TrimLeft(d.whole+d.fraction, "0")
+	return scale > maxScale || significant != "" && len(significant)-1-scale > maxWeight
+}
+
+// decimal is the text of a number, taken apart.
+type decimal struct {
+	whole, fraction string // digits before and behind the point
+	exponent        int    // maxExponent stands for it and all beyond, and so below zero
+}
+
+const maxExponent = 1<<30 + 1
+
+func parseDecimal(number string) (d decimal) {
+	mantissa := strings.TrimPrefix(number, "-")
 	if at := strings.IndexAny(mantissa, "eE"); at >= 0 {
-		const most = 1 << 30
-		var err error
-		if exponent, err = strconv.Atoi(mantissa[at+1:]); err != nil || exponent > most || exponent < -most {
-			return true // of zero as well
+		n, err := strconv.Atoi(mantissa[at+1:])
+		if d.exponent = min(max(n, -maxExponent), maxExponent); err != nil && n == 0 {
+			d.exponent = maxExponent // no number at all
 		}
 		mantissa = mantissa[:at]
 	}
-	whole, fraction, _ := strings.Cut(mantissa, ".")
-	scale := len(fraction) - exponent
-	significant := strings.TrimLeft(whole+fraction, "0")
-	return scale > maxScale || significant != "" && len(significant)-1-scale > maxWeight
+	d.whole, d.fraction, _ = strings.Cut(mantissa, ".")
+	return d
 }
 
 // escaped returns the UTF-16 unit of a leading \uXXXX, or -1.
