@@ -63,6 +63,9 @@ type Defaults struct {
 	Concurrency int             // attempts at once; zero: no limit of the endpoint's own
 	Rate        float64         // attempts per second; zero: no limit
 
+	// Bounds are what a row may ask for; the zero value is DefaultBounds. What it leaves open is the operator's to say, and not bounded.
+	Bounds Bounds
+
 	// Tenant is the schema that the rows are of. Secrets are bound to it, and TLSProfiles are for it; empty: there is none for it.
 	Tenant string
 	// Keys open the secrets that are sealed; nil: none of them. With RequireSealed a plain one is a fault.
@@ -76,6 +79,7 @@ func DefaultDefaults() Defaults {
 		Timeout:    30 * time.Second,
 		MaxRetries: 5,
 		Backoff:    Backoff{First: 30 * time.Second, Max: time.Hour, Multiplier: 2},
+		Bounds:     DefaultBounds(),
 	}
 }
 
@@ -156,18 +160,12 @@ func (ep *Endpoint) GoString() string { return ep.String() }
 // LogValue is the endpoint's id.
 func (ep *Endpoint) LogValue() slog.Value { return slog.StringValue(ep.ID.String()) }
 
-// Bounds of a row, those of the table's own checks where it has them.
-const (
-	maxURLLen     = 4096
-	maxTimeout    = 300
-	maxRetries    = 10
-	maxBackoff    = 3600
-	maxMultiplier = 5
-)
-
 // NewEndpoint checks a row and works out the request parts. The error joins one *FieldError for each fault.
 func NewEndpoint(row EndpointRow, d Defaults) (*Endpoint, error) {
 	var f faults
+	if d.Bounds == (Bounds{}) {
+		d.Bounds = DefaultBounds()
+	}
 	ep := &Endpoint{
 		ID:              row.ID,
 		Active:          row.Active,
@@ -188,11 +186,11 @@ func NewEndpoint(row EndpointRow, d Defaults) (*Endpoint, error) {
 	}
 	f.check(slices.Contains([]string{http.MethodPost, http.MethodPut, http.MethodPatch}, ep.Method),
 		"http_method", fmt.Sprintf("%.60q", row.Method), "use POST, PUT or PATCH")
-	ep.setURL(row.URL, &f)
+	ep.setURL(row.URL, d.Bounds.MaxURLLength, &f)
 	if !validHeaderName(ep.signatureHeader) || isReserved(ep.signatureHeader) {
 		f.add("signature_header", fmt.Sprintf("%.60q", row.SignatureHeader), "use a header name of its own, such as "+defaultSignatureHeader)
 	}
-	ep.custom = parseCustomHeaders(row.CustomHeaders, ep.signatureHeader, &f)
+	ep.custom = parseCustomHeaders(row.CustomHeaders, ep.signatureHeader, &d.Bounds, &f)
 	ep.setSecrets(&row, &d, &f)
 	ep.setLimits(&row, d, &f)
 	if len(f) > 0 {
@@ -202,10 +200,10 @@ func NewEndpoint(row EndpointRow, d Defaults) (*Endpoint, error) {
 	return ep, nil
 }
 
-func (ep *Endpoint) setURL(raw string, f *faults) {
+func (ep *Endpoint) setURL(raw string, longest int, f *faults) {
 	const column = "endpoint_url"
-	if len(raw) > maxURLLen {
-		f.add(column, fmt.Sprintf("of %d bytes", len(raw)), fmt.Sprintf("at most %d", maxURLLen))
+	if len(raw) > longest {
+		f.add(column, fmt.Sprintf("of %d bytes", len(raw)), fmt.Sprintf("at most %d, see validation.max_url_length", longest))
 		return
 	}
 	u, err := url.Parse(raw)
@@ -266,15 +264,15 @@ func toASCII(host string) (string, error) {
 }
 
 func (ep *Endpoint) setLimits(row *EndpointRow, d Defaults, f *faults) {
-	seconds := func(n int32) time.Duration { return time.Duration(n) * time.Second }
+	b := &d.Bounds
 	ep.Timeout = cmp.Or(seconds(row.TimeoutSeconds), d.Timeout)
-	f.check(row.TimeoutSeconds >= 0 && row.TimeoutSeconds <= maxTimeout, "timeout_seconds", row.TimeoutSeconds, "use 1 to 300")
+	f.checkSeconds("timeout_seconds", row.TimeoutSeconds, b.MinTimeout, b.MaxTimeout, "timeout")
 
 	ep.MaxRetries = int(row.MaxRetryAttempts)
 	if row.MaxRetryAttempts < 0 {
 		ep.MaxRetries = d.MaxRetries
 	}
-	f.check(row.MaxRetryAttempts <= maxRetries, "max_retry_attempts", row.MaxRetryAttempts, "use 0 to 10")
+	f.check(int(row.MaxRetryAttempts) <= b.MaxRetries, "max_retry_attempts", row.MaxRetryAttempts, fmt.Sprintf("use 0 to %d, see validation.max_retries", b.MaxRetries))
 
 	ep.Retry = Backoff{
 		First:      cmp.Or(seconds(row.BackoffSeconds), d.Backoff.First),
@@ -282,7 +280,7 @@ func (ep *Endpoint) setLimits(row *EndpointRow, d Defaults, f *faults) {
 		Multiplier: cmp.Or(row.BackoffMultiplier, d.Backoff.Multiplier),
 	}
 	ep.schedule = d.Schedule
-	f.check(row.BackoffSeconds >= 0 && row.BackoffSeconds <= maxBackoff, "retry_backoff_seconds", row.BackoffSeconds, "use 1 to 3600")
+	f.checkSeconds("retry_backoff_seconds", row.BackoffSeconds, b.MinBackoff, b.MaxBackoff, "backoff")
 	f.check(row.BackoffMultiplier == 0 || row.BackoffMultiplier >= 1 && row.BackoffMultiplier <= maxMultiplier,
 		"retry_backoff_multiplier", row.BackoffMultiplier, "use 1.0 to 5.0")
 

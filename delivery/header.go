@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -19,11 +18,7 @@ const (
 	defaultSignatureHeader = "X-Webhook-Signature"
 )
 
-const (
-	maxHeaderName    = 100
-	maxCustomHeaders = 50
-	maxCustomBytes   = 8 << 10 // names and values; common servers refuse a request head of more than 8 to 16 KiB
-)
+const maxHeaderName = 100
 
 // field is a header in the form net/http wants. Attempts share values and never change it.
 type field struct {
@@ -32,7 +27,7 @@ type field struct {
 }
 
 // parseCustomHeaders reads custom_headers: an object of names and strings. signature is the endpoint's signature header.
-func parseCustomHeaders(raw []byte, signature string, f *faults) []field {
+func parseCustomHeaders(raw []byte, signature string, b *Bounds, f *faults) []field {
 	const column = "custom_headers"
 	if len(raw) == 0 {
 		return nil
@@ -42,8 +37,8 @@ func parseCustomHeaders(raw []byte, signature string, f *faults) []field {
 		f.add(column, "(hidden)", `must be a JSON object of names and strings, such as {"X-Team": "billing"}`)
 		return nil
 	}
-	if len(stored) > maxCustomHeaders {
-		f.add(column, fmt.Sprintf("with %d names", len(stored)), fmt.Sprintf("at most %d", maxCustomHeaders))
+	if len(stored) > b.MaxHeaders {
+		f.add(column, fmt.Sprintf("with %d names", len(stored)), fmt.Sprintf("at most %d, see validation.max_headers", b.MaxHeaders))
 	}
 	seen := map[string]bool{}
 	fields := make([]field, 0, len(stored))
@@ -68,8 +63,8 @@ func parseCustomHeaders(raw []byte, signature string, f *faults) []field {
 		size += len(name) + len(value)
 		fields = append(fields, field{name: canonical, values: []string{value}})
 	}
-	if size > maxCustomBytes {
-		f.add(column, fmt.Sprintf("of %d bytes", size), "at most "+strconv.Itoa(maxCustomBytes)+" bytes in all")
+	if size > b.MaxHeadersSize {
+		f.add(column, fmt.Sprintf("of %d bytes", size), fmt.Sprintf("at most %d bytes in all, see validation.max_headers_size", b.MaxHeadersSize))
 	}
 	slices.SortFunc(fields, func(a, b field) int { return strings.Compare(a.name, b.name) })
 	return fields
