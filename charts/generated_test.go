@@ -154,6 +154,8 @@ func valueSchema(t *testing.T, key string, value *yaml.Node) map[string]any {
 		return map[string]any{"type": "array", "items": map[string]any{"type": "integer"}}
 	case key == "min_version":
 		return map[string]any{"type": []string{"string", "number"}} // 1.3 is one where it has no quotes
+	case key == "payload_schema":
+		return map[string]any{"type": []string{"string", "boolean"}} // off is one where it has no quotes
 	case value.Tag == "!!seq":
 		return map[string]any{"type": "array", "items": text()}
 	case value.Tag == "!!bool":

@@ -38,6 +38,8 @@ func (c *Config) ceilings() []ceiling {
 		under("retry.backoff", &c.Retry.Backoff, "retry.max_backoff", &c.Retry.MaxBackoff),
 		under("breaker.half_open", &c.Breaker.HalfOpen, "delivery.workers", &d.Workers),
 		under("record.batch", &c.Record.Batch, "window.deliveries", &c.Window.Deliveries),
+		under("validation.min_timeout", &c.Validation.MinTimeout, "validation.max_timeout", &c.Validation.MaxTimeout),
+		under("validation.min_backoff", &c.Validation.MinBackoff, "validation.max_backoff", &c.Validation.MaxBackoff),
 		under("health.warn_after", &c.Health.WarnAfter, "health.disable_after", &c.Health.DisableAfter), // 0: never
 	}
 }

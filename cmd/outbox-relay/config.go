@@ -132,7 +132,9 @@ func loadConfig(file string, flags *pflag.FlagSet) (config, error) {
 			faults.faults = append(faults.faults, fault)
 		}
 	}
-	c.Fit(func(key string) bool { return v.Get(key) != nil })
+	given := func(key string) bool { return v.Get(key) != nil }
+	c.ApplyProfile(given)
+	c.Fit(given)
 	if f := flags.Lookup("database-url"); f != nil && f.Changed && list == nil {
 		c.Database.URLFile = "" // for this one time: somebody works as another role
 	}

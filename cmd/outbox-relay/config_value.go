@@ -80,6 +80,10 @@ func (l leaf) decode(raw any) []error {
 		*dst = delivery.TLSVersion(text) // 1.3 is a number in YAML
 	case *[]delivery.TLSProfile:
 		return l.decodeProfiles(dst, raw)
+	case *relay.SchemaMode:
+		if *dst = relay.SchemaMode(text); text == "false" { // what some readers of YAML make of an off without quotes
+			*dst = relay.SchemaOff
+		}
 	default:
 		panic(fmt.Sprintf("key %s has a type nobody decodes: %T", l.key, dst))
 	}
