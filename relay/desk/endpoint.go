@@ -226,7 +226,7 @@ func subscriptionsOf(rows *store.TenantRows, endpoint outbox.UUID) []Subscriptio
 func Routing(rows *store.TenantRows, defaults delivery.Defaults) *route.Tenant {
 	table := route.NewTenant(rows.Schema, defaults)
 	for _, row := range rows.EventTypes {
-		table.SetEventType(row)
+		_ = table.SetEventType(row) // it is not the endpoints'
 	}
 	for _, row := range rows.Endpoints {
 		_ = table.SetEndpoint(row) // Invalid has it

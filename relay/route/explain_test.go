@@ -42,12 +42,12 @@ func TestExplainNamesWhatStandsInTheWay(t *testing.T) {
 				row := endpointRow(1)
 				row.Verified = false
 				_ = table.SetEndpoint(row)
-				table.SetEventType(EventTypeRow{ID: id(20), EventType: "order.created", Enabled: true, RequiresVerification: true})
+				_ = table.SetEventType(EventTypeRow{ID: id(20), EventType: "order.created", Enabled: true, RequiresVerification: true})
 			},
 			fits: true, why: []string{"its endpoint is not verified, which events of type order.created require"},
 		},
 		"disabled type": {
-			set:  func(table *Tenant) { table.SetEventType(EventTypeRow{ID: id(20), EventType: "order.created"}) },
+			set:  func(table *Tenant) { _ = table.SetEventType(EventTypeRow{ID: id(20), EventType: "order.created"}) },
 			fits: true, why: []string{"events of type order.created are disabled"},
 		},
 		"another context": {
@@ -147,7 +147,7 @@ func TestExplainEndpointsWithoutSubscriptions(t *testing.T) {
 	paused := endpointRow(2)
 	paused.Paused = true
 	require.NoError(t, table.SetEndpoint(paused))
-	table.SetEventType(EventTypeRow{ID: id(20), EventType: "order.created", Enabled: true})
+	_ = table.SetEventType(EventTypeRow{ID: id(20), EventType: "order.created", Enabled: true})
 	set(t, table, subscriptionRow(10, 1, "order.*"), olderRow(11, 2, 20), olderRow(12, 2, 21))
 	verdicts := table.Explain(created(), outbox.UUID{})
 	require.Len(t, verdicts, 4)

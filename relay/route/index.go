@@ -18,7 +18,8 @@ type index struct {
 	patterns map[bucketKey]*bucket // those of buckets that have one
 	types    map[outbox.UUID]EventTypeRow
 	typeIDs  map[string]outbox.UUID
-	plans    map[string]*plan // for the types seen since their buckets or rows last changed
+	schemas  map[outbox.UUID]*PayloadSchema // of the types that have one
+	plans    map[string]*plan               // for the types seen since their buckets or rows last changed
 	round    uint64
 }
 
@@ -53,6 +54,7 @@ func newIndex() index {
 		patterns: make(map[bucketKey]*bucket),
 		types:    make(map[outbox.UUID]EventTypeRow),
 		typeIDs:  make(map[string]outbox.UUID),
+		schemas:  make(map[outbox.UUID]*PayloadSchema),
 		plans:    make(map[string]*plan),
 	}
 }
@@ -106,6 +108,9 @@ func (x *index) dropPlans(key bucketKey, b *bucket) {
 func (x *index) setType(row EventTypeRow) {
 	x.types[row.ID] = row
 	x.typeIDs[row.EventType] = row.ID
+	if row.PayloadSchema != "" {
+		x.schemas[row.ID] = compilePayloadSchema(row.PayloadSchema)
+	}
 	delete(x.plans, row.EventType)
 }
 
@@ -115,6 +120,7 @@ func (x *index) deleteType(id outbox.UUID) {
 		return
 	}
 	delete(x.types, id)
+	delete(x.schemas, id)
 	if x.typeIDs[row.EventType] == id {
 		delete(x.typeIDs, row.EventType)
 	}

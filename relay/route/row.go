@@ -19,11 +19,13 @@ func (s Source) String() string {
 	return tableCurrent
 }
 
+// TableEventTypes is the one table whose invalid rows count all the same, but for their payload_schema.
+const TableEventTypes = "webhook_event_types"
+
 const (
-	tableEndpoints  = "webhook_endpoints"
-	tableEventTypes = "webhook_event_types"
-	tableCurrent    = "webhook_subscriptions"
-	tableOlder      = "webhook_event_subscriptions"
+	tableEndpoints = "webhook_endpoints"
+	tableCurrent   = "webhook_subscriptions"
+	tableOlder     = "webhook_event_subscriptions"
 )
 
 // SubscriptionRow is a row of either table of subscriptions. A table owns the row it was given, Filters included.
@@ -45,9 +47,11 @@ type EventTypeRow struct {
 	EventType            string
 	Enabled              bool // false: events of this type go nowhere
 	RequiresVerification bool // events of this type go to verified endpoints only
+	// PayloadSchema is a JSON Schema for the payloads of such events; empty: none.
+	PayloadSchema string
 }
 
-// Invalid is a row that matches nothing until it is changed.
+// Invalid is a row that matches nothing until it is changed, or an event type without the schema that it should have.
 type Invalid struct {
 	Table string
 	ID    outbox.UUID

@@ -183,16 +183,26 @@ func (t *Tenant) SubscriptionRow(id outbox.UUID, source Source) (row Subscriptio
 	return row, false
 }
 
-// SetEventType puts the row in the place of the one before with the same id.
-func (t *Tenant) SetEventType(row EventTypeRow) {
+// SetEventType puts the row in the place of the one before with the same id. The error says what is wrong with its payload_schema, which then counts as
+// none: everything else of the row is in force.
+func (t *Tenant) SetEventType(row EventTypeRow) error {
 	if t.index.types[row.ID] != row {
 		t.index.deleteType(row.ID)
 		t.index.setType(row)
 	}
+	return t.index.schemas[row.ID].fault()
 }
 
 // DeleteEventType forgets the row. Events of the type are then matched by Current subscriptions alone.
 func (t *Tenant) DeleteEventType(id outbox.UUID) { t.index.deleteType(id) }
+
+// PayloadSchema returns what the payloads of events of a type have to match; nil: whatever they like.
+func (t *Tenant) PayloadSchema(eventType string) *PayloadSchema {
+	if len(t.index.schemas) == 0 {
+		return nil
+	}
+	return t.index.schemas[t.index.typeIDs[eventType]]
+}
 
 // EventTypeRow returns the row that was set last.
 func (t *Tenant) EventTypeRow(id outbox.UUID) (row EventTypeRow, ok bool) {
@@ -207,7 +217,7 @@ func (t *Tenant) Truncate(table string) {
 		for id := range t.endpoints {
 			t.DeleteEndpoint(id)
 		}
-	case tableEventTypes:
+	case TableEventTypes:
 		for id := range t.index.types {
 			t.DeleteEventType(id)
 		}
@@ -241,7 +251,7 @@ func (t *Tenant) Count() (c Count) {
 	return c
 }
 
-// Invalid returns the rows that match nothing because of what is in them, in order of table and id.
+// Invalid returns the rows that match nothing because of what is in them, and event types whose payload_schema counts as none, in order of table and id.
 func (t *Tenant) Invalid() []Invalid {
 	var all []Invalid
 	for id, e := range t.endpoints {
@@ -252,6 +262,11 @@ func (t *Tenant) Invalid() []Invalid {
 	for key, s := range t.subscriptions {
 		if s.err != nil {
 			all = append(all, Invalid{key.source.String(), key.id, s.err})
+		}
+	}
+	for id, s := range t.index.schemas {
+		if err := s.fault(); err != nil {
+			all = append(all, Invalid{TableEventTypes, id, err})
 		}
 	}
 	slices.SortFunc(all, func(a, b Invalid) int {

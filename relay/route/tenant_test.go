@@ -95,7 +95,7 @@ func TestMatchAppends(t *testing.T) {
 func TestMatchOneTargetPerEndpoint(t *testing.T) {
 	t.Parallel()
 	table := setup(t)
-	table.SetEventType(EventTypeRow{ID: id(100), EventType: "order.created", Enabled: true})
+	_ = table.SetEventType(EventTypeRow{ID: id(100), EventType: "order.created", Enabled: true})
 	filtered := subscriptionRow(9, 1, "order.*")
 	filtered.Filters = []byte(`{"total": 21}`)
 	set(t, table, subscriptionRow(12, 1, "order.created"), subscriptionRow(11, 1, "**"), olderRow(10, 1, 100), filtered, subscriptionRow(13, 1, "order.created"))
@@ -165,20 +165,20 @@ func TestMatchEventType(t *testing.T) {
 	assert.Equal(t, [][2]int{{1, 10}, {2, 11}}, matches(table, created()), "a type without a row is matched")
 
 	row := EventTypeRow{ID: id(100), EventType: "order.created", Enabled: true}
-	table.SetEventType(row)
+	_ = table.SetEventType(row)
 	assert.Equal(t, [][2]int{{1, 10}, {2, 11}, {3, 12}}, matches(table, created()))
 
 	row.RequiresVerification = true
-	table.SetEventType(row)
+	_ = table.SetEventType(row)
 	assert.Equal(t, [][2]int{{1, 10}, {3, 12}}, matches(table, created()))
 
 	row.Enabled = false
-	table.SetEventType(row)
+	_ = table.SetEventType(row)
 	assert.Empty(t, matches(table, created()))
 	assert.Equal(t, [][2]int{{2, 11}}, matches(table, &outbox.Event{Type: "order.deleted"}), "only its own type")
 
 	row = EventTypeRow{ID: id(100), EventType: "order.deleted", Enabled: true}
-	table.SetEventType(row)
+	_ = table.SetEventType(row)
 	assert.Equal(t, [][2]int{{1, 10}, {2, 11}}, matches(table, created()), "called otherwise now")
 	assert.Equal(t, [][2]int{{2, 11}, {3, 12}}, matches(table, &outbox.Event{Type: "order.deleted"}))
 
@@ -197,7 +197,7 @@ func TestRowsInAnyOrder(t *testing.T) {
 	_, ok := table.EndpointRow(id(1))
 	assert.False(t, ok)
 
-	table.SetEventType(EventTypeRow{ID: id(100), EventType: "order.created", Enabled: true})
+	_ = table.SetEventType(EventTypeRow{ID: id(100), EventType: "order.created", Enabled: true})
 	require.NoError(t, table.SetEndpoint(endpointRow(1)))
 	require.NoError(t, table.SetEndpoint(endpointRow(2)))
 	assert.Equal(t, [][2]int{{1, 10}, {2, 11}}, matches(table, created()))
@@ -248,7 +248,7 @@ func TestInvalidRowsMatchNothingUntilMended(t *testing.T) {
 	noFilter, badOlder := subscriptionRow(13, 2, "order.created"), olderRow(14, 2, 100)
 	noFilter.Filters = nil
 	badOlder.Filters = []byte(`null`)
-	table.SetEventType(EventTypeRow{ID: id(100), EventType: "order.created", Enabled: true})
+	_ = table.SetEventType(EventTypeRow{ID: id(100), EventType: "order.created", Enabled: true})
 
 	set(t, table, subscriptionRow(20, 1, "order.created"))
 	require.Error(t, table.SetEndpoint(badEndpoint))
@@ -291,7 +291,7 @@ func TestInvalidRowsMatchNothingUntilMended(t *testing.T) {
 func TestTruncate(t *testing.T) {
 	t.Parallel()
 	table := setup(t)
-	table.SetEventType(EventTypeRow{ID: id(100), EventType: "order.created", Enabled: true})
+	_ = table.SetEventType(EventTypeRow{ID: id(100), EventType: "order.created", Enabled: true})
 	set(t, table, subscriptionRow(10, 1, "order.created"), olderRow(11, 2, 100))
 
 	table.Truncate("webhook_events")
@@ -358,10 +358,10 @@ func TestMatchAgainstReference(t *testing.T) {
 			delete(m.subscriptions, key)
 			table.DeleteSubscription(key.id, key.source)
 		case n < 18:
-			row := EventTypeRow{id(100 + r.IntN(4)), types[r.IntN(len(types))], r.IntN(4) > 0, r.IntN(3) == 0}
+			row := EventTypeRow{id(100 + r.IntN(4)), types[r.IntN(len(types))], r.IntN(4) > 0, r.IntN(3) == 0, ""}
 			if m.typeNamed(row.EventType) == nil { // the column is unique
 				m.types[row.ID] = row
-				table.SetEventType(row)
+				_ = table.SetEventType(row)
 			}
 		default:
 			eventType := id(100 + r.IntN(4))
@@ -439,7 +439,7 @@ func fill(tb testing.TB, subscriptions int) *Tenant {
 		require.NoError(tb, table.SetEndpoint(endpointRow(n)))
 	}
 	for n := range types {
-		table.SetEventType(EventTypeRow{ID: id(n), EventType: benchType(n), Enabled: true})
+		_ = table.SetEventType(EventTypeRow{ID: id(n), EventType: benchType(n), Enabled: true})
 	}
 	for n := range subscriptions {
 		eventType, nth := n%types, n/types
