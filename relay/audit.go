@@ -75,7 +75,7 @@ func Audit(ctx context.Context, st *store.Store, cfg *Config, o AuditOptions) ([
 			table := route.NewTenant(rows.Schema, cfg.EndpointDefaults())
 			fill(table, rows, func(string, outbox.UUID, error) {})
 			a := auditor{
-				store: st, cfg: cfg, table: table, repair: o.Repair, thorough: o.Thorough, found: o.Found,
+				store: st, cfg: cfg, table: table, inspector: newInspector(cfg, nil, nil), repair: o.Repair, thorough: o.Thorough, found: o.Found,
 				span: store.Range{Tenant: rows.Schema, To: handled, Since: o.Since, Until: o.Until},
 			}
 			if report.Events, err = st.CountEvents(ctx, a.span); err == nil {
@@ -97,7 +97,7 @@ func Audit(ctx context.Context, st *store.Store, cfg *Config, o AuditOptions) ([
 // fill puts the rows of a tenant into its routing table.
 func fill(table *route.Tenant, rows *store.TenantRows, complain func(kind string, id outbox.UUID, err error)) {
 	for _, r := range rows.EventTypes {
-		table.SetEventType(r)
+		complain("event type", r.ID, table.SetEventType(r))
 	}
 	for _, r := range rows.Endpoints {
 		complain("endpoint", r.ID, table.SetEndpoint(r))
@@ -109,14 +109,15 @@ func fill(table *route.Tenant, rows *store.TenantRows, complain func(kind string
 
 // An auditor looks at one tenant.
 type auditor struct {
-	store    *store.Store
-	cfg      *Config
-	table    matcher
-	span     store.Range
-	epoch    int64 // of a leader; zero: of nobody
-	thorough bool
-	repair   bool
-	found    func(tenant string, event, endpoint outbox.UUID)
+	store     *store.Store
+	cfg       *Config
+	table     matcher
+	inspector *inspector
+	span      store.Range
+	epoch     int64 // of a leader; zero: of nobody
+	thorough  bool
+	repair    bool
+	found     func(tenant string, event, endpoint outbox.UUID)
 
 	missing, queued int64
 	first           outbox.UUID // event
@@ -126,6 +127,7 @@ type auditor struct {
 type matcher interface {
 	Wants(eventType string) bool
 	Match(e *outbox.Event, dst []route.Target) []route.Target
+	PayloadSchema(eventType string) *route.PayloadSchema
 }
 
 func (a *auditor) run(ctx context.Context) error {
@@ -166,6 +168,7 @@ func (a *auditor) run(ctx context.Context) error {
 // look compares one event with its deliveries.
 func (a *auditor) look(u *store.Unaccounted, out []store.Outcome) []store.Outcome {
 	var m messages
+	var refused *refusal
 	for _, target := range a.table.Match(&u.Event, nil) {
 		if slices.Contains(u.Delivered, target.Endpoint.ID) {
 			continue
@@ -176,9 +179,14 @@ func (a *auditor) look(u *store.Unaccounted, out []store.Outcome) []store.Outcom
 		if a.found != nil {
 			a.found(a.span.Tenant, u.ID, target.Endpoint.ID)
 		}
-		if a.repair {
-			out = append(out, missed(a.span.Tenant, &u.Event, target, &m, 0, a.cfg.Delivery.Source, deferAudit))
+		if !a.repair {
+			continue
 		}
+		if refused == nil {
+			r := a.inspector.look(a.span.Tenant, a.table, &u.Event)
+			refused = &r
+		}
+		out = append(out, missed(a.span.Tenant, &u.Event, target, &m, 0, a.cfg.Delivery.Source, deferAudit, *refused))
 	}
 	return out
 }
@@ -205,7 +213,7 @@ func (s *session) audit(ctx context.Context, from, to store.Snapshot, changes ma
 		if t == nil {
 			continue
 		}
-		a := auditor{store: s.store, cfg: s.cfg, table: t, span: store.Range{Tenant: name, From: from, To: to}, epoch: s.epoch, repair: true}
+		a := auditor{store: s.store, cfg: s.cfg, table: t, inspector: s.inspector, span: store.Range{Tenant: name, From: from, To: to}, epoch: s.epoch, repair: true}
 		err := a.run(ctx)
 		if _, broken := errors.AsType[*store.TenantError](err); broken {
 			s.log.Warn("audit: the tenant's tables cannot be read", "tenant", name, "error", err)
@@ -225,14 +233,18 @@ func (s *session) audit(ctx context.Context, from, to store.Snapshot, changes ma
 }
 
 // missed makes a pending row of an event that did not come by the log, to stand at a place in it; zero: before all that the log brings. Those of one place
-// keep the order of the pages.
-func missed(tenant string, e *outbox.Event, target route.Target, m *messages, at wal.LSN, source, reason string) store.Outcome {
+// keep the order of the pages. What is refused becomes a dead letter instead.
+func missed(tenant string, e *outbox.Event, target route.Target, m *messages, at wal.LSN, source, reason string, refused refusal) store.Outcome {
 	ep := target.Endpoint
-	return store.Outcome{
+	o := store.Outcome{
 		Delivery: &store.Delivery{
 			ID: uncommittedID(), Tenant: tenant, EventID: e.ID, EndpointID: ep.ID, URL: ep.URL, Method: ep.Method, Message: m.of(nil, ep.Format, e, source),
 			EventType: e.Type, Subscription: target.Subscription, Order: place(ep, e, at, 0),
 		},
 		Status: store.Pending, Reason: reason, Park: ep.Paused,
 	}
+	if refused.code != "" {
+		o.Status, o.Code, o.Reason, o.Park = store.Failed, refused.code, refused.reason, false
+	}
+	return o
 }

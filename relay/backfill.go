@@ -74,9 +74,14 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 	var out []store.Outcome
 	for i := range page.Events {
 		e := &page.Events[i]
+		targets := t.Match(e, nil)
+		if len(targets) == 0 {
+			continue
+		}
 		var m messages
-		for _, target := range t.Match(e, nil) {
-			out = append(out, missed(t.schema, e, target, &m, page.Places[i], s.cfg.Delivery.Source, deferBackfill))
+		refused := s.inspector.look(t.schema, t, e)
+		for _, target := range targets {
+			out = append(out, missed(t.schema, e, target, &m, page.Places[i], s.cfg.Delivery.Source, deferBackfill, refused))
 		}
 	}
 	if err := s.store.RecordBackfill(ctx, s.epoch, page, out); err != nil {

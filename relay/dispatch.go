@@ -298,16 +298,20 @@ func (d *dispatcher) leaveRoom(j *job) {
 // shed defers a delivery of the stream on its arrival. A quarter of the window is there for such until they are recorded; beyond that the stream waits
 // for the database.
 func (d *dispatcher) shed(ctx context.Context, j *job, reason string, due time.Duration) {
-	for r := &d.rooms[inDeferral]; r.n > 0 && (r.n >= d.cfg.Window.Deliveries/4 || r.bytes+j.bytes > int64(d.cfg.Window.Bytes)/4); {
-		if !d.waitRoom(ctx, nil) {
-			break // the session is over: drain records what there is
-		}
-	}
+	d.awaitDeferral(ctx, j)
 	d.hold(j, inDeferral)
 	if j.ordered() {
 		d.blockKey(j.lane, j.Order.Key)
 	}
 	d.defers(j, reason, due)
+}
+
+func (d *dispatcher) awaitDeferral(ctx context.Context, j *job) {
+	for r := &d.rooms[inDeferral]; r.n > 0 && (r.n >= d.cfg.Window.Deliveries/4 || r.bytes+j.bytes > int64(d.cfg.Window.Bytes)/4); {
+		if !d.waitRoom(ctx, nil) {
+			break // the session is over: drain records what there is
+		}
+	}
 }
 
 // defers hands a job to the recorder as a row that is due later.
@@ -329,6 +333,16 @@ func (d *dispatcher) postpone(ctx context.Context, j *job, reason string, due ti
 	defer d.mu.Unlock()
 	d.lane(j)
 	d.shed(ctx, j, reason, due)
+}
+
+// reject makes a dead letter of a delivery of the stream without asking its lane. Others of its key neither wait for it, nor it for them: nothing is sent.
+func (d *dispatcher) reject(ctx context.Context, j *job) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lane(j)
+	d.awaitDeferral(ctx, j)
+	d.hold(j, inDeferral)
+	d.ended(j, store.Outcome{Delivery: &j.Delivery, Status: store.Failed, Code: j.refused.code, Reason: j.refused.reason})
 }
 
 // offered is a claimed delivery. One with a reason goes back into the retry queue without being offered to its lane.

@@ -138,10 +138,14 @@ func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error
 	if len(s.targets) == 0 {
 		return nil
 	}
+	refused := s.inspector.look(t.schema, t, &e)
 	if s.tx.entry == noCommit {
 		s.tx.entry = s.ledger.begin(s.tx.begin.CommitLSN, s.tx.begin.CommitTime)
 	}
 	jobs := s.jobs(t, &e)
+	for _, j := range jobs {
+		j.refused = refused
+	}
 	failpoint.Hit(failpoint.Decoded)
 	for range jobs {
 		s.ledger.add(s.tx.entry)
@@ -217,6 +221,8 @@ func place(ep *delivery.Endpoint, e *outbox.Event, commit wal.LSN, n int32) stor
 func (s *session) dispatch(ctx context.Context, t *tenant, j *job) {
 	s.metrics.dispatches.Inc()
 	switch {
+	case j.refused.code != "":
+		s.dispatcher.reject(ctx, j)
 	case t.is(statePaused), j.endpoint.Paused:
 		s.dispatcher.postpone(ctx, j, deferPaused, parked)
 	case j.ordered() && t.isFilling(): // it stands behind events that are not in the queue yet

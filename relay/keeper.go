@@ -73,12 +73,11 @@ func (k *keeper) note(out []store.Outcome) {
 	defer k.mu.Unlock()
 	for i := range out {
 		o := &out[i]
-		if !o.Attempted {
-			continue
+		if o.Attempted {
+			key := laneKey{o.Delivery.Tenant, o.Delivery.EndpointID}
+			k.noteHealth(key, o)
+			k.noteUsage(key, o)
 		}
-		key := laneKey{o.Delivery.Tenant, o.Delivery.EndpointID}
-		k.noteHealth(key, o)
-		k.noteUsage(key, o)
 		if o.Status == store.Failed && !strings.HasPrefix(o.Delivery.EventType, route.NewsPrefix) {
 			k.tell(newsOfDead(o))
 		}

@@ -21,6 +21,7 @@ type job struct {
 	committed time.Time // COMMIT of the event by the server's clock; zero: it is not known
 	ledger    *ledger   // of the session that read it; nil for a delivery from the retry queue
 	commit    int       // its entry in the ledger
+	refused   refusal   // why it is a dead letter from the start; zero: it is to be attempted
 
 	owed atomic.Bool // counted for the objective
 

@@ -24,6 +24,7 @@ type metrics struct {
 	flushRows                      prometheus.Histogram
 	recordErrors, repeated, claims prometheus.Counter
 	invalidRows                    prometheus.Counter
+	invalidEvents                  map[string]prometheus.Counter
 	heals, auditFindings           prometheus.Counter
 	dispatches, replays, takeovers prometheus.Counter
 	leader, epoch, slotLag         prometheus.Gauge
@@ -101,7 +102,12 @@ func newMetrics(reg prometheus.Registerer, cfg *Config) *metrics {
 	reg.MustRegister(m.flushRows)
 	m.recordErrors = counter("record_errors_total", "Batches that could not be made durable at once; they are tried again.")
 	m.repeated = counter("repeated_total", "Deliveries that the log repeated after a restart and that had been recorded: not sent again.")
-	m.invalidRows = counter("invalid_rows_total", "Rows of endpoints and subscriptions read that cannot be used.")
+	m.invalidRows = counter("invalid_rows_total", "Rows of endpoints, subscriptions and event types read that cannot be used.")
+	invalid := vector("invalid_events_total", "Matched events that break a bound of validation, or do not match their payload_schema, by error code.", "code")
+	m.invalidEvents = make(map[string]prometheus.Counter)
+	for _, code := range []string{codeEvent, codeSchema} {
+		m.invalidEvents[code] = invalid.WithLabelValues(code)
+	}
 	m.claims = counter("claimed_total", "Deliveries claimed from the retry queue.")
 	m.replays = counter("replays_total", "Deliveries that somebody had sent again, when they were attempted.")
 	m.takeovers = counter("takeovers_total", "Times that this replica began to lead its slot.")

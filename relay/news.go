@@ -34,13 +34,15 @@ func newsOfEndpoint(kind string, key laneKey, facts map[string]any) *store.News 
 
 // newsOfDead tells of a dead letter. Neither the payload nor the receiver's answer is in it.
 func newsOfDead(o *store.Outcome) *store.News {
-	kind := newsDead
-	if o.Result.Class.Retryable() && o.Result.Directive == delivery.DirectiveNone {
+	kind, class, fault := newsDead, string(o.Result.Class), o.Result.Err
+	if !o.Attempted {
+		class, fault = o.Code, o.Reason
+	} else if o.Result.Class.Retryable() && o.Result.Directive == delivery.DirectiveNone {
 		kind = newsExhausted
 	}
 	facts := map[string]any{
 		"delivery_id": o.Delivery.ID, "event_id": o.Delivery.EventID, "attempts": o.Delivery.Attempts, "replay": o.Delivery.Replay,
-		"error_class": o.Result.Class, "error": o.Result.Err,
+		"error_class": class, "error": fault,
 	}
 	if o.Result.Status > 0 {
 		facts["status"] = o.Result.Status

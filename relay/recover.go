@@ -74,7 +74,7 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 			if target.Endpoint.ID != r.ID {
 				continue
 			}
-			o := missed(t.schema, e, target, &m, 0, s.cfg.Delivery.Source, deferRecovery)
+			o := missed(t.schema, e, target, &m, 0, s.cfg.Delivery.Source, deferRecovery, s.inspector.look(t.schema, t, e))
 			if page.Rate > 0 {
 				o.Due = page.Due + time.Duration(float64(len(out))/page.Rate*float64(time.Second))
 			}
@@ -95,6 +95,10 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 func (s *session) queued(out []store.Outcome) {
 	var keys []store.OrderedKey
 	for i := range out {
+		if out[i].Status != store.Pending {
+			s.metrics.outcome(&out[i])
+			continue
+		}
 		s.metrics.deferred(out[i].Reason)
 		if d := out[i].Delivery; !d.Order.Key.IsZero() {
 			keys = append(keys, store.OrderedKey{Tenant: d.Tenant, Endpoint: d.EndpointID, Key: d.Order.Key})

@@ -88,6 +88,7 @@ type engine struct {
 	store      *store.Store
 	client     *delivery.Client
 	defaults   delivery.Defaults
+	inspector  *inspector
 	dispatcher *dispatcher
 	recorder   *recorder
 	metrics    *metrics
@@ -147,11 +148,13 @@ func newEngine(ctx context.Context, o *Options) (*engine, error) {
 	e.store, err = store.New(ctx, store.Config{
 		URL: cfg.Database.URL, Refresh: cfg.Database.DSN, MaxConns: int32(cfg.Database.MaxConnections), Slot: cfg.Database.Slot, //nolint:gosec // validated: small
 		Shard: o.Shard, ConnectTimeout: cfg.Database.ConnectTimeout, Log: o.Log, Lazy: o.Patient,
+		PayloadSchemas: cfg.Validation.PayloadSchema != SchemaOff,
 	})
 	if err != nil {
 		return nil, err
 	}
 	e.metrics = newMetrics(o.Registry, cfg)
+	e.inspector = newInspector(cfg, e.metrics, o.Log)
 	e.dispatcher = newDispatcher(cfg, e.metrics)
 	e.recorder = newRecorder(cfg, e.store, e.owner, e.dispatcher, e.metrics, o.Log)
 	e.keeper = newKeeper(e.store, o.Log)

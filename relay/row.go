@@ -2,6 +2,7 @@ package relay
 
 import (
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/neo-commons/outbox-relay/delivery"
@@ -106,9 +107,18 @@ func (r *row) subscription(s *route.SubscriptionRow) {
 	r.id("context_id", &s.ContextID)
 }
 
-func (r *row) eventType(t *route.EventTypeRow) {
+func (r *row) eventType(t *route.EventTypeRow, schema bool) {
 	r.id("id", &t.ID)
 	r.text("event_type", &t.EventType)
 	r.bool("is_enabled", &t.Enabled, true)
 	r.bool("requires_verification", &t.RequiresVerification, false)
+	if schema {
+		column(r, "payload_schema", func(t *wal.Tuple, i int) (string, error) {
+			b, err := t.JSON(i)
+			if err != nil {
+				return t.Text(i) // of whatever type it is: the rest of the row counts all the same
+			}
+			return strings.TrimPrefix(string(b), "null"), nil
+		}, &t.PayloadSchema)
+	}
 }

@@ -66,7 +66,7 @@ func TestNullsOfTheStream(t *testing.T) {
 			Method: "PUT", CustomHeaders: []byte("[]"), TimeoutSeconds: 9, BackoffSeconds: 9, BackoffMultiplier: 9, FollowRedirects: true,
 			Verified: true, Paused: true, ContextID: id, PayloadFormat: "neo", Order: "strict", MaxConcurrency: 9, RatePerSecond: 9,
 		}},
-		EventTypes:    []route.EventTypeRow{{EventType: "x", RequiresVerification: true}},
+		EventTypes:    []route.EventTypeRow{{EventType: "x", RequiresVerification: true, PayloadSchema: "{}"}},
 		Subscriptions: []route.SubscriptionRow{{Filters: []byte("[]"), ContextID: id}, {Source: route.Older}},
 	}}
 	stream, err := wal.Open(ctx, wal.Options{URL: url, Slot: slot, Publications: []string{EventsPublication, RegistryPublication}})
@@ -74,7 +74,7 @@ func TestNullsOfTheStream(t *testing.T) {
 	defer func() { _ = stream.Close(context.WithoutCancel(ctx)) }()
 	require.ErrorIs(t, stream.Run(ctx, got, func() wal.LSN { return 0 }), errAllRows)
 
-	s, err := store.New(ctx, store.Config{URL: url, Slot: slot, Log: slog.New(slog.DiscardHandler)})
+	s, err := store.New(ctx, store.Config{URL: url, Slot: slot, PayloadSchemas: true, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	defer s.Close()
 	loaded, err := s.LoadRegistry(ctx, nil, nil)
@@ -102,7 +102,7 @@ func (h *rowsOfStream) Change(_ context.Context, c *wal.Change) (err error) {
 	case "webhook_endpoints":
 		r.endpoint(&h.Endpoints[0])
 	case "webhook_event_types":
-		r.eventType(&h.EventTypes[0])
+		r.eventType(&h.EventTypes[0], true)
 	case "webhook_subscriptions":
 		r.subscription(&h.Subscriptions[0])
 	case "webhook_event_subscriptions":

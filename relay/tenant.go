@@ -64,6 +64,13 @@ func (t *tenant) Wants(eventType string) bool {
 	return t.table.Wants(eventType)
 }
 
+// PayloadSchema is that of the routing table.
+func (t *tenant) PayloadSchema(eventType string) *route.PayloadSchema {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.table.PayloadSchema(eventType)
+}
+
 // changed counts the changes of the routing table.
 func (t *tenant) changed() uint64 {
 	t.mu.Lock()
@@ -204,7 +211,7 @@ func (s *session) load(ctx context.Context, schemas []string) (loaded int, err e
 	return loaded, nil
 }
 
-// complain tells of a row that cannot be used. It matches nothing until it is mended; everything else goes on.
+// complain tells of a row that cannot be used. It matches nothing until it is mended, and an event type has no payload_schema; everything else goes on.
 func (s *session) complain(t *tenant, kind string, id outbox.UUID, err error) {
 	if err != nil {
 		s.metrics.invalidRows.Inc()
@@ -418,8 +425,8 @@ func (s *session) set(t *tenant, kind tableKind, was, id outbox.UUID, r *row) {
 	case tableEventTypes:
 		e, known := t.table.EventTypeRow(was)
 		before := e
-		if r.eventType(&e); r.err == nil && t.differs(known, before, e) {
-			t.table.SetEventType(e)
+		if r.eventType(&e, s.inspector.checksSchemas()); r.err == nil && t.differs(known, before, e) {
+			fault = t.table.SetEventType(e)
 		}
 	case tableSubscriptions, tableOldSubscriptions:
 		source := route.Current

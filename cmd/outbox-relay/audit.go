@@ -127,7 +127,8 @@ func (a *app) audit(ctx context.Context, c *config, o relay.AuditOptions, output
 func auditShard(ctx context.Context, c *config, shard int, o relay.AuditOptions) ([]relay.AuditReport, error) {
 	st, err := store.New(ctx, store.Config{
 		URL: c.Database.URL, MaxConns: 2, ConnectTimeout: c.Database.ConnectTimeout, Slot: c.Database.ShardSlot(shard), Shard: shard,
-		Log: slog.New(slog.DiscardHandler),
+		PayloadSchemas: c.Validation.PayloadSchema != relay.SchemaOff,
+		Log:            slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return nil, withHint(c.urlKey(), err)

@@ -116,6 +116,7 @@ func (k *checker) check(ctx context.Context) error {
 		{"durability", k.durability},
 		{"clock", k.clock},
 		{"client certificates", k.certificates},
+		{"validation", k.validation},
 		{"schema outbox_relay", k.installed},
 	}
 	installed := []fact{

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/neo-commons/outbox-relay/relay"
 	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/neo-commons/outbox-relay/schema"
@@ -141,7 +142,7 @@ func (k *checker) tableFaults(ctx context.Context) (map[string][]string, error) 
 func (k *checker) registry(ctx context.Context, schemas []string) (*store.Registry, error) {
 	s, err := store.New(ctx, store.Config{
 		URL: k.config.Database.URL, MaxConns: 1, ConnectTimeout: k.config.Database.ConnectTimeout, Slot: k.config.Database.Slot,
-		Log: slog.New(slog.DiscardHandler),
+		PayloadSchemas: k.config.Validation.PayloadSchema != relay.SchemaOff, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return nil, err
@@ -208,9 +209,7 @@ func (k *checker) rows(t *store.TenantRows) {
 	if denied > invalidShown {
 		k.warn("tenant "+t.Schema, fmt.Sprintf("%d more endpoints are denied by the configuration", denied-invalidShown), "see the ones above")
 	}
-	for _, row := range t.EventTypes {
-		table.SetEventType(row)
-	}
+	k.eventTypes(t, table)
 	for _, row := range t.Subscriptions {
 		_ = table.SetSubscription(row) // Invalid has it
 	}
@@ -220,6 +219,43 @@ func (k *checker) rows(t *store.TenantRows) {
 			k.warn("tenant "+t.Schema, fmt.Sprintf("%d more rows are invalid", len(invalid)-i), "mend the ones above and check again")
 			break
 		}
-		k.warn(fmt.Sprintf("tenant %s, %s %s", t.Schema, row.Table, row.ID), row.Err.Error(), "it is left out until the row is changed")
+		remedy := "it is left out until the row is changed"
+		if row.Table == route.TableEventTypes {
+			remedy = "change it, or set it to NULL"
+		}
+		k.warn(fmt.Sprintf("tenant %s, %s %s", t.Schema, row.Table, row.ID), row.Err.Error(), remedy)
 	}
+}
+
+// eventTypes names the types whose events become dead letters, whatever is in them.
+func (k *checker) eventTypes(t *store.TenantRows, table *route.Tenant) {
+	limits := k.config.EventLimits()
+	broken := 0
+	for _, row := range t.EventTypes {
+		_ = table.SetEventType(row) // Invalid has it
+		err := limits.CheckType(row.EventType)
+		if err == nil || !row.Enabled {
+			continue
+		}
+		if broken++; broken <= invalidShown {
+			k.warn(fmt.Sprintf("tenant %s, %s %s", t.Schema, route.TableEventTypes, row.ID), err.Error(), "its events become dead letters: rename it, or see validation.event_types and max_event_type_length")
+		}
+	}
+	if broken > invalidShown {
+		k.warn("tenant "+t.Schema, fmt.Sprintf("%d more event types break the bounds of validation", broken-invalidShown), "see the ones above")
+	}
+}
+
+// validation says which bounds are in force.
+func (k *checker) validation(context.Context) error {
+	v := &k.config.Validation
+	switch what := fmt.Sprintf("profile %s, payload_schema %s", v.Profile, v.PayloadSchema); v.Profile {
+	case relay.ProfileDevelopment:
+		k.warn("validation", what, "set validation.profile to production where events are not made up")
+	case relay.ProfileStaging:
+		k.ok("validation", "%s; production has tighter bounds, and https only: try it with OUTBOX_RELAY_VALIDATION_PROFILE=production outbox-relay check", what)
+	default:
+		k.ok("validation", "%s", what)
+	}
+	return nil
 }

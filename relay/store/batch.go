@@ -236,7 +236,7 @@ func (r *rows) addOutcome(o *Outcome) {
 	case Retrying:
 		state = "retrying"
 	case Failed:
-		state, due = "failed", nil
+		state, code, due = "failed", o.Code, nil
 	case Cancelled:
 		state, code, due = "cancelled", codeCancelled, nil
 	case Success:

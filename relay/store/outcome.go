@@ -82,7 +82,8 @@ type Outcome struct {
 	Result    delivery.Result // zero unless Attempted
 	Due       time.Duration   // from now: when a Retrying or Pending delivery is due, how long a Leased one is ours
 	Park      bool            // a Pending one is not due before somebody wakes it
-	Reason    string          // why, for Pending, Leased, Cancelled and Disable
+	Reason    string          // why, for Pending, Leased, Cancelled and Disable, and for what Failed without an attempt
+	Code      string          // what error_code says of what Failed without an attempt
 	Disable   bool            // the endpoint is to be disabled
 }
 

@@ -28,6 +28,8 @@ type Registry struct {
 	// Snapshot are.
 	LSN     pglogrepl.LSN
 	Tenants []TenantRows // by schema
+
+	schemas bool // of payloads are read
 }
 
 // TenantRows is a tenant with its routing rows.
@@ -60,8 +62,11 @@ const (
 
 	loadEndpoints = `SELECT ` + endpointColumns + ` FROM {tenant}.webhook_endpoints e`
 
-	loadEventTypes = `SELECT t.id, coalesce(t.event_type, '')::text, coalesce(t.is_enabled, true), coalesce(t.requires_verification, false)
-FROM {tenant}.webhook_event_types t`
+	eventTypeColumns = `t.id, coalesce(t.event_type, '')::text, coalesce(t.is_enabled, true), coalesce(t.requires_verification, false)`
+
+	loadEventTypes = `SELECT ` + eventTypeColumns + `, '' FROM {tenant}.webhook_event_types t`
+
+	loadEventTypesWithSchemas = `SELECT ` + eventTypeColumns + `, coalesce(nullif(t.payload_schema::text, 'null'), '') FROM {tenant}.webhook_event_types t`
 
 	loadSubscriptions = `SELECT s.id, s.endpoint_id, s.event_type_id, coalesce(s.event_type, '')::text, coalesce(s.event_filters, '{}')::text,
   coalesce(s.is_active, true), s.context_id FROM {tenant}.webhook_subscriptions s`
@@ -143,7 +148,7 @@ func (s *Store) LoadShard(ctx context.Context, schemas []string, position pglogr
 }
 
 func (s *Store) load(ctx context.Context, list string, args []any, beat func(context.Context) error) (*Registry, error) {
-	reg := &Registry{}
+	reg := &Registry{schemas: s.schemas}
 	conn, err := s.pool.Acquire(ctx)
 	if err == nil {
 		defer conn.Release()
@@ -184,7 +189,7 @@ func (reg *Registry) load(ctx context.Context, conn *pgx.Conn, list statement, s
 	}
 	for rest := reg.Tenants; len(rest) > 0; {
 		n := min(loadChunk, len(rest))
-		if err := loadTenants(ctx, conn, rest[:n], beat); err != nil {
+		if err := loadTenants(ctx, conn, rest[:n], reg.schemas, beat); err != nil {
 			return err
 		}
 		rest = rest[n:]
@@ -194,7 +199,7 @@ func (reg *Registry) load(ctx context.Context, conn *pgx.Conn, list statement, s
 }
 
 // loadTenants reads some tenants in one pipeline, or, if that has an error, one by one.
-func loadTenants(ctx context.Context, conn *pgx.Conn, tenants []TenantRows, beat func(context.Context) error) error {
+func loadTenants(ctx context.Context, conn *pgx.Conn, tenants []TenantRows, schemas bool, beat func(context.Context) error) error {
 	if beat != nil {
 		if err := beat(ctx); err != nil {
 			return err
@@ -205,7 +210,7 @@ func loadTenants(ctx context.Context, conn *pgx.Conn, tenants []TenantRows, beat
 	}
 	b := &pgx.Batch{}
 	for i := range tenants {
-		tenants[i].queue(b)
+		tenants[i].queue(b, schemas)
 	}
 	b.Queue("ROLLBACK TO SAVEPOINT tenant") // gives the locks back: those of a thousand tenants would be more than a server has
 	b.Queue("RELEASE SAVEPOINT tenant")
@@ -222,23 +227,27 @@ func loadTenants(ctx context.Context, conn *pgx.Conn, tenants []TenantRows, beat
 		return nil
 	}
 	for i := range tenants {
-		if err := loadTenants(ctx, conn, tenants[i:i+1], beat); err != nil {
+		if err := loadTenants(ctx, conn, tenants[i:i+1], schemas, beat); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (t *TenantRows) queue(b *pgx.Batch) {
+func (t *TenantRows) queue(b *pgx.Batch, schemas bool) {
 	b.Queue(forTenant(loadEndpoints, t.Schema)).Query(func(rows pgx.Rows) (err error) {
 		t.Endpoints, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (r delivery.EndpointRow, err error) {
 			return r, row.Scan(endpointFields(&r)...)
 		})
 		return err
 	})
-	b.Queue(forTenant(loadEventTypes, t.Schema)).Query(func(rows pgx.Rows) (err error) {
+	eventTypes := loadEventTypes
+	if schemas {
+		eventTypes = loadEventTypesWithSchemas
+	}
+	b.Queue(forTenant(eventTypes, t.Schema)).Query(func(rows pgx.Rows) (err error) {
 		t.EventTypes, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (r route.EventTypeRow, err error) {
-			return r, row.Scan(&r.ID, &r.EventType, &r.Enabled, &r.RequiresVerification)
+			return r, row.Scan(&r.ID, &r.EventType, &r.Enabled, &r.RequiresVerification, &r.PayloadSchema)
 		})
 		return err
 	})

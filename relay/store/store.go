@@ -37,6 +37,8 @@ type Config struct {
 	// Slot names the row of outbox_relay.progress, and Shard is the number of the shard whose tenants it is for.
 	Slot  string
 	Shard int
+	// PayloadSchemas has LoadRegistry and LoadShard read the payload_schema of event types.
+	PayloadSchemas bool
 	// Log is told of deliveries that Claim could not load; required.
 	Log *slog.Logger
 }
@@ -49,6 +51,7 @@ type Store struct {
 	recording *pgxpool.Pool
 	slot      string
 	shard     int
+	schemas   bool // of payloads are read
 	log       *slog.Logger
 	crowded   atomic.Int64 // when a claim waited in vain for its turn, in milliseconds of Unix time
 }
@@ -107,7 +110,7 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 		pool.Close()
 		return nil, fmt.Errorf("open recording connection: %w", err)
 	}
-	return &Store{pool: pool, recording: recording, slot: cfg.Slot, shard: cfg.Shard, log: cfg.Log}, nil
+	return &Store{pool: pool, recording: recording, slot: cfg.Slot, shard: cfg.Shard, schemas: cfg.PayloadSchemas, log: cfg.Log}, nil
 }
 
 // parse reads a DSN and adds what is ours.

@@ -1,0 +1,97 @@
+package relay
+
+import (
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/route"
+)
+
+// What error_code says of events that are dead letters from the start.
+const (
+	codeEvent  = "event_invalid"  // it breaks a bound of Config.Validation
+	codeSchema = "schema_invalid" // it does not match the payload_schema of its type
+)
+
+// A refusal says why an event is not sent. The zero value says that it is.
+type refusal struct{ code, reason string }
+
+// An inspector holds matched events against the bounds and the schemas of the configuration. It is safe for concurrent use.
+type inspector struct {
+	limits  outbox.Limits
+	schemas SchemaMode
+	metrics *metrics     // nil: nobody counts
+	log     *slog.Logger // nil: nobody is told
+
+	mu   sync.Mutex
+	told map[told]*silence
+}
+
+// told is what one line of the log in a while is for.
+type told struct{ tenant, code string }
+
+// silence is how long nothing more is said, and how much has been left unsaid.
+type silence struct {
+	until  time.Time
+	unsaid int
+}
+
+// complainAgain is how soon events of a tenant are complained of again for the same.
+const complainAgain = time.Minute
+
+func newInspector(cfg *Config, m *metrics, log *slog.Logger) *inspector {
+	return &inspector{limits: cfg.EventLimits(), schemas: cfg.Validation.PayloadSchema, metrics: m, log: log, told: make(map[told]*silence)}
+}
+
+func (i *inspector) checksSchemas() bool { return i.schemas != SchemaOff }
+
+// schemaTable knows the schemas of a tenant's event types.
+type schemaTable interface {
+	PayloadSchema(eventType string) *route.PayloadSchema
+}
+
+// look says whether a matched event is to be sent.
+func (i *inspector) look(tenant string, table schemaTable, e *outbox.Event) refusal {
+	if err := i.limits.Check(e); err != nil {
+		r := refusal{codeEvent, err.Error()}
+		i.complain(tenant, e, r, false)
+		return r
+	}
+	if i.schemas == SchemaOff {
+		return refusal{}
+	}
+	reason := table.PayloadSchema(e.Type).Check(e.Data)
+	if reason == "" {
+		return refusal{}
+	}
+	r := refusal{codeSchema, reason}
+	i.complain(tenant, e, r, i.schemas == SchemaWarn)
+	if i.schemas == SchemaWarn {
+		return refusal{}
+	}
+	return r
+}
+
+// complain counts the event, and tells of it unless the same was told of the tenant a moment ago. The reason has nothing of the payload.
+func (i *inspector) complain(tenant string, e *outbox.Event, r refusal, sent bool) {
+	if i.metrics == nil {
+		return
+	}
+	i.metrics.invalidEvents[r.code].Inc()
+	now := time.Now()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	s := i.told[told{tenant, r.code}]
+	if s == nil {
+		s = &silence{}
+		i.told[told{tenant, r.code}] = s
+	}
+	if now.Before(s.until) {
+		s.unsaid++
+		return
+	}
+	i.log.Warn("an event is not valid", "tenant", tenant, "event", e.ID, "event_type", e.Type, "code", r.code, "reason", r.reason, "sent", sent, "unsaid", s.unsaid)
+	*s = silence{until: now.Add(complainAgain)}
+}

@@ -1,0 +1,116 @@
+package relay
+
+import (
+	"bytes"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/route"
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+func testInspector(t *testing.T, mode SchemaMode) (*inspector, *route.Tenant, *bytes.Buffer) {
+	t.Helper()
+	cfg := DefaultConfig()
+	cfg.Validation.PayloadSchema, cfg.Validation.MaxDepth = mode, 2
+	table := route.NewTenant("acme", delivery.DefaultDefaults())
+	require.NoError(t, table.SetEventType(route.EventTypeRow{ID: outbox.UUID{1}, EventType: "a.b", Enabled: true, PayloadSchema: `{"type": "object"}`}))
+	var log bytes.Buffer
+	return newInspector(&cfg, newMetrics(prometheus.NewRegistry(), &cfg), slog.New(slog.NewTextHandler(&log, nil))), table, &log
+}
+
+func TestInspectorOfEachMode(t *testing.T) {
+	t.Parallel()
+	for mode, want := range map[SchemaMode][3]string{
+		SchemaOff: {"", "", "event_invalid"}, SchemaWarn: {"", "", "event_invalid"}, SchemaEnforce: {"", "schema_invalid", "event_invalid"},
+	} {
+		i, table, log := testInspector(t, mode)
+		for n, data := range []string{`{}`, `[]`, `[[[]]]`} {
+			assert.Equal(t, want[n], i.look("acme", table, &outbox.Event{Type: "a.b", Data: []byte(data)}).code, "%s %s", mode, data)
+		}
+		assert.Empty(t, i.look("acme", table, &outbox.Event{Type: "no.schema", Data: []byte(`[]`)}))
+		if mode == SchemaOff {
+			assert.NotContains(t, log.String(), codeSchema)
+		} else {
+			assert.Contains(t, log.String(), codeSchema)
+		}
+	}
+}
+
+// TestInspectorSaysItOnceInAWhile: one line for each tenant and code, and every event is counted.
+func TestInspectorSaysItOnceInAWhile(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		i, table, log := testInspector(t, SchemaWarn)
+		look := func(tenant, data string) {
+			i.look(tenant, table, &outbox.Event{Type: "a.b", Data: []byte(data)})
+		}
+		for range 5 {
+			look("acme", `["planted"]`)
+		}
+		look("acme", `[[["planted"]]]`)
+		look("other", `["planted"]`)
+		assert.Equal(t, 3, strings.Count(log.String(), "an event is not valid"), log)
+		<-time.After(complainAgain)
+		look("acme", `["planted"]`)
+		assert.Equal(t, 4, strings.Count(log.String(), "an event is not valid"), log)
+		assert.Contains(t, log.String(), "unsaid=4")
+		assert.NotContains(t, log.String(), "planted")
+		assert.InDelta(t, 7, testutil.ToFloat64(i.metrics.invalidEvents[codeSchema]), 0)
+		assert.InDelta(t, 1, testutil.ToFloat64(i.metrics.invalidEvents[codeEvent]), 0)
+	})
+}
+
+// TestRejectedDeliveriesHaveRoom: what is a dead letter from the start waits for the database like what is deferred on arrival, and blocks no key.
+func TestRejectedDeliveriesHaveRoom(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(8) // a quarter of it is for these
+		var ended []store.Outcome
+		b.ended = func(_ *job, o store.Outcome) { ended = append(ended, o) }
+		var jobs []*job
+		for range 3 {
+			j := b.job("one", 1)
+			j.refused = refusal{codeEvent, "Data: …"}
+			j.Order.Key = outbox.UUID{1}
+			jobs = append(jobs, j)
+		}
+		b.reject(t.Context(), jobs[0])
+		b.reject(t.Context(), jobs[1])
+		done := false
+		go func() {
+			b.reject(t.Context(), jobs[2])
+			done = true
+		}()
+		synctest.Wait()
+		require.False(t, done, "a third one without room")
+		b.release(jobs[:1])
+		synctest.Wait()
+		require.True(t, done)
+		require.Len(t, ended, 3)
+		assert.Equal(t, store.Outcome{Delivery: &jobs[2].Delivery, Status: store.Failed, Code: codeEvent, Reason: "Data: …"}, ended[2])
+		assert.False(t, b.lanes[laneKey{"t", jobs[0].EndpointID}].isBlocked(jobs[0]))
+		b.release(jobs[1:])
+		assert.Zero(t, b.used())
+		assert.Zero(t, b.bytes())
+	})
+}
+
+// TestNewsOfWhatWasNeverSent: a dead letter without an attempt is not one whose attempts are exhausted.
+func TestNewsOfWhatWasNeverSent(t *testing.T) {
+	t.Parallel()
+	n := newsOfDead(&store.Outcome{Delivery: &store.Delivery{}, Status: store.Failed, Code: codeSchema, Reason: "payload_schema: …"})
+	assert.Equal(t, newsDead, n.Event.Type)
+	assert.Contains(t, string(n.Event.Data), `"error_class":"schema_invalid"`)
+	assert.Contains(t, string(n.Event.Data), `"attempts":0`)
+}
