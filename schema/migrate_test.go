@@ -32,7 +32,7 @@ func TestFreshTenant(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, tenants, 1)
 	assert.Equal(t, "active", tenants[0].State)
-	assert.Equal(t, 2, tenants[0].Version)
+	assert.Equal(t, 3, tenants[0].Version)
 }
 
 func TestMigrateFromTwoReplicasAtOnce(t *testing.T) {

@@ -22,7 +22,7 @@ func TestRunnerMayDoItsWorkAndNoMore(t *testing.T) {
 	for _, sql := range []string{
 		"SELECT * FROM acme.webhook_events", "SELECT * FROM acme.webhook_endpoints", "SELECT * FROM acme.webhook_event_types",
 		"SELECT * FROM acme.webhook_subscriptions", "SELECT * FROM acme.webhook_event_subscriptions",
-		"UPDATE acme.webhook_endpoints SET is_active = false, disabled_reason = 'gone', disabled_at = now(), last_used_at = now()",
+		"UPDATE acme.webhook_endpoints SET is_active = false, disabled_reason = 'gone', disabled_at = now(), last_used_at = now(), is_verified = true, verified_at = now()",
 		"UPDATE acme.webhook_subscriptions SET last_triggered_at = now()",
 		`INSERT INTO acme.webhook_deliveries (id, webhook_endpoint_id, webhook_event_id, request_url, request_method, relayed)
 			SELECT gen_random_uuid(), e.id, v.id, '', 'POST', true FROM acme.webhook_endpoints e, acme.webhook_events v
@@ -35,6 +35,8 @@ func TestRunnerMayDoItsWorkAndNoMore(t *testing.T) {
 		"UPDATE acme.webhook_delivery_stats SET total_attempts = 1",
 		"UPDATE outbox_relay.progress SET epoch = 1", "SELECT outbox_relay.advance('" + b.slot + "', 1, '0/1', '0/2')",
 		"INSERT INTO outbox_relay.retry_queue VALUES (gen_random_uuid(), 'acme', gen_random_uuid(), now())", "DELETE FROM outbox_relay.retry_queue",
+		"INSERT INTO outbox_relay.endpoint_verification (tenant, endpoint_id) VALUES ('acme', gen_random_uuid())",
+		"UPDATE outbox_relay.endpoint_verification SET tries = 1", "DELETE FROM outbox_relay.endpoint_verification",
 		"UPDATE outbox_relay.tenants SET state = 'suspended', reason = 'r', backfill_from = pg_current_snapshot()",
 		"SELECT outbox_relay.resume_tenant('acme')", "SELECT outbox_relay.shape_version()",
 	} {
