@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// finish turns an answer into the result and makes its connection reusable if the body is short.
-func (c *Client) finish(resp *http.Response, res *Result) {
+// finish turns an answer into the result and makes its connection reusable if the body is short. keep is for the body of a success, as far as it is read.
+func (c *Client) finish(resp *http.Response, res *Result, keep bool) {
 	defer func() { _ = resp.Body.Close() }()
 	res.Status, res.Class = resp.StatusCode, classOfStatus(resp.StatusCode)
 	res.Directive = c.directive(resp.Header.Get(headerDelivery))
@@ -21,6 +21,9 @@ func (c *Client) finish(resp *http.Response, res *Result) {
 		n = readBody(resp.Body, buf[:])
 	}
 	if res.OK() {
+		if keep {
+			res.Body = bytes.Clone(buf[:n])
+		}
 		return
 	}
 	res.Err = describeStatus(resp.StatusCode)

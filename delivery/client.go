@@ -260,7 +260,7 @@ func (c *Client) settle(
 		return nil
 	}
 	if next = ep.redirect(resp, target); next == nil || redirects == maxRedirects {
-		c.finish(resp, res)
+		c.finish(resp, res, ep.keepAnswer)
 		return nil
 	}
 	c.drain(resp)
@@ -321,8 +321,10 @@ func (c *Client) send(
 	ctx context.Context, client *retryablehttp.Client, sent *exchange, req *http.Request, body []byte,
 ) (*http.Response, error) {
 	r := retryablehttp.Request{Request: req.WithContext(sent.context(ctx))}
-	if err := r.SetBody(body); err != nil {
-		return nil, err
+	if body != nil { // of HEAD there is none
+		if err := r.SetBody(body); err != nil {
+			return nil, err
+		}
 	}
 	return client.Do(&r)
 }

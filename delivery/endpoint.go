@@ -1,7 +1,9 @@
 package delivery
 
 import (
+	"bytes"
 	"cmp"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -38,7 +40,8 @@ type EndpointRow struct {
 	FollowRedirects        bool
 	VerifySSL              bool
 	Active, Verified       bool
-	Paused                 bool // paused_at is set
+	VerifiedFor            []byte // HashURL of the URL that Verified is about; nil: whichever there is
+	Paused                 bool   // paused_at is set
 	ContextID              outbox.UUID
 	PayloadFormat, Order   string
 	MaxConcurrency         int32
@@ -68,6 +71,8 @@ type Defaults struct {
 
 	// Tenant is the schema that the rows are of. Secrets are bound to it, and TLSProfiles are for it; empty: there is none for it.
 	Tenant string
+	// OneURL has an endpoint count as verified only with the URL that it was verified with, where that is known.
+	OneURL bool
 	// Keys open the secrets that are sealed; nil: none of them. With RequireSealed a plain one is a fault.
 	Keys          *seal.Ring
 	RequireSealed bool
@@ -147,6 +152,7 @@ type Endpoint struct {
 	schedule         []time.Duration
 	followRedirects  bool
 	verifyTLS        bool
+	keepAnswer       bool          // also that of a success
 	head             []byte        // see plainHead
 	like             *http.Request // has the method, which the parser of an answer asks for
 }
@@ -169,7 +175,7 @@ func NewEndpoint(row EndpointRow, d Defaults) (*Endpoint, error) {
 	ep := &Endpoint{
 		ID:              row.ID,
 		Active:          row.Active,
-		Verified:        row.Verified,
+		Verified:        row.Verified && (!d.OneURL || row.VerifiedFor == nil || bytes.Equal(row.VerifiedFor, HashURL(row.URL))),
 		Paused:          row.Paused,
 		Method:          cmp.Or(row.Method, http.MethodPost),
 		signatureHeader: cmp.Or(row.SignatureHeader, defaultSignatureHeader),
@@ -198,6 +204,12 @@ func NewEndpoint(row EndpointRow, d Defaults) (*Endpoint, error) {
 	}
 	ep.head, ep.like = ep.plainHead(), &http.Request{Method: ep.Method}
 	return ep, nil
+}
+
+// HashURL stands for an endpoint_url where that itself, which may hold a secret, is not to be kept.
+func HashURL(raw string) []byte {
+	sum := sha256.Sum256([]byte(raw))
+	return sum[:]
 }
 
 func (ep *Endpoint) setURL(raw string, longest int, f *faults) {
