@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
@@ -100,6 +101,9 @@ func fill(table *route.Tenant, rows *store.TenantRows, complain func(kind string
 		complain("event type", r.ID, table.SetEventType(r))
 	}
 	for _, r := range rows.Endpoints {
+		if r.VerifiedFor == nil {
+			attest(&delivery.EndpointRow{}, &r) // somebody else has verified it, with the URL that it has
+		}
 		complain("endpoint", r.ID, table.SetEndpoint(r))
 	}
 	for _, r := range rows.Subscriptions {

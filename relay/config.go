@@ -21,22 +21,23 @@ const MaxAttemptTimeout = 300 * time.Second
 // Config is everything the relay can be told. Start from [DefaultConfig]: the zero value does not pass [Config.Validate]. The mapstructure
 // tags are the names of the keys in the configuration file; config.example.yaml says what each one does.
 type Config struct {
-	Database   Database   `mapstructure:"database"`
-	Tenants    Tenants    `mapstructure:"tenants"`
-	Delivery   Delivery   `mapstructure:"delivery"`
-	Retry      Retry      `mapstructure:"retry"`
-	Breaker    Breaker    `mapstructure:"breaker"`
-	Window     Window     `mapstructure:"window"`
-	Record     Record     `mapstructure:"record"`
-	Queue      Queue      `mapstructure:"queue"`
-	Health     Health     `mapstructure:"health"`
-	Retention  Retention  `mapstructure:"retention"`
-	Network    Network    `mapstructure:"network"`
-	Validation Validation `mapstructure:"validation"`
-	Secrets    Secrets    `mapstructure:"secrets"`
-	Objective  Objective  `mapstructure:"objective"`
-	Metrics    Metrics    `mapstructure:"metrics"`
-	Shutdown   Shutdown   `mapstructure:"shutdown"`
+	Database     Database     `mapstructure:"database"`
+	Tenants      Tenants      `mapstructure:"tenants"`
+	Delivery     Delivery     `mapstructure:"delivery"`
+	Retry        Retry        `mapstructure:"retry"`
+	Breaker      Breaker      `mapstructure:"breaker"`
+	Window       Window       `mapstructure:"window"`
+	Record       Record       `mapstructure:"record"`
+	Queue        Queue        `mapstructure:"queue"`
+	Health       Health       `mapstructure:"health"`
+	Verification Verification `mapstructure:"verification"`
+	Retention    Retention    `mapstructure:"retention"`
+	Network      Network      `mapstructure:"network"`
+	Validation   Validation   `mapstructure:"validation"`
+	Secrets      Secrets      `mapstructure:"secrets"`
+	Objective    Objective    `mapstructure:"objective"`
+	Metrics      Metrics      `mapstructure:"metrics"`
+	Shutdown     Shutdown     `mapstructure:"shutdown"`
 }
 
 // Database says where the outbox is and how to reach it.
@@ -252,12 +253,15 @@ func DefaultConfig() Config {
 			KeepResponse: KiB, Source: "/outbox-relay", ReceiverDisable: true, ReceiverAbort: true,
 			TLS: delivery.TLS{TLSSettings: delivery.TLSSettings{MinVersion: "1.2"}},
 		},
-		Retry:      Retry{Attempts: 5, Backoff: 30 * time.Second, Multiplier: 2, MaxBackoff: time.Hour},
-		Breaker:    Breaker{Failures: 5, FailureRatio: 0.9, MinAttempts: 20, Window: time.Minute, OpenFor: time.Minute, HalfOpen: 1},
-		Window:     Window{Deliveries: 10_000, Bytes: 64 * MiB, Hold: 3 * time.Second},
-		Record:     Record{Batch: 1000, Interval: 25 * time.Millisecond, Timeout: 10 * time.Second},
-		Queue:      Queue{Poll: time.Second, Batch: 500, Lease: time.Minute},
-		Health:     Health{WarnAfter: day, DisableAfter: 5 * day},
+		Retry:   Retry{Attempts: 5, Backoff: 30 * time.Second, Multiplier: 2, MaxBackoff: time.Hour},
+		Breaker: Breaker{Failures: 5, FailureRatio: 0.9, MinAttempts: 20, Window: time.Minute, OpenFor: time.Minute, HalfOpen: 1},
+		Window:  Window{Deliveries: 10_000, Bytes: 64 * MiB, Hold: 3 * time.Second},
+		Record:  Record{Batch: 1000, Interval: 25 * time.Millisecond, Timeout: 10 * time.Second},
+		Queue:   Queue{Poll: time.Second, Batch: 500, Lease: time.Minute},
+		Health:  Health{WarnAfter: day, DisableAfter: 5 * day},
+		Verification: Verification{
+			Method: delivery.VerifyNone, Schedule: []time.Duration{time.Minute, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 12 * time.Hour},
+		},
 		Retention:  Retention{Deliveries: 90 * day, Attempts: 90 * day, DeadLetters: 90 * day, Stats: 730 * day},
 		Objective:  Objective{Latency: 5 * time.Second},
 		Validation: defaultValidation(),
@@ -305,6 +309,7 @@ func (c *Config) EndpointDefaults() delivery.Defaults {
 		Concurrency: c.Delivery.EndpointConcurrency,
 		Rate:        c.Delivery.EndpointRate,
 		Bounds:      c.Validation.bounds(),
+		OneURL:      c.Verification.on(),
 
 		Keys:          keys,
 		RequireSealed: c.Secrets.RequireSealed,
@@ -383,6 +388,7 @@ func (c Config) Validate() error {
 	atLeast(&f, "queue.batch", c.Queue.Batch, 1)
 	atLeast(&f, "queue.lease", c.Queue.Lease, time.Second)
 	c.Health.validate(&f)
+	c.Verification.validate(&f)
 	c.Retention.validate(&f)
 	c.Objective.validate(&f)
 	c.Metrics.validate(&f)

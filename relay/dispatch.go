@@ -27,21 +27,22 @@ const beatEvery = 500 * time.Millisecond
 
 // Why a delivery was deferred; kept with the pending row and as a label of the metric.
 const (
-	deferWindow    = "window"    // no room in memory
-	deferShare     = "share"     // its lane or tenant has its share of the window, others would have to wait
-	deferBreaker   = "breaker"   // the endpoint's breaker is open
-	deferThrottled = "throttled" // the receiver asked for a pause
-	deferRate      = "rate"      // the endpoint's rate limit
-	deferOrder     = "order"     // it waits behind another delivery of its key
-	deferPaused    = "paused"    // the tenant or the endpoint is paused
-	deferInactive  = "inactive"  // the endpoint is not active
-	deferInvalid   = "invalid"   // the endpoint's row cannot be used
-	deferHold      = "hold"      // it held back the confirmed LSN for too long
-	deferDrain     = "drain"     // the relay stops
-	deferLocal     = "local"     // this machine had no descriptor or memory for it
-	deferBackfill  = "backfill"  // an event from before the stream
-	deferRecovery  = "recovery"  // an event that the endpoint missed
-	deferAudit     = "audit"     // an event that had no delivery though it should have
+	deferWindow     = "window"     // no room in memory
+	deferShare      = "share"      // its lane or tenant has its share of the window, others would have to wait
+	deferBreaker    = "breaker"    // the endpoint's breaker is open
+	deferThrottled  = "throttled"  // the receiver asked for a pause
+	deferRate       = "rate"       // the endpoint's rate limit
+	deferOrder      = "order"      // it waits behind another delivery of its key
+	deferPaused     = "paused"     // the tenant or the endpoint is paused
+	deferInactive   = "inactive"   // the endpoint is not active
+	deferInvalid    = "invalid"    // the endpoint's row cannot be used
+	deferUnverified = "unverified" // the endpoint is not verified, which the event's type requires
+	deferHold       = "hold"       // it held back the confirmed LSN for too long
+	deferDrain      = "drain"      // the relay stops
+	deferLocal      = "local"      // this machine had no descriptor or memory for it
+	deferBackfill   = "backfill"   // an event from before the stream
+	deferRecovery   = "recovery"   // an event that the endpoint missed
+	deferAudit      = "audit"      // an event that had no delivery though it should have
 )
 
 // parked is the due time of what waits until somebody wakes it.

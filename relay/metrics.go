@@ -25,6 +25,7 @@ type metrics struct {
 	recordErrors, repeated, claims prometheus.Counter
 	invalidRows                    prometheus.Counter
 	invalidEvents                  map[string]prometheus.Counter
+	verified, unverified           prometheus.Counter
 	heals, auditFindings           prometheus.Counter
 	dispatches, replays, takeovers prometheus.Counter
 	leader, epoch, slotLag         prometheus.Gauge
@@ -85,7 +86,7 @@ func newMetrics(reg prometheus.Registerer, cfg *Config) *metrics {
 	deferrals := vector("deferred_total", "Deliveries deferred to the retry queue without an attempt, by reason.", "reason")
 	m.deferrals = make(map[string]prometheus.Counter)
 	for _, r := range []string{
-		deferWindow, deferShare, deferBreaker, deferThrottled, deferRate, deferOrder, deferPaused, deferInactive, deferInvalid, deferHold, deferDrain, deferLocal,
+		deferWindow, deferShare, deferBreaker, deferThrottled, deferRate, deferOrder, deferPaused, deferInactive, deferInvalid, deferUnverified, deferHold, deferDrain, deferLocal,
 		deferBackfill, deferRecovery, deferAudit,
 	} {
 		m.deferrals[r] = deferrals.WithLabelValues(r)
@@ -108,6 +109,8 @@ func newMetrics(reg prometheus.Registerer, cfg *Config) *metrics {
 	for _, code := range []string{codeEvent, codeSchema} {
 		m.invalidEvents[code] = invalid.WithLabelValues(code)
 	}
+	verifications := vector("verifications_total", "Endpoints whose receiver was asked whether it wants what is sent there, by whether it was verified.", "verified")
+	m.verified, m.unverified = verifications.WithLabelValues("true"), verifications.WithLabelValues("false")
 	m.claims = counter("claimed_total", "Deliveries claimed from the retry queue.")
 	m.replays = counter("replays_total", "Deliveries that somebody had sent again, when they were attempted.")
 	m.takeovers = counter("takeovers_total", "Times that this replica began to lead its slot.")

@@ -12,11 +12,12 @@ import (
 
 // The types of the relay's own news.
 const (
-	newsFailing   = route.NewsPrefix + "endpoint.failing"   // every attempt has failed for health.warn_after
-	newsDisabled  = route.NewsPrefix + "endpoint.disabled"  // by the relay
-	newsRecovered = route.NewsPrefix + "endpoint.recovered" // a success after failing was told
-	newsExhausted = route.NewsPrefix + "delivery.exhausted" // a dead letter: the last attempt has failed
-	newsDead      = route.NewsPrefix + "delivery.dead"      // a dead letter before that: the answer was final
+	newsFailing    = route.NewsPrefix + "endpoint.failing"    // every attempt has failed for health.warn_after
+	newsDisabled   = route.NewsPrefix + "endpoint.disabled"   // by the relay
+	newsRecovered  = route.NewsPrefix + "endpoint.recovered"  // a success after failing was told
+	newsUnverified = route.NewsPrefix + "endpoint.unverified" // the last try to verify it has failed
+	newsExhausted  = route.NewsPrefix + "delivery.exhausted"  // a dead letter: the last attempt has failed
+	newsDead       = route.NewsPrefix + "delivery.dead"       // a dead letter before that: the answer was final
 )
 
 // newsOfEndpoint makes news whose subject is an endpoint. Facts go with the id.

@@ -154,6 +154,8 @@ func (e *engine) claimed(c *store.Claimed) offered {
 		return offered{j, deferInactive, parked}
 	case ep.Paused:
 		return offered{j, deferPaused, parked}
+	case c.VerifiedOnly && !ep.Verified:
+		return offered{j, deferUnverified, spread(lookAgain)}
 	}
 	j.bytes = jobOverhead + int64(len(j.Message.Body))
 	j.endpoint, j.URL, j.Method = ep, ep.URL, ep.Method

@@ -41,8 +41,9 @@ type session struct {
 	handled   store.Snapshot // whatever it shows is recorded
 	mu        sync.Mutex     // of the map of tenants, for all but the stream's goroutine, which alone changes it
 	tenants   map[string]*tenant
-	woken     []laneKey   // endpoints that take deliveries again
-	resumed   atomic.Bool // a tenant does
+	woken     []laneKey     // endpoints that take deliveries again
+	resumed   atomic.Bool   // a tenant does
+	verify    chan struct{} // an endpoint has changed, or a try to verify one has ended
 	relations map[uint32]*relation
 	owed      wal.LSN // position up to which another shard waits for us
 
@@ -71,7 +72,7 @@ type transaction struct {
 func (e *engine) session(ctx context.Context) error {
 	began := time.Now()
 	options := e.streamOptions()
-	s := &session{engine: e, relations: make(map[uint32]*relation), gates: make(map[store.Backfill]wal.LSN)}
+	s := &session{engine: e, relations: make(map[uint32]*relation), gates: make(map[store.Backfill]wal.LSN), verify: make(chan struct{}, 1)}
 	options.Heard = func(now time.Time) { s.tenure.heard(now) }
 	var err error
 	if s.stream, err = wal.Open(ctx, options); err != nil {
@@ -174,6 +175,13 @@ func (s *session) attend(ctx context.Context) {
 	group.Go(func() { s.each(ctx, nil, func() error { return s.watchPublications(ctx) }) })
 	group.Go(func() { s.each(ctx, s.backfill, func() error { return s.fill(ctx) }) })
 	group.Go(func() { s.each(ctx, nil, func() error { return s.recoverMissed(ctx) }) })
+	if s.cfg.Verification.on() {
+		group.Go(func() {
+			v := newVerifier(s)
+			s.each(ctx, s.verify, func() error { return v.look(ctx) })
+			v.group.Wait()
+		})
+	}
 	group.Wait()
 }
 

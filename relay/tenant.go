@@ -416,8 +416,11 @@ func (s *session) set(t *tenant, kind tableKind, was, id outbox.UUID, r *row) {
 	case tableEndpoints:
 		e, known := t.table.EndpointRow(was)
 		before := e
-		if r.endpoint(&e); r.err == nil && t.differs(known, before, e) {
+		r.endpoint(&e)
+		attest(&before, &e)
+		if r.err == nil && t.differs(known, before, e) {
 			fault = t.table.SetEndpoint(e)
+			signal(s.verify)
 		}
 		if known && (!before.Active || before.Paused) && e.Active && !e.Paused {
 			s.takesAgain(laneKey{t.schema, id})

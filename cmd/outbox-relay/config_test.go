@@ -116,6 +116,8 @@ func faultCases() []struct{ name, yaml, want string } {
 			"slot too long for its shards", "database: {slot: " + strings.Repeat("s", 62) + ", shards: 2}", `database.slot: "` + strings.Repeat("s", 62) +
 				`": must be shorter: the slot of the last shard is ` + strings.Repeat("s", 62) + "_1, and a slot's name has at most 63 characters",
 		},
+		{"verification", "verification: {method: ping}", `verification.method: "ping": must be none, head or challenge`},
+		{"verification too often", "verification: {schedule: [1m, 10ms]}", "verification.schedule: 10ms: must be at least 1s"},
 		{"slot", "database: {slot: My-Slot}", `database.slot: "My-Slot": must be 1 to 63 of a-z, 0-9 and _, as PostgreSQL demands of a slot's name`},
 		{"level", "log: {level: loud}", `log.level: "loud": must be debug, info, warn or error`},
 		{"format", "log: {format: xml}", `log.format: "xml": must be json, text, or auto: text on a terminal, json anywhere else`},

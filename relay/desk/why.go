@@ -27,6 +27,8 @@ func deferral(word string) string {
 		return "its endpoint was not active"
 	case "invalid":
 		return "the row of its endpoint could not be used"
+	case "unverified":
+		return "its endpoint was not verified, which the event's type requires"
 	case "hold":
 		return "its attempt took long, and the log could not wait for it"
 	case "drain":

@@ -67,7 +67,9 @@ func (t *Tenant) explain(s *subscription, e *outbox.Event) Verdict {
 	why(!ep.known, "its endpoint does not exist")
 	v.cannotBeUsed("its endpoint", ep.err)
 	why(ep.known && !ep.row.Active, "its endpoint is not active")
-	why(ep.known && known && kind.RequiresVerification && !ep.row.Verified, "its endpoint is not verified, which events of type %.255s require", e.Type)
+	required := ep.known && known && kind.RequiresVerification
+	why(required && !ep.row.Verified, "its endpoint is not verified, which events of type %.255s require", e.Type)
+	why(required && ep.row.Verified && ep.usable != nil && !ep.usable.Verified, "its endpoint was verified with another URL, and events of type %.255s require that it is with this one", e.Type)
 	why(!s.row.Active, "the subscription is not active")
 	v.cannotBeUsed("the subscription", s.err)
 	if want := s.row.ContextID; !want.IsZero() && want != e.ContextID {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
+	"iter"
 	"reflect"
 	"slices"
 
@@ -102,6 +103,17 @@ func (t *Tenant) EndpointRow(id outbox.UUID) (row delivery.EndpointRow, ok bool)
 		return e.row, e.known
 	}
 	return row, false
+}
+
+// Endpoints yields every row that is there, in no particular order, with the endpoint that it makes; nil if it is invalid.
+func (t *Tenant) Endpoints() iter.Seq2[delivery.EndpointRow, *delivery.Endpoint] {
+	return func(yield func(delivery.EndpointRow, *delivery.Endpoint) bool) {
+		for _, e := range t.endpoints {
+			if e.known && !yield(e.row, e.usable) {
+				return
+			}
+		}
+	}
 }
 
 // endpoint returns the entry, a new one if need be.

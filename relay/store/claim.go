@@ -22,6 +22,8 @@ const putOff = time.Minute
 type Claimed struct {
 	Delivery
 	Endpoint delivery.EndpointRow
+	// VerifiedOnly says that the event is of a type that goes to verified endpoints only.
+	VerifiedOnly bool
 	// Event is there in place of Message where the row does not keep the body, since it was delivered once: it is to be made anew.
 	Event *outbox.Event
 }

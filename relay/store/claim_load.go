@@ -18,11 +18,16 @@ import (
 const loadClaimed = `
 SELECT d.id, d.webhook_event_id, d.webhook_endpoint_id, coalesce(d.request_url, ''), coalesce(d.request_method, ''), coalesce(d.request_headers, '{}')::text,
   CASE WHEN d.before <= $2::int8 THEN d.request_body END, d.before > $2::int8,
-  d.delivery_status::text, d.attempt_number::int4, d.replay::int4, e.id IS NOT NULL, ` + endpointColumns + `
+  d.delivery_status::text, d.attempt_number::int4, d.replay::int4, e.id IS NOT NULL, ` + verifiedOnly + `, ` + endpointColumns + `
 FROM (SELECT d.*, coalesce(sum(octet_length(d.request_body)) OVER (ORDER BY q.order_lsn NULLS FIRST, q.order_n, d.id
     ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before
   FROM {tenant}.webhook_deliveries d LEFT JOIN outbox_relay.retry_queue q ON q.delivery_id = d.id WHERE d.id = ANY($1::uuid[])) d
-LEFT JOIN {tenant}.webhook_endpoints e ON e.id = d.webhook_endpoint_id`
+LEFT JOIN {tenant}.webhook_endpoints e ON e.id = d.webhook_endpoint_id` + verificationOf + `$3::text`
+
+// verifiedOnly tells whether the event is of a type that goes to verified endpoints only. Where there is no such type, no event is looked up.
+const verifiedOnly = `CASE WHEN (SELECT EXISTS (SELECT FROM {tenant}.webhook_event_types t WHERE t.requires_verification)) THEN
+    EXISTS (SELECT FROM {tenant}.webhook_events o JOIN {tenant}.webhook_event_types t ON t.event_type = o.event_type
+      WHERE o.id = d.webhook_event_id AND t.requires_verification) ELSE false END`
 
 const schemaExists = `SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname = $1::text)`
 
@@ -85,7 +90,7 @@ func (c *claimer) loadTenants(ctx context.Context, names []string) error {
 	b := &pgx.Batch{}
 	for _, name := range names {
 		g := c.groups[name]
-		b.Queue(forTenant(loadClaimed, name), g.ids, cmp.Or(c.budget, math.MaxInt64)).Query(func(rows pgx.Rows) error { return g.collect(rows, name) })
+		b.Queue(forTenant(loadClaimed, name), g.ids, cmp.Or(c.budget, math.MaxInt64), name).Query(func(rows pgx.Rows) error { return g.collect(rows, name) })
 	}
 	if err := c.conn.SendBatch(ctx, b).Close(); err != nil {
 		return err
@@ -152,7 +157,7 @@ func (g *claimedTenant) collect(rows pgx.Rows, tenant string) error {
 			attempts        int32
 			exists, over    bool
 		)
-		fields := append([]any{&d.ID, &d.EventID, &d.EndpointID, &d.URL, &d.Method, &headers, &body, &over, &status, &attempts, &d.Replay, &exists},
+		fields := append([]any{&d.ID, &d.EventID, &d.EndpointID, &d.URL, &d.Method, &headers, &body, &over, &status, &attempts, &d.Replay, &exists, &cl.VerifiedOnly},
 			endpointFields(&cl.Endpoint)...)
 		if err := rows.Scan(fields...); err != nil {
 			return err

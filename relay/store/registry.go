@@ -58,9 +58,12 @@ const (
   coalesce(e.retry_backoff_seconds, 0)::int4, coalesce(e.retry_backoff_multiplier, 0)::float8, coalesce(e.follow_redirects, false),
   coalesce(e.verify_ssl, true), coalesce(e.is_active, true), coalesce(e.is_verified, false), e.context_id, coalesce(e.payload_format, '')::text,
   coalesce(e.delivery_order, '')::text, coalesce(e.max_concurrency, 0)::int4, coalesce(e.rate_limit_per_second, 0)::float8,
-  e.paused_at IS NOT NULL`
+  e.paused_at IS NOT NULL, v.verified_for`
 
-	loadEndpoints = `SELECT ` + endpointColumns + ` FROM {tenant}.webhook_endpoints e`
+	// verificationOf is the join of endpointColumns, on the tenant in an argument.
+	verificationOf = ` LEFT JOIN outbox_relay.endpoint_verification v ON v.endpoint_id = e.id AND v.tenant = `
+
+	loadEndpoints = `SELECT ` + endpointColumns + ` FROM {tenant}.webhook_endpoints e` + verificationOf + `$1::text`
 
 	eventTypeColumns = `t.id, coalesce(t.event_type, '')::text, coalesce(t.is_enabled, true), coalesce(t.requires_verification, false)`
 
@@ -81,7 +84,7 @@ func endpointFields(r *delivery.EndpointRow) []any {
 		&r.ID, &r.URL, &r.Method, &r.SecretToken, &r.SecondarySecret, (*nullTime)(&r.SecondarySecretExpires), &r.SignatureHeader,
 		&r.CustomHeaders, &r.TimeoutSeconds, &r.MaxRetryAttempts, &r.BackoffSeconds, &r.BackoffMultiplier, &r.FollowRedirects,
 		&r.VerifySSL, &r.Active, &r.Verified, &r.ContextID, &r.PayloadFormat, &r.Order, &r.MaxConcurrency, &r.RatePerSecond,
-		&r.Paused,
+		&r.Paused, &r.VerifiedFor,
 	}
 }
 
@@ -235,7 +238,7 @@ func loadTenants(ctx context.Context, conn *pgx.Conn, tenants []TenantRows, sche
 }
 
 func (t *TenantRows) queue(b *pgx.Batch, schemas bool) {
-	b.Queue(forTenant(loadEndpoints, t.Schema)).Query(func(rows pgx.Rows) (err error) {
+	b.Queue(forTenant(loadEndpoints, t.Schema), t.Schema).Query(func(rows pgx.Rows) (err error) {
 		t.Endpoints, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (r delivery.EndpointRow, err error) {
 			return r, row.Scan(endpointFields(&r)...)
 		})
