@@ -22,7 +22,7 @@ func (a *app) endpointsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "endpoints",
 		Aliases: []string{"endpoint"},
-		Short:   "List and show endpoints, pause, resume, test and recover one, rotate its secret",
+		Short:   "List and show endpoints, pause, resume, test, verify and recover one, rotate its secret",
 		Long: `An endpoint is where a tenant's events are sent. It is
 
   active     it takes deliveries
@@ -35,7 +35,7 @@ or inactive do not: endpoints recover queues them afterwards.`,
 		RunE: subcommandMissing,
 	}
 	cmd.AddCommand(a.endpointsListCommand(), a.endpointsShowCommand(), a.endpointsPauseCommand(), a.endpointsResumeCommand(), a.endpointsTestCommand(),
-		a.endpointsRecoverCommand(), a.endpointsRotateSecretCommand())
+		a.endpointsVerifyCommand(), a.endpointsRecoverCommand(), a.endpointsRotateSecretCommand())
 	return cmd
 }
 
@@ -172,7 +172,7 @@ func writeEndpoint(w io.Writer, x *desk.EndpointDetail, d *desk.Desk) {
 	line(w, "Headers", "%s", plain(strings.Join(s.CustomHeaders, ", ")))
 	line(w, "Redirects", "%s", map[bool]string{true: "followed", false: "not followed"}[s.FollowRedirects])
 	line(w, "Certificate", "%s", map[bool]string{true: "verified", false: "not verified"}[s.VerifySSL])
-	line(w, "Verified", "%s", map[bool]string{true: "yes", false: "no: types that require it are not sent"}[s.Verified])
+	writeVerification(w, x, now)
 	if !s.ContextID.IsZero() {
 		line(w, "Context", "%s", s.ContextID)
 	}

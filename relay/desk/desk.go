@@ -103,6 +103,9 @@ func (d *Desk) sql(text string) string {
 	return strings.ReplaceAll(text, "{tenant}", pgx.Identifier{d.tenant}.Sanitize())
 }
 
+// Fault wraps an error of the database that has come up elsewhere, with what to do about it.
+func (d *Desk) Fault(op string, err error) error { return d.fault(op, err) }
+
 // fault wraps an error of the database, with what to do about it. An *Error stays as it is.
 func (d *Desk) fault(op string, err error) error {
 	server, ok := errors.AsType[*pgconn.PgError](err)

@@ -166,6 +166,7 @@ type Subscription struct {
 type EndpointDetail struct {
 	Endpoint
 	Settings      Settings       `json:"settings"`
+	Verification  Verification   `json:"verification"`
 	Week          Week           `json:"last_7_days"`
 	Subscriptions []Subscription `json:"subscriptions"`
 	Recoveries    []Recovery     `json:"recoveries,omitempty"` // the latest
@@ -187,6 +188,9 @@ func (d *Desk) Endpoint(ctx context.Context, rows *store.TenantRows, table *rout
 	}
 	x := &EndpointDetail{Endpoint: list[0], Settings: settings[0], Subscriptions: subscriptionsOf(rows, id)}
 	x.Fault = faultsOf(table)[id]
+	if x.Verification, err = d.verification(ctx, id); err != nil {
+		return nil, err
+	}
 	week, err := collect(ctx, d, op, pgx.RowToStructByPos[Week], `
 SELECT coalesce(sum(s.total_attempts), 0)::int8, coalesce(sum(s.successful_deliveries), 0)::int8, coalesce(sum(s.failed_deliveries), 0)::int8
 FROM {tenant}.webhook_delivery_stats s WHERE s.webhook_endpoint_id = $1::uuid AND s.date_recorded > current_date - 7`, id)
