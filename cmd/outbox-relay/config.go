@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"reflect"
 	"slices"
@@ -34,6 +35,7 @@ type config struct {
 
 type server struct {
 	Listen string `mapstructure:"listen"` // host:port of health and metrics; empty means none
+	Pprof  string `mapstructure:"pprof"`  // host:port of the profiler, on loopback; empty means none
 }
 
 type logging struct {
@@ -170,6 +172,9 @@ func (c *config) validateAll() error {
 			fault("server.listen", c.Server.Listen, `must be host:port, :port for every interface, or "" for none: 127.0.0.1:9464`)
 		}
 	}
+	if c.Server.Pprof != "" && !onLoopback(c.Server.Pprof) {
+		fault("server.pprof", c.Server.Pprof, `must be an address of loopback and a port, as nobody is asked who they are, or "" for none: 127.0.0.1:6060`)
+	}
 	if _, ok := logLevel(c.Log.Level); !ok {
 		fault("log.level", c.Log.Level, "must be debug, info, warn or error")
 	}
@@ -177,6 +182,12 @@ func (c *config) validateAll() error {
 		fault("log.format", c.Log.Format, "must be json, text, or auto: text on a terminal, json anywhere else")
 	}
 	return errors.Join(errs...)
+}
+
+// onLoopback tells whether only this machine can come to an address. A name could be resolved to any.
+func onLoopback(address string) bool {
+	at, err := netip.ParseAddrPort(address)
+	return err == nil && at.Addr().IsLoopback()
 }
 
 // policy says which endpoints are never asked.

@@ -177,6 +177,21 @@ server: {listen: nowhere}
 	assert.ErrorContains(t, err, "13 faults")
 }
 
+func TestProfilerIsOnLoopbackOnly(t *testing.T) {
+	t.Parallel()
+	for address, ok := range map[string]bool{
+		"": true, "127.0.0.1:6060": true, "127.1.2.3:0": true, "[::1]:6060": true,
+		":6060": false, "0.0.0.0:6060": false, "[::]:6060": false, "10.0.0.1:6060": false, "localhost:6060": false, "127.0.0.1": false, "nowhere": false,
+	} {
+		_, err := loadText(t, "server: {pprof: '"+address+"'}", "--database-url="+dsn)
+		if ok {
+			require.NoError(t, err, address)
+			continue
+		}
+		require.ErrorContains(t, err, `server.pprof: "`+address+`": must be an address of loopback and a port`, address)
+	}
+}
+
 // A value that is given alone is no fault because a default is above it.
 func TestDefaultsFitWhatIsGiven(t *testing.T) {
 	t.Parallel()

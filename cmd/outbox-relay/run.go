@@ -75,6 +75,14 @@ func (a *app) run(ctx context.Context, c *config) error {
 		log.Info("serving health and metrics", "address", pages.Addr())
 		group.Go(func() error { return pages.Run(serving) })
 	}
+	if c.Server.Pprof != "" {
+		profiler, err := admin.ListenProfiler(ctx, c.Server.Pprof, log)
+		if err != nil {
+			return err
+		}
+		log.Info("serving the profiler", "address", profiler.Addr())
+		group.Go(func() error { return profiler.Run(serving) })
+	}
 	for _, r := range relays {
 		if r.shard == 0 { // once for each database
 			group.Go(func() error { return autoAdopt(ctx, r.config, r.log) })

@@ -1,4 +1,4 @@
-// Package admin serves what operators and their machines ask of a running relay: /livez, /readyz and /metrics.
+// Package admin serves what operators and their machines ask of a running relay: /livez, /readyz and /metrics, and apart from these the profiler.
 package admin
 
 import (
@@ -39,25 +39,31 @@ type Options struct {
 
 // Server is a listening server. Once made, it must be run, or its port stays taken.
 type Server struct {
+	what     string // it serves
 	listener net.Listener
 	http     *http.Server
 }
 
 // Listen takes the port, so that a taken one is known before anything else begins.
 func Listen(ctx context.Context, address string, o Options) (*Server, error) {
+	return listen(ctx, "health and metrics", address, func() http.Handler { return handler(o) }, writeTimeout, o.Log)
+}
+
+func listen(ctx context.Context, what, address string, handler func() http.Handler, write time.Duration, log *slog.Logger) (*Server, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("serve health and metrics on %s: %w", address, err)
+		return nil, fmt.Errorf("serve %s on %s: %w", what, address, err)
 	}
 	return &Server{
+		what:     what,
 		listener: listener,
 		http: &http.Server{
-			Handler:        handler(o),
+			Handler:        handler(),
 			ReadTimeout:    readTimeout,
-			WriteTimeout:   writeTimeout,
+			WriteTimeout:   write,
 			IdleTimeout:    idleTimeout,
 			MaxHeaderBytes: maxHeaderBytes,
-			ErrorLog:       slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug), // clients that went away, mostly
+			ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug), // clients that went away, mostly
 		},
 	}, nil
 }
@@ -70,7 +76,7 @@ func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serve health and metrics: %w", err)
+			return fmt.Errorf("serve %s: %w", s.what, err)
 		}
 		return nil
 	})

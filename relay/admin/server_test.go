@@ -34,6 +34,12 @@ func start(t *testing.T, h admin.Health) *admin.Server {
 	registry.MustRegister(counter)
 	s, err := admin.Listen(t.Context(), "127.0.0.1:0", admin.Options{Health: h, Registry: registry, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
+	run(t, s)
+	return s
+}
+
+func run(t *testing.T, s *admin.Server) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
@@ -41,7 +47,6 @@ func start(t *testing.T, h admin.Health) *admin.Server {
 		cancel()
 		assert.NoError(t, <-done)
 	})
-	return s
 }
 
 func ask(t *testing.T, s *admin.Server, method, path string) (int, string) {
@@ -89,4 +94,24 @@ func TestTakenPortIsKnownAtOnce(t *testing.T) {
 	s := start(t, new(health))
 	_, err := admin.Listen(t.Context(), s.Addr(), admin.Options{Log: slog.New(slog.DiscardHandler)})
 	assert.ErrorContains(t, err, "serve health and metrics on "+s.Addr())
+}
+
+func TestProfilerStandsApart(t *testing.T) {
+	t.Parallel()
+	profiler, err := admin.ListenProfiler(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	run(t, profiler)
+	for path, want := range map[string]int{
+		"/debug/pprof/": http.StatusOK, "/debug/pprof/heap": http.StatusOK, "/debug/pprof/goroutine?debug=1": http.StatusOK, "/debug/pprof/profile?seconds=1": http.StatusOK,
+		"/debug/pprof/cmdline": http.StatusNotFound, "/metrics": http.StatusNotFound, "/readyz": http.StatusNotFound,
+	} {
+		status, body := ask(t, profiler, http.MethodGet, path)
+		assert.Equal(t, want, status, path)
+		assert.NotEmpty(t, body, path)
+	}
+	pages := start(t, new(health))
+	status, _ := ask(t, pages, http.MethodGet, "/debug/pprof/heap")
+	assert.Equal(t, http.StatusNotFound, status, "the port that scrapers come to")
+	_, err = admin.ListenProfiler(t.Context(), profiler.Addr(), slog.New(slog.DiscardHandler))
+	assert.ErrorContains(t, err, "serve the profiler on "+profiler.Addr())
 }
