@@ -59,9 +59,7 @@ const sessionSQL = `SELECT set_config(w.name, w.value, false) FROM (VALUES
 // Open sits down for a tenant, or with schema empty for the only one there is: ErrChooseTenant if there are several. slot is the relay's. The
 // connection stays the caller's, its session is changed.
 func Open(ctx context.Context, conn *pgx.Conn, schema, slot string) (*Desk, error) {
-	conn.TypeMap().RegisterDefaultPgType(outbox.UUID{}, "uuid")
-	conn.TypeMap().RegisterDefaultPgType([]outbox.UUID{}, "_uuid")
-	d := &Desk{conn: conn, slot: slot}
+	d := newDesk(conn, slot)
 	if _, err := conn.Exec(ctx, sessionSQL); err != nil {
 		return nil, d.fault("set up session", err)
 	}
@@ -90,6 +88,12 @@ WHERE $1::text = '' OR t.schema = $1::text ORDER BY 1 LIMIT 11`, schema)
 	default:
 		return nil, &Error{Err: ErrChooseTenant, hint: "name one of them with --tenant: " + strings.Join(names, ", ")}
 	}
+}
+
+func newDesk(conn *pgx.Conn, slot string) *Desk {
+	conn.TypeMap().RegisterDefaultPgType(outbox.UUID{}, "uuid")
+	conn.TypeMap().RegisterDefaultPgType([]outbox.UUID{}, "_uuid")
+	return &Desk{conn: conn, slot: slot}
 }
 
 // Tenant returns the tenant's schema.

@@ -45,24 +45,54 @@ FROM pg_catalog.pg_replication_slots r, (SELECT pg_current_wal_lsn() AS lsn) w W
 
 // Stats reads the present figures.
 func (s *Store) Stats(ctx context.Context) (Stats, error) {
-	var (
-		st     Stats
-		oldest int64
-	)
+	queue, err := ReadQueue(ctx, s.pool)
+	if err != nil {
+		return Stats{}, err
+	}
+	slots, err := ReadSlots(ctx, s.pool, s.slot)
+	if err != nil {
+		return Stats{}, err
+	}
+	st := slots[0]
+	st.Queued, st.Due, st.OldestDue = queue.Queued, queue.Due, queue.OldestDue
+	return st, nil
+}
+
+// Batcher is a connection or a pool.
+type Batcher interface {
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}
+
+// ReadQueue reads the figures of the retry queue alone, which is that of the whole database.
+func ReadQueue(ctx context.Context, db Batcher) (st Stats, err error) {
+	var oldest int64
 	b := &pgx.Batch{}
 	b.Queue(queueStats, int64(QueueCountLimit)).QueryRow(func(row pgx.Row) error { return row.Scan(&st.Queued, &st.Due, &oldest) })
-	b.Queue(slotStats, s.slot).Query(func(rows pgx.Rows) error {
-		if rows.Next() {
-			st.SlotExists = true
-			return rows.Scan(&st.SlotActive, &st.WALStatus, &st.LagBytes, &st.RetainedBytes, &st.SafeBytes, &st.Written)
-		}
-		return rows.Err()
-	})
-	if err := s.pool.SendBatch(ctx, b).Close(); err != nil {
-		return Stats{}, fmt.Errorf("read statistics: %w", err)
+	if err := db.SendBatch(ctx, b).Close(); err != nil {
+		return Stats{}, fmt.Errorf("read statistics of the retry queue: %w", err)
 	}
 	st.OldestDue = max(time.Duration(oldest)*time.Microsecond, 0)
 	return st, nil
+}
+
+// ReadSlots reads the figures of slots alone.
+func ReadSlots(ctx context.Context, db Batcher, slots ...string) ([]Stats, error) {
+	list := make([]Stats, len(slots))
+	b := &pgx.Batch{}
+	for i, slot := range slots {
+		st := &list[i]
+		b.Queue(slotStats, slot).Query(func(rows pgx.Rows) error {
+			if rows.Next() {
+				st.SlotExists = true
+				return rows.Scan(&st.SlotActive, &st.WALStatus, &st.LagBytes, &st.RetainedBytes, &st.SafeBytes, &st.Written)
+			}
+			return rows.Err()
+		})
+	}
+	if err := db.SendBatch(ctx, b).Close(); err != nil {
+		return nil, fmt.Errorf("read statistics of slots: %w", err)
+	}
+	return list, nil
 }
 
 // Sender is what the server says of the process that streams from the slot.

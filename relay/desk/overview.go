@@ -1,0 +1,286 @@
+package desk
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+// The overview is what an operator asks of a database first. Every statement reads a bounded number of rows, whatever has piled up, and ends after
+// OverviewPatience all the same, or where a lock is in its way: what it would have told is a gap then, and the rest is there.
+
+const (
+	// OverviewPatience is what a person has for a statement.
+	OverviewPatience     = 2 * time.Second
+	overviewLockPatience = 200 * time.Millisecond
+	// overviewTenants is how many tenants are looked into: each costs the server's planner a few tables.
+	overviewTenants = 1000
+	// overviewShown is how many of what is worst are named.
+	overviewShown = 5
+)
+
+// Names of the parts that a Gap is of.
+const (
+	PartSlots      = "slots"
+	PartRelays     = "relays"
+	PartDeliveries = "deliveries"
+	PartQueue      = "retry_queue"
+	PartEndpoints  = "endpoints"
+	PartRecoveries = "recoveries"
+)
+
+// Overview is the state of a database's deliveries. Its JSON is what scripts can rely on: fields are added, not renamed.
+type Overview struct {
+	At         Time         `json:"at"` // by the server's clock, as all times
+	Server     string       `json:"server_version"`
+	Database   string       `json:"database"`
+	Slots      []Slot       `json:"slots"` // one for each shard
+	Relays     []Connected  `json:"relays"`
+	Deliveries Flow         `json:"deliveries"`
+	Queue      Queue        `json:"retry_queue"`
+	Endpoints  Troubles     `json:"endpoints"`
+	Letters    Letters      `json:"dead_letters"`
+	Recoveries []Recovering `json:"recoveries"` // under way
+	Gaps       []Gap        `json:"gaps"`       // what is not known, and why
+}
+
+// Gap is a part that could not be looked at, or not for all tenants.
+type Gap struct {
+	Part string `json:"part"`
+	Why  string `json:"why"`
+}
+
+// Gap returns why a part is not known; empty: it is.
+func (o *Overview) Gap(part string) string {
+	var list []string
+	for _, g := range o.Gaps {
+		if g.Part == part {
+			list = append(list, g.Why)
+		}
+	}
+	return strings.Join(list, "; ")
+}
+
+func (o *Overview) gap(part, format string, args ...any) {
+	o.Gaps = append(o.Gaps, Gap{part, fmt.Sprintf(format, args...)})
+}
+
+// Count is a number that was not counted to its end: More says that there may be more.
+type Count struct {
+	N    int64 `json:"n"`
+	More bool  `json:"or_more,omitempty"`
+}
+
+func (c *Count) add(n int64, more bool) {
+	c.N += n
+	c.More = c.More || more
+}
+
+// Survey looks at a database: at its slots, in the order of the shards, and into the tenants. No statement takes longer than patience. The connection
+// stays the caller's, its session is changed.
+func Survey(ctx context.Context, conn *pgx.Conn, slots, tenants []string, patience time.Duration) (*Overview, error) {
+	d := newDesk(conn, "")
+	o := &Overview{Gaps: []Gap{}}
+	const op = "look at the database"
+	_, err := conn.Exec(ctx, sessionSQL)
+	if err == nil {
+		_, err = conn.Exec(ctx, `SELECT set_config('statement_timeout', $1::text, false), set_config('lock_timeout', $2::text, false)`,
+			strconv.FormatInt(patience.Milliseconds(), 10), strconv.FormatInt(overviewLockPatience.Milliseconds(), 10))
+	}
+	if err != nil {
+		return nil, d.fault("set up session", err)
+	}
+	err = conn.QueryRow(ctx, `SELECT clock_timestamp(), current_setting('server_version'), current_database()::text`).Scan(&o.At, &o.Server, &o.Database)
+	if err != nil {
+		return nil, d.fault(op, err)
+	}
+	d.now = o.At.Time
+	stats, err := store.ReadSlots(ctx, conn, slots...)
+	if err == nil {
+		err = d.surveySlots(ctx, o, slots, stats)
+	}
+	if err != nil {
+		return nil, d.fault(op, err)
+	}
+	if n := len(tenants); n > overviewTenants {
+		o.gap(PartDeliveries, "only %d of %d tenants were looked into", overviewTenants, n)
+		o.gap(PartEndpoints, "only %d of %d tenants were looked into", overviewTenants, n)
+		tenants = tenants[:overviewTenants]
+	}
+	for _, part := range []struct {
+		name string
+		look func(ctx context.Context) error
+	}{
+		{PartRelays, func(ctx context.Context) error { return d.surveyRelays(ctx, o) }},
+		{PartDeliveries, func(ctx context.Context) error { return d.surveyFlow(ctx, o, tenants) }},
+		{PartQueue, func(ctx context.Context) error { return d.surveyQueue(ctx, o) }},
+		{PartEndpoints, func(ctx context.Context) error { return d.surveyEndpoints(ctx, o, tenants) }},
+		{PartRecoveries, func(ctx context.Context) error { return d.surveyRecoveries(ctx, o) }},
+	} {
+		if err := part.look(ctx); err != nil {
+			if conn.IsClosed() || ctx.Err() != nil {
+				return nil, d.fault(op, err)
+			}
+			o.gap(part.name, "%s", reasonOf(err))
+		}
+	}
+	return o, nil
+}
+
+// reasonOf is an error of the server in few words.
+func reasonOf(err error) string {
+	server, ok := errors.AsType[*pgconn.PgError](err)
+	switch {
+	case !ok:
+		return err.Error()
+	case server.Code == "57014":
+		return "it took too long"
+	case server.Code == "55P03":
+		return "somebody has locked it"
+	}
+	return server.Message
+}
+
+// tenantsAtOnce is how many tenants a statement asks about.
+const tenantsAtOnce = 100
+
+// eachTenant runs a SELECT for each of the tenants, many in one statement. In its text {tenant} is the tenant's schema, and {name} its name as a
+// value, of parameter $1. A tenant whose tables cannot be read becomes a gap.
+func eachTenant[T any](ctx context.Context, d *Desk, o *Overview, part string, tenants []string, sql string, scan pgx.RowToFunc[T], args ...any) ([]T, error) {
+	var found []T
+	var look func(batch []string) error
+	look = func(batch []string) error {
+		selects := make([]string, len(batch))
+		for i, tenant := range batch {
+			selects[i] = "(" + strings.NewReplacer("{tenant}", pgx.Identifier{tenant}.Sanitize(), "{name}", fmt.Sprintf("($1::text[])[%d]", i+1)).Replace(sql) + ")"
+		}
+		rows, err := d.conn.Query(ctx, strings.Join(selects, " UNION ALL "), append([]any{batch}, args...)...)
+		if err == nil {
+			var list []T
+			if list, err = pgx.CollectRows(rows, scan); err == nil {
+				found = append(found, list...)
+				return nil
+			}
+		}
+		server, ok := errors.AsType[*pgconn.PgError](err)
+		switch {
+		case !ok || server.Code == "57014":
+			return err
+		case len(batch) == 1:
+			o.gap(part, "tenant %s: %s", batch[0], reasonOf(server))
+			return nil
+		}
+		half := len(batch) / 2
+		return errors.Join(look(batch[:half]), look(batch[half:]))
+	}
+	for batch := range slices.Chunk(tenants, tenantsAtOnce) {
+		if err := look(batch); err != nil {
+			return found, err
+		}
+	}
+	return found, nil
+}
+
+// Flow is the rate at which deliveries have come into being within the last ten seconds, and what has become by now of those of the last minute.
+type Flow struct {
+	PerSecond float64 `json:"per_second"`
+	// PerMinute has the statuses of webhook_deliveries: success, retrying, pending, failed (dead letters), cancelled.
+	PerMinute map[string]int64 `json:"per_minute"`
+	// Success is the share that was delivered, of those attempted. Nil: none was.
+	Success *float64 `json:"success_share"`
+}
+
+const (
+	flowWindow = time.Minute
+	flowRecent = 10 * time.Second
+	// flowRows is how many deliveries are looked at, over all tenants: where there are more, their rate is that of the latest.
+	flowRows = 20_000
+	// flowSkew is how far the clocks of relays, which the ids of deliveries are made of, may be from the server's.
+	flowSkew = time.Hour
+)
+
+// The ids of deliveries rise with the time; those of a table that was adopted may be random.
+const selectFlow = `SELECT {name}, s.delivery_status::text, count(*), count(*) FILTER (WHERE s.created_at >= $6::timestamptz), min(s.created_at)::timestamptz
+FROM (SELECT d.delivery_status, d.created_at FROM {tenant}.webhook_deliveries d WHERE d.id >= $2::uuid AND d.id < $3::uuid ORDER BY d.id DESC LIMIT $4::int4) s
+WHERE s.created_at >= $5::timestamptz GROUP BY 2`
+
+// idOf is the least id that is made at a time.
+func idOf(t time.Time) (id outbox.UUID) {
+	binary.BigEndian.PutUint64(id[:8], uint64(t.UnixMilli())<<16)
+	return id
+}
+
+func (d *Desk) surveyFlow(ctx context.Context, o *Overview, tenants []string) error {
+	type part struct {
+		Tenant, Status string
+		N, Recent      int64
+		Oldest         Time
+	}
+	most := int64(max(flowRows/max(len(tenants), 1), 50))
+	list, err := eachTenant(ctx, d, o, PartDeliveries, tenants, selectFlow, pgx.RowToStructByPos[part],
+		idOf(d.now.Add(-flowSkew)), idOf(d.now.Add(flowSkew)), most, d.now.Add(-flowWindow), d.now.Add(-flowRecent))
+	if err != nil {
+		return err
+	}
+	rows, span := make(map[string]int64), make(map[string]time.Duration)
+	for _, p := range list {
+		rows[p.Tenant] += p.N
+		span[p.Tenant] = max(span[p.Tenant], d.now.Sub(p.Oldest.Time), 50*time.Millisecond)
+	}
+	sums, all := make(map[string]float64), 0.
+	for _, p := range list {
+		minute, recent := flowWindow, flowRecent
+		if rows[p.Tenant] >= most { // there are more: these are the latest
+			minute = span[p.Tenant]
+			recent = min(recent, minute)
+		}
+		all += float64(p.Recent) / recent.Seconds()
+		sums[p.Status] += float64(p.N) * flowWindow.Seconds() / minute.Seconds()
+	}
+	o.Deliveries = Flow{PerSecond: all, PerMinute: make(map[string]int64)}
+	for status, n := range sums {
+		o.Deliveries.PerMinute[status] = int64(n + .5)
+	}
+	if tried := sums["success"] + sums["retrying"] + sums["failed"]; tried > 0 {
+		share := sums["success"] / tried
+		o.Deliveries.Success = &share
+	}
+	return nil
+}
+
+// Recovering is a recovery that is under way, see Recover.
+type Recovering struct {
+	Tenant string `json:"tenant"`
+	Recovery
+}
+
+// The latest are looked at: what was asked for before has ended, or is not worth a screen.
+func (d *Desk) surveyRecoveries(ctx context.Context, o *Overview) (err error) {
+	rows, err := d.conn.Query(ctx, `SELECT r.tenant, r.id, r.endpoint_id, r.since, coalesce(r.rate, 0)::float8, r.upto_lsn IS NOT NULL, r.scanned, r.queued, '', r.requested_at, r.done_at
+FROM (SELECT * FROM outbox_relay.recoveries r ORDER BY r.id DESC LIMIT 100) r WHERE r.done_at IS NULL AND r.error IS NULL ORDER BY r.id DESC LIMIT $1::int4`, overviewShown)
+	if err != nil {
+		return err
+	}
+	o.Recoveries, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Recovering, err error) {
+		err = row.Scan(&r.Tenant, &r.ID, &r.EndpointID, &r.Since, &r.Rate, &r.Begun, &r.Scanned, &r.Queued, &r.Error, &r.RequestedAt, &r.DoneAt)
+		return r, err
+	})
+	return err
+}
+
+// worst keeps the first few of what is in an order.
+func worst[T any](list []T, order func(a, b *T) int) []T {
+	slices.SortStableFunc(list, func(a, b T) int { return order(&a, &b) })
+	return append([]T{}, list[:min(len(list), overviewShown)]...)
+}

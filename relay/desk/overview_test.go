@@ -1,0 +1,156 @@
+package desk_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/desk"
+	"github.com/neo-commons/outbox-relay/schema"
+	"github.com/neo-commons/outbox-relay/schema/pgtest"
+)
+
+func (b *bundle) survey(tenants ...string) *desk.Overview {
+	b.t.Helper()
+	o, err := desk.Survey(b.ctx, connect(b.t, b.dsn), []string{b.slot}, tenants, time.Minute)
+	require.NoError(b.t, err)
+	return o
+}
+
+func TestSurveyOfAQuietDatabase(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	o := b.survey("acme")
+	assert.Empty(t, o.Gaps)
+	require.Len(t, o.Slots, 1)
+	s := o.Slots[0]
+	assert.True(t, s.Exists)
+	assert.Nil(t, s.Leader)
+	assert.Equal(t, "reserved", s.WALStatus)
+	assert.Nil(t, s.Limit, "max_slot_wal_keep_size is not set")
+	assert.Zero(t, o.Queue.Total)
+	assert.Nil(t, o.Deliveries.Success)
+	assert.Empty(t, o.Endpoints.Worst)
+	assert.WithinDuration(t, time.Now(), o.At.Time, time.Minute)
+
+	o, err := desk.Survey(b.ctx, connect(t, b.dsn), []string{"nosuchslot"}, nil, time.Minute)
+	require.NoError(t, err)
+	assert.False(t, o.Slots[0].Exists)
+	_, err = desk.Survey(b.ctx, connect(t, pgtest.Database(t)), []string{b.slot}, nil, time.Minute)
+	assert.Equal(t, "run: outbox-relay migrate", hint(err))
+}
+
+func TestSurvey(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.exec(`CREATE SCHEMA "odd ""one"`)
+	require.NoError(t, schema.AddTenant(b.ctx, b.dsn, `odd "one`, schema.AddOptions{}))
+	b.exec(`CREATE SCHEMA broken`)
+	require.NoError(t, schema.AddTenant(b.ctx, b.dsn, "broken", schema.AddOptions{}))
+	b.exec(`ALTER TABLE broken.webhook_dead_letters RENAME dead_at TO gone`)
+
+	healthy, failing, shut := b.endpoint("healthy", "none"), b.endpoint("failing", "none"), b.endpoint("shut", "none")
+	disabled, paused, ordered := b.endpoint("disabled", "none"), b.endpoint("paused", "none"), b.endpoint("ordered", "strict")
+	b.exec(`UPDATE acme.webhook_endpoints SET is_active = false, disabled_at = now(), disabled_reason = 'gone' WHERE id = $1`, disabled)
+	b.exec(`UPDATE acme.webhook_endpoints SET paused_at = now(), disabled_reason = 'they move house' WHERE id = $1`, paused)
+	b.exec(`INSERT INTO outbox_relay.endpoint_health (tenant, endpoint_id, failing_since, failed_at, open_until, last_error) VALUES
+		('acme', $1, now() - interval '1 hour', now(), NULL, 'answered 500'), ('acme', $2, NULL, NULL, now() + interval '1 hour', 'answered 503'),
+		('elsewhere', $1, now() - interval '1 day', now(), NULL, 'is another endpoint')`, failing, shut)
+	ev := outbox.NewUUID
+	for range 8 {
+		b.deliver(ev(), healthy, "success", "")
+	}
+	old := b.deliver(ev(), healthy, "success", "created_at = now() - interval '2 minutes'")
+	b.bury(old, "now() - interval '2 hours'")
+	for range 2 {
+		b.bury(b.deliver(ev(), failing, "failed", ""), "now()")
+	}
+	b.exec(`UPDATE acme.webhook_dead_letters SET discarded_at = now() WHERE delivery_id = (SELECT delivery_id FROM acme.webhook_dead_letters WHERE webhook_endpoint_id = $1 LIMIT 1)`, failing)
+	for range 3 {
+		b.queue(b.deliver(ev(), shut, "pending", "error_code = 'deferred', error_message = 'breaker'"), shut, "now() - interval '90 s'", "")
+	}
+	head := b.deliver(ev(), ordered, "retrying", "error_code = 'http_5xx', error_message = 'answered 500', attempt_number = 2")
+	b.queue(head, ordered, "now() + interval '5 minutes'", "'"+ordered.String()+"', '0/1', 1")
+	for _, n := range []string{"2", "3"} {
+		b.queue(b.deliver(ev(), ordered, "pending", ""), ordered, "'infinity'", "'"+ordered.String()+"', '0/1', "+n)
+	}
+	b.queue(b.deliver(ev(), paused, "pending", ""), paused, "'infinity'", "")
+
+	o := b.survey("acme", "broken", `odd "one`, "nosuchtenant")
+	assert.Len(t, o.Gaps, 3, "%v", o.Gaps)
+	assert.Contains(t, o.Gap(desk.PartEndpoints), "tenant broken: column")
+	assert.Contains(t, o.Gap(desk.PartDeliveries), "tenant nosuchtenant: relation")
+
+	assert.Equal(t, map[string]int64{"success": 8, "failed": 2, "pending": 6, "retrying": 1}, o.Deliveries.PerMinute)
+	assert.InDelta(t, 8./11, *o.Deliveries.Success, .001)
+	assert.InDelta(t, 1.7, o.Deliveries.PerSecond, .001)
+
+	q := &o.Queue
+	assert.Equal(t, desk.Count{N: 7}, q.Total)
+	assert.Equal(t, desk.Count{N: 3}, q.Due)
+	assert.InDelta(t, 90, q.OldestDue, 30)
+	assert.Equal(t, desk.Count{N: 3}, q.Parked)
+	require.Len(t, q.Worst, 3)
+	first := q.Worst[0]
+	if first.EndpointID == ordered { // as many wait for it
+		first = q.Worst[1]
+	}
+	assert.Equal(t, "shut", first.Name)
+	assert.Equal(t, int64(3), first.Due)
+	assert.Equal(t, map[string]int64{"breaker": 3}, first.Reasons)
+	require.Len(t, q.Blocked, 1, "what is paused does not wait behind anything")
+	assert.Equal(t, int64(2), q.Blocked[0].Behind)
+	assert.Equal(t, head, q.Blocked[0].HeadID)
+	assert.Equal(t, 2, q.Blocked[0].Attempts)
+	assert.Equal(t, "http_5xx", q.Blocked[0].Reason)
+
+	e := &o.Endpoints
+	assert.Equal(t, []desk.Count{{N: 1}, {N: 1}, {N: 1}, {N: 1}}, []desk.Count{e.Failing, e.Open, e.Disabled, e.Paused})
+	var names []string
+	for _, x := range e.Worst {
+		names = append(names, x.Name)
+	}
+	assert.Equal(t, "failing shut disabled paused", strings.Join(names, " "))
+	assert.Equal(t, "answered 500", e.Worst[0].State.LastError)
+
+	assert.Equal(t, desk.Count{N: 2}, o.Letters.Open)
+	assert.Equal(t, desk.Count{N: 1}, o.Letters.LastHour)
+	require.Len(t, o.Letters.Worst, 2)
+}
+
+// What has piled up is counted to a limit, and the number says so.
+func TestSurveyIsBounded(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	endpoint := b.endpoint("slow", "none")
+	b.exec(`INSERT INTO acme.webhook_dead_letters (delivery_id, webhook_event_id, webhook_endpoint_id, request_url, request_method, request_headers, attempts)
+		SELECT gen_random_uuid(), gen_random_uuid(), $1, '', '', '{}', 1 FROM generate_series(1, 1001)`, endpoint)
+	b.exec(`INSERT INTO acme.webhook_deliveries (id, webhook_event_id, webhook_endpoint_id, delivery_status, request_url, request_method, relayed, created_at)
+		SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::int8), 12, '0') || '7' || substr(replace(gen_random_uuid()::text, '-', ''), 14))::uuid, gen_random_uuid(), $1, 'success', '', '', true,
+		now() - interval '2 s' FROM generate_series(1, 20100)`, endpoint)
+	o := b.survey("acme")
+	assert.Empty(t, o.Gaps)
+	assert.Equal(t, desk.Count{N: 1000, More: true}, o.Letters.Open)
+	assert.Equal(t, desk.Count{N: 1000, More: true}, o.Letters.LastHour)
+	assert.Greater(t, o.Deliveries.PerSecond, 6000., "of those looked at, over the time they took")
+}
+
+func TestSurveyGoesRoundLocks(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.exec(`CREATE SCHEMA free`)
+	require.NoError(t, schema.AddTenant(b.ctx, b.dsn, "free", schema.AddOptions{}))
+	b.exec(`INSERT INTO free.webhook_endpoints (name, endpoint_url, secret_token, created_by_user_id, is_active, disabled_at) VALUES ('off', '', '', gen_random_uuid(), false, now())`)
+	c := connect(t, b.dsn)
+	_, err := c.Exec(b.ctx, `BEGIN; LOCK TABLE acme.webhook_endpoints`)
+	require.NoError(t, err)
+	o := b.survey("acme", "free")
+	assert.Equal(t, []desk.Gap{{desk.PartEndpoints, "tenant acme: somebody has locked it"}}, o.Gaps)
+	assert.Equal(t, desk.Count{N: 1}, o.Endpoints.Disabled)
+	_, err = c.Exec(b.ctx, `ROLLBACK`)
+	require.NoError(t, err)
+}
