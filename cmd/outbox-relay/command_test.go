@@ -89,6 +89,7 @@ func TestExitCodesOfWrongCommandLines(t *testing.T) {
 		"help for help":     {args: "help", code: exitOK},
 		"help for one":      {args: "help tenants add", code: exitOK},
 		"bad output":        {env: db, args: "tenants list -o xml", code: exitUsage, err: `--output "xml": must be table or json`},
+		"bad interval":      {env: db, args: "status --watch --interval 1ms", code: exitUsage, err: "--interval 1ms: must be 100ms or more"},
 		"no database":       {args: "run", code: exitUsage, err: "database.url: is required: give --database-url, OUTBOX_RELAY_DATABASE_URL or database.url in the file"},
 		"no file":           {args: "config --config /nonexistent.yaml", code: exitUsage, err: "no such file"},
 		"misspelt variable": {env: "OUTBOX_RELAY_DATABSE_URL=x", args: "check", code: exitUsage, err: "did you mean OUTBOX_RELAY_DATABASE_URL?"},
@@ -114,7 +115,7 @@ func TestExitCodesOfWrongCommandLines(t *testing.T) {
 func TestHelpOfEveryCommandHasAnExample(t *testing.T) {
 	t.Parallel()
 	for _, command := range []string{
-		"run", "migrate", "check", "config", "tenants add", "tenants list", "tenants remove", "tenants pause", "tenants resume",
+		"run", "migrate", "check", "config", "tenants add", "tenants list", "tenants remove", "tenants pause", "tenants resume", "status",
 	} {
 		o := invoke(t, nil, append(strings.Fields(command), "--help")...)
 		assert.Contains(t, o.out, "Examples:", command)

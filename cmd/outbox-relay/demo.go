@@ -49,7 +49,8 @@ deliveries end as dead letters. The application also rolls back transactions and
 
 The demo ends by itself when every committed event has reached the endpoints that subscribe to it, or
 is a dead letter there. It fails if anything was lost, was sent though it had been rolled back, came
-with a bad signature or is not recorded. Nothing is left behind, also when it is interrupted.
+with a bad signature or is not recorded. Nothing is left behind, also when it is interrupted. A
+command that it prints shows in a second terminal, while it runs, what an operator would see.
 
 --log-level shows the relay's log.`,
 		Example: `  outbox-relay demo
@@ -148,7 +149,13 @@ func (d *demo) play(ctx context.Context) (_ *demoResult, err error) {
 	if err := d.site.install(ctx, d.endpoints, func(step string) { d.view.step("%s", step) }); err != nil {
 		return nil, err
 	}
+	command, forget, err := d.site.guide()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, forget()) }()
 	d.introduce()
+	d.view.step("in a second terminal: %s", command)
 	if err := d.run(ctx); err != nil {
 		return nil, err
 	}

@@ -2,7 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"regexp"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -38,6 +42,32 @@ func (s *demoSite) install(ctx context.Context, endpoints []*demoEndpoint, progr
 		}
 	}
 	return nil
+}
+
+// guide writes a configuration that leads to the database, and returns a command for a second terminal. It is a file, as the DSN may hold a password.
+func (s *demoSite) guide() (command string, remove func() error, err error) {
+	program, err := os.Executable()
+	if err != nil {
+		return "", nil, fmt.Errorf("find the program's own file: %w", err)
+	}
+	file, err := os.CreateTemp("", "outbox-relay-demo-*.yaml") // for its owner alone
+	if err != nil {
+		return "", nil, fmt.Errorf("keep the configuration of the demo: %w", err)
+	}
+	remove = func() error { return os.Remove(file.Name()) }
+	_, err = fmt.Fprintf(file, "database:\n  url: %q\n  slot: %s\nserver:\n  listen: \"\"\n", s.dsn, s.slot)
+	if err = errors.Join(err, file.Close()); err != nil {
+		return "", nil, errors.Join(fmt.Errorf("keep the configuration of the demo: %w", err), remove())
+	}
+	return shellWord(program) + " status --watch --config " + shellWord(file.Name()), remove, nil
+}
+
+// shellWord quotes text for a shell, if it has to.
+func shellWord(text string) string {
+	if regexp.MustCompile(`^[\w./+:@%-]+$`).MatchString(text) {
+		return text
+	}
+	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
 }
 
 func table(tenant, name string) string { return pgx.Identifier{tenant, name}.Sanitize() }

@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -65,10 +67,34 @@ func TestInterruptedDemoLeavesNothingBehind(t *testing.T) {
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
 
-	lines := bufio.NewScanner(out)
+	lines, guide := bufio.NewScanner(out), ""
 	for lines.Scan() && !strings.Contains(lines.Text(), "received ") {
+		if _, command, ok := strings.Cut(lines.Text(), "in a second terminal: "); ok {
+			guide = command
+		}
 	}
 	require.Len(t, demoLeftovers(t, dsn), 2)
+
+	// The command for a second terminal is one that works as it stands, but for a person to end it.
+	require.Contains(t, guide, " status --watch --config ")
+	shown, err := exec.CommandContext(t.Context(), "sh", "-c", strings.Replace(guide, "--watch", "-o json", 1)).Output()
+	require.NoError(t, err)
+	var report struct {
+		Databases []struct {
+			At     time.Time
+			Slots  []struct{ Leader *struct{ Address string } }
+			Queues struct{ Total struct{ N int } } `json:"retry_queue"`
+			Gaps   []any
+		}
+	}
+	require.NoError(t, json.Unmarshal(shown, &report), string(shown))
+	require.Len(t, report.Databases, 1)
+	require.Len(t, report.Databases[0].Slots, 1)
+	assert.NotNil(t, report.Databases[0].Slots[0].Leader, "the relay of the demo")
+	assert.Empty(t, report.Databases[0].Gaps)
+	_, config, _ := strings.Cut(guide, "--config ")
+	assert.FileExists(t, config)
+
 	require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
 	for lines.Scan() { // to the end of the process
 	}
@@ -76,6 +102,7 @@ func TestInterruptedDemoLeavesNothingBehind(t *testing.T) {
 	require.Error(t, cmd.Wait())
 	assert.Equal(t, exitFailure, cmd.ProcessState.ExitCode())
 	assert.Equal(t, "error: interrupted\n", errOut.String())
+	assert.NoFileExists(t, config)
 	assert.Empty(t, demoLeftovers(t, dsn))
 	execOn(t, dsn, "CREATE ROLE "+schema.RunnerRole) // it had brought this one
 }

@@ -3,17 +3,9 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 	"time"
-)
-
-// Colours of a terminal, as parameters of SGR.
-const (
-	colorRed   = "31"
-	colorGreen = "32"
-	colorDim   = "2"
 )
 
 // demoView tells a person how it goes: on a terminal in lines that it writes anew, anywhere else in one line a second. It is for one goroutine at a
@@ -21,11 +13,11 @@ const (
 type demoView struct {
 	out      io.Writer
 	rewrites bool
-	colors   bool
-	drawn    int // lines of the frame that is on the screen
-	began    time.Time
-	next     time.Time // when the next plain line is due
-	frames   []demoFrameAt
+	painter
+	drawn  int // lines of the frame that is on the screen
+	began  time.Time
+	next   time.Time // when the next plain line is due
+	frames []demoFrameAt
 }
 
 // demoFrameAt is what a rate is taken from.
@@ -35,16 +27,7 @@ type demoFrameAt struct {
 }
 
 func newDemoView(out io.Writer) *demoView {
-	v := &demoView{out: out, rewrites: terminal(out) && os.Getenv("TERM") != "dumb"}
-	v.colors = v.rewrites && os.Getenv("NO_COLOR") == "" // no-color.org
-	return v
-}
-
-func (v *demoView) paint(color, text string) string {
-	if !v.colors {
-		return text
-	}
-	return "\x1b[" + color + "m" + text + "\x1b[0m"
+	return &demoView{out: out, rewrites: rewritable(out), painter: painterFor(out)}
 }
 
 // step says what happens next, or what there is.

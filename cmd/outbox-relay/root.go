@@ -160,7 +160,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(a.runCommand(), a.demoCommand(), a.benchCommand(), a.configCommand(), a.metricsCommand(), a.versionCommand())
 	for _, cmd := range []*cobra.Command{
 		a.migrateCommand(), a.checkCommand(), a.tenantsCommand(), a.deliveriesCommand(), a.deadlettersCommand(), a.endpointsCommand(), a.eventsCommand(), a.auditCommand(),
-		a.secretsCommand(),
+		a.secretsCommand(), a.statusCommand(),
 	} {
 		root.AddCommand(a.onDatabase(cmd))
 	}

@@ -180,6 +180,8 @@ func TestPlantedSecrets(t *testing.T) {
 		{"deadletters", "list"},
 		{"events", "list"},
 		{"audit"},
+		{"status"},
+		{"status", "-o", "json"},
 		{"deliveries", "show", waiting, "--body"},
 		{"deadletters", "show", letter, "--body"},
 		{"events", "show", event, "--body"},

@@ -303,15 +303,19 @@ type tenantJSON struct {
 
 func writeTenantsJSON(w io.Writer, tenants []schema.Tenant) error {
 	list := make([]tenantJSON, len(tenants))
-	for i, t := range tenants {
-		list[i] = tenantJSON{
-			Schema: t.Schema, Shard: t.Shard, State: t.State, Reason: t.Reason, Version: t.Version, Since: t.Since.UTC(),
-			Backfill: t.Backfill, BackfillSince: orNil(t.BackfillSince), BackfillDoneAt: orNil(t.BackfillDoneAt),
-		}
+	for i := range tenants {
+		list[i] = jsonOf(&tenants[i])
 	}
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")
 	return encoder.Encode(list)
+}
+
+func jsonOf(t *schema.Tenant) tenantJSON {
+	return tenantJSON{
+		Schema: t.Schema, Shard: t.Shard, State: t.State, Reason: t.Reason, Version: t.Version, Since: t.Since.UTC(),
+		Backfill: t.Backfill, BackfillSince: orNil(t.BackfillSince), BackfillDoneAt: orNil(t.BackfillDoneAt),
+	}
 }
 
 func orNil(t time.Time) *time.Time {
