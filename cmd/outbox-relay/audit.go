@@ -93,9 +93,9 @@ func (a *app) audit(ctx context.Context, c *config, o relay.AuditOptions, output
 			result.First = append(result.First, missingDelivery{tenant, event, endpoint})
 		}
 	}
-	if terminal(a.err) {
-		o.Progress = func(tenant string) { say(a.err, "auditing %s …\n", tenant) }
-	}
+	shown := progressLine{app: a, last: time.Now()} // what is soon over needs none but on a terminal
+	defer shown.end()
+	o.Progress = func(tenant string) { shown.show("auditing %s", plain(tenant)) }
 	for shard := range c.Database.Shards {
 		reports, err := auditShard(ctx, c, shard, o)
 		if err != nil {
@@ -103,6 +103,7 @@ func (a *app) audit(ctx context.Context, c *config, o relay.AuditOptions, output
 		}
 		result.Tenants = append(result.Tenants, reports...)
 	}
+	shown.end()
 	slices.SortFunc(result.Tenants, func(a, b relay.AuditReport) int { return strings.Compare(a.Tenant, b.Tenant) })
 	var err error
 	if output == "json" {
