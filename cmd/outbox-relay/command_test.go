@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -271,11 +272,15 @@ func TestLogFormats(t *testing.T) {
 	t.Parallel()
 	for format, want := range map[string]string{"json": `"msg":"slow","took":"1.5s"}`, "auto": `"took":"1.5s"`, "text": "msg=slow took=1.5s"} {
 		var out strings.Builder
-		log := newLogger(&out, logging{Level: "warn", Format: format})
+		var level slog.LevelVar
+		log := newLogger(&out, logging{Level: "warn", Format: format}, &level)
 		log.Info("left out")
 		log.Warn("slow", "took", 1500*time.Millisecond)
 		assert.Contains(t, out.String(), want, format)
 		assert.NotContains(t, out.String(), "left out")
+		level.Set(slog.LevelDebug)
+		log.Debug("let in")
+		assert.Contains(t, out.String(), "let in", "the level changes while it is in use")
 	}
 }
 

@@ -91,7 +91,7 @@ func (a *app) demoLog(cmd *cobra.Command) (*slog.Logger, error) {
 	if _, ok := logLevel(level); !ok {
 		return nil, usage("--log-level %q: must be debug, info, warn or error", level)
 	}
-	return newLogger(a.err, logging{Level: level, Format: format}), nil
+	return newLogger(a.err, logging{Level: level, Format: format}, &a.level), nil
 }
 
 // errInterrupted is all there is to say when a person has ended the demo.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -25,6 +26,7 @@ type app struct {
 	in       *os.File
 	out, err io.Writer
 	abort    <-chan struct{} // closed by the second signal: stop without draining
+	level    slog.LevelVar   // of the log; may change while a command runs
 
 	configFile string
 	database   string // of --database: the name of one of several

@@ -54,7 +54,7 @@ While it runs, server.listen serves
 
 func (a *app) run(ctx context.Context, c *config) error {
 	stdlog.SetOutput(io.Discard) // net/http prints there what a receiver sends unasked, bytes of it included
-	log := newLogger(a.err, c.Log)
+	log := newLogger(a.err, c.Log, &a.level)
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
 		collectors.NewGoCollector(),
@@ -100,9 +100,10 @@ func (a *app) run(ctx context.Context, c *config) error {
 	return group.Wait()
 }
 
-// newLogger logs for people on a terminal, for machines anywhere else, unless told.
-func newLogger(w io.Writer, c logging) *slog.Logger {
-	level, _ := logLevel(c.Level)
+// newLogger logs for people on a terminal, for machines anywhere else, unless told. level is set to that of c, and may be set to another at any time.
+func newLogger(w io.Writer, c logging, level *slog.LevelVar) *slog.Logger {
+	least, _ := logLevel(c.Level)
+	level.Set(least)
 	options := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Value.Kind() == slog.KindDuration { // JSON would have a bare number of nanoseconds
 			a.Value = slog.StringValue(a.Value.Duration().String())
