@@ -28,7 +28,7 @@ func (c *Client) finish(resp *http.Response, res *Result, keep bool) {
 	}
 	res.Err = describeStatus(resp.StatusCode)
 	res.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
-	if keep := min(n, c.config.KeepResponseBytes); keep > 0 {
+	if keep := min(n, c.live.Load().keepResponseBytes); keep > 0 {
 		res.Body = bytes.Clone(buf[:keep])
 	}
 }
@@ -37,11 +37,13 @@ func (c *Client) finish(resp *http.Response, res *Result, keep bool) {
 const headerDelivery = "Webhook-Delivery"
 
 func (c *Client) directive(value string) Directive {
-	switch {
-	case value == "":
-	case c.config.ReceiverDisable && strings.EqualFold(strings.TrimSpace(value), "disable"):
+	if value == "" {
+		return DirectiveNone
+	}
+	switch l := c.live.Load(); {
+	case l.receiverDisable && strings.EqualFold(strings.TrimSpace(value), "disable"):
 		return DirectiveDisable
-	case c.config.ReceiverAbort && strings.EqualFold(strings.TrimSpace(value), "abort-message"):
+	case l.receiverAbort && strings.EqualFold(strings.TrimSpace(value), "abort-message"):
 		return DirectiveAbort
 	}
 	return DirectiveNone

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-retryablehttp"
@@ -23,14 +24,14 @@ const (
 
 // Client makes attempts. It is safe for concurrent use.
 type Client struct {
-	config    Config
+	config    Config // as it was at the start
+	live      atomic.Pointer[live]
 	userAgent []string
 	m         *Metrics
 	bodies    sync.Pool // *[maxResponseBytes]byte
 	requests  sync.Pool // *[]byte, whole requests of http1
 
 	log      *slog.Logger
-	policy   *Policy
 	dialer   *dialer
 	plain    *http1
 	common   *profile                // of endpoints that have none of their own
@@ -39,6 +40,7 @@ type Client struct {
 
 	cancel     context.CancelFunc
 	background sync.WaitGroup
+	renewing   sync.Mutex // held by who puts a generation into the place of another
 	mu         sync.Mutex
 	retired    []retired
 }
@@ -59,7 +61,8 @@ func newClient(
 		m = NewMetrics(nil)
 	}
 	life, cancel := context.WithCancel(context.Background())
-	c := &Client{config: cfg, userAgent: []string{"outbox-relay/" + cfg.Version}, m: m, log: log, policy: cfg.Policy(), cancel: cancel}
+	c := &Client{config: cfg, userAgent: []string{"outbox-relay/" + cfg.Version}, m: m, log: log, cancel: cancel}
+	c.live.Store(newLive(&cfg))
 	c.bodies.New = func() any { return new([maxResponseBytes]byte) }
 	c.requests.New = func() any { return new([]byte) }
 
@@ -69,22 +72,20 @@ func newClient(
 		return ctx, func() { stop(); cancel() }
 	}
 	boundLookup := func(ctx context.Context, host string) ([]string, error) {
-		ctx, cancel := bound(ctx, cfg.ConnectTimeout)
+		ctx, cancel := bound(ctx, c.live.Load().connectTimeout)
 		defer cancel()
 		return lookup(ctx, host)
 	}
-	guard := newGuard(cfg.Allow, cfg.Deny)
 	c.dialer = &dialer{
-		net:    net.Dialer{ControlContext: guard.control},
-		guard:  guard,
-		names:  newNames(boundLookup, cfg.DNSCacheTime, m),
-		slots:  make(chan struct{}, cfg.MaxConns),
-		evict:  c.closeIdle,
-		bound:  bound,
-		config: &c.config,
-		m:      m,
-		log:    log,
+		live:  &c.live,
+		names: newNames(boundLookup, cfg.DNSCacheTime, m),
+		slots: make(chan struct{}, cfg.MaxConns),
+		evict: c.closeIdle,
+		bound: bound,
+		m:     m,
+		log:   log,
 	}
+	c.dialer.net.ControlContext = c.dialer.control
 	c.insecure = sync.OnceFunc(func() {
 		log.Warn("endpoints with verify_ssl=false are delivered to without a check of the certificate")
 	})
@@ -108,9 +109,7 @@ func (c *Client) open(life context.Context) error {
 		c.plain = newHTTP1(&c.config, c.dialer)
 		c.background.Go(func() { c.plain.sweep(life) })
 	}
-	if c.config.readsFiles() {
-		c.background.Go(func() { c.watch(life) })
-	}
+	c.background.Go(func() { c.watch(life) })
 	return nil
 }
 
@@ -211,7 +210,8 @@ func (c *Client) Attempt(ctx context.Context, ep *Endpoint, m *Message, attempt 
 }
 
 func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt int, res *Result) {
-	if denied := c.policy.Denied(ep); denied != "" {
+	policy := c.live.Load().policy
+	if denied := policy.Denied(ep); denied != "" {
 		res.Class, res.Err = ClassDenied, denied
 		return
 	}
@@ -264,7 +264,7 @@ func (c *Client) settle(
 		return nil
 	}
 	c.drain(resp)
-	if denied := c.policy.denied(next); denied != "" {
+	if denied := c.live.Load().policy.denied(next); denied != "" {
 		res.Class, res.Err = ClassDenied, "a redirect: "+denied
 		return nil
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 )
@@ -116,10 +115,4 @@ func (c *Config) validateReach(f *faults) {
 	c.TLS.validate(f)
 	c.validateHosts(f)
 	c.validateProxy(f)
-}
-
-// readsFiles tells whether there is anything that may change while the Client is there.
-func (c *Config) readsFiles() bool {
-	return len(c.TLS.files()) > 0 || c.ProxyFile != "" ||
-		slices.ContainsFunc(c.TLS.Profiles, func(p TLSProfile) bool { return len(p.files()) > 0 })
 }

@@ -37,21 +37,20 @@ var errNoSlot = errors.New("all connections are in use: see delivery.max_connect
 // dialer opens connections: name, address check, TCP, TLS.
 type dialer struct {
 	net    net.Dialer
-	guard  *guard
-	proxy  *proxy // nil: none
+	live   *atomic.Pointer[live] // the Client's
+	proxy  *proxy                // nil: none
 	names  *names
 	slots  chan struct{}                                                              // holds one element per open connection
 	evict  func()                                                                     // closes idle connections
 	queued atomic.Int32                                                               // how many wait for a slot
 	bound  func(context.Context, time.Duration) (context.Context, context.CancelFunc) // a timeout that also ends with the Client
-	config *Config
 	m      *Metrics
 	log    *slog.Logger
 }
 
 // dial opens a TCP connection. net/http lets it go on when the attempt that asked for it has ended, so it has its own time limit.
 func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	ctx, cancel := d.bound(ctx, d.config.ConnectTimeout)
+	ctx, cancel := d.bound(ctx, d.live.Load().connectTimeout)
 	defer cancel()
 	conn, err := d.open(ctx, network, addr)
 	if err != nil {
@@ -76,7 +75,7 @@ func (d *dialer) dialTLS(config *tls.Config) func(ctx context.Context, network, 
 			cfg.GetClientCertificate = counted.noteAsked(cfg.GetClientCertificate)
 		}
 		secure := tls.Client(conn, cfg)
-		ctx, cancel := d.bound(ctx, d.config.TLSHandshakeTimeout)
+		ctx, cancel := d.bound(ctx, d.live.Load().tlsHandshakeTimeout)
 		defer cancel()
 		if err := secure.HandshakeContext(ctx); err != nil {
 			_ = conn.Close()
@@ -158,7 +157,7 @@ func (d *dialer) reach(ctx context.Context, network, addr string) (net.Conn, err
 	if d.proxy == nil {
 		return d.net.DialContext(ctx, network, addr)
 	}
-	if err := d.guard.control(ctx, network, addr, nil); err != nil {
+	if err := d.control(ctx, network, addr, nil); err != nil {
 		return nil, err
 	}
 	ap, err := netip.ParseAddrPort(addr)

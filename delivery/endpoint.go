@@ -150,6 +150,8 @@ type Endpoint struct {
 	secondary        *secret // nil: none
 	secondaryExpires time.Time
 	schedule         []time.Duration
+	ownConcurrency   int     // of the row; zero: it leaves that open
+	ownRate          float64 // likewise
 	followRedirects  bool
 	verifyTLS        bool
 	keepAnswer       bool          // also that of a success
@@ -296,9 +298,14 @@ func (ep *Endpoint) setLimits(row *EndpointRow, d Defaults, f *faults) {
 	f.check(row.BackoffMultiplier == 0 || row.BackoffMultiplier >= 1 && row.BackoffMultiplier <= maxMultiplier,
 		"retry_backoff_multiplier", row.BackoffMultiplier, "use 1.0 to 5.0")
 
-	ep.Concurrency = cmp.Or(int(row.MaxConcurrency), d.Concurrency)
+	ep.ownConcurrency, ep.ownRate = int(row.MaxConcurrency), row.RatePerSecond
+	ep.Concurrency, ep.Rate = ep.Limits(d)
 	f.check(row.MaxConcurrency >= 0, "max_concurrency", row.MaxConcurrency, "use 1 or more, or NULL for the default")
-	ep.Rate = cmp.Or(row.RatePerSecond, d.Rate)
 	f.check(row.RatePerSecond >= 0 && !math.IsInf(row.RatePerSecond, 1),
 		"rate_limit_per_second", row.RatePerSecond, "use a number above 0, or NULL for the default")
+}
+
+// Limits returns what Concurrency and Rate would be with other defaults.
+func (ep *Endpoint) Limits(d Defaults) (concurrency int, rate float64) {
+	return cmp.Or(ep.ownConcurrency, d.Concurrency), cmp.Or(ep.ownRate, d.Rate)
 }

@@ -32,6 +32,7 @@ type http1 struct {
 
 	mu    sync.Mutex
 	hosts map[string]*http1Host
+	age   int // counts renew; a connection of another age is not kept
 }
 
 // http1Host is what there is to one host and port.
@@ -49,6 +50,8 @@ type http1Conn struct {
 	head  int64         // bytes that the head of an answer may still have; negative: any number
 	err   error         // of the last read: the parser calls a head that breaks off malformed
 	since time.Time
+	age   int
+	stale bool // it was of another age when it was taken
 	look  look
 
 	watched <-chan struct{} // ends the context that is watched
@@ -306,7 +309,7 @@ func (t *http1) enter(ctx context.Context, addr string, deadline time.Time) (*ht
 // leave gives the place back, and the connection if it can be used again and nobody waits for its place.
 func (t *http1) leave(h *http1Host, c *http1Conn) {
 	t.mu.Lock()
-	keep := c != nil && len(h.idle) < t.idlePerHost && !t.crowded()
+	keep := c != nil && c.age == t.age && len(h.idle) < t.idlePerHost && !t.crowded()
 	if keep {
 		c.since = time.Now()
 		h.idle = append(h.idle, c)
@@ -324,22 +327,39 @@ func (t *http1) leave(h *http1Host, c *http1Conn) {
 // sends again for.
 func (t *http1) conn(ctx context.Context, h *http1Host, addr string, deadline time.Time) (c *http1Conn, reused bool, err error) {
 	for c := t.take(h); c != nil; c = t.take(h) {
-		if time.Since(c.since) < t.idleTimeout && c.SetDeadline(deadline) == nil && c.look.alive() {
+		if !c.stale && time.Since(c.since) < t.idleTimeout && c.SetDeadline(deadline) == nil && c.look.alive() {
 			return c, true, nil
 		}
 		c.close()
 	}
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
+	age := t.now() // before the address is checked
 	conn, err := t.dial(ctx, "tcp", addr)
 	if err != nil {
 		return nil, false, err
 	}
-	c = &http1Conn{Conn: conn, head: -1, unwatch: func() {}}
+	c = &http1Conn{Conn: conn, head: -1, age: age, unwatch: func() {}}
 	c.in = bufio.NewReader(c)
 	c.look.prepare(conn)
 	_ = c.SetDeadline(deadline) // fails only for a connection that is closed, as the request will
 	return c, false, nil
+}
+
+func (t *http1) now() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.age
+}
+
+// renew has the connections that there are serve no more requests: those in use are closed once their answers are there, the others by CloseIdleConnections.
+func (t *http1) renew() {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.age++
 }
 
 func (t *http1) take(h *http1Host) *http1Conn {
@@ -352,6 +372,7 @@ func (t *http1) take(h *http1Host) *http1Conn {
 	c := h.idle[n-1]
 	h.idle[n-1] = nil
 	h.idle = h.idle[:n-1]
+	c.stale = c.age != t.age
 	return c
 }
 

@@ -37,6 +37,7 @@ type profile struct {
 // generation is what one reading of a profile's files came to. Its transports and their sessions are its own: nothing that was agreed on with a certificate
 // that has been replaced is used after it.
 type generation struct {
+	base               *tls.Config    // what its transports are made of
 	roots              *x509.CertPool // nil: the system's
 	verified, insecure func() *retryablehttp.Client
 	mu                 sync.Mutex
@@ -107,12 +108,19 @@ func (c *Client) newGeneration(p *profile) (*generation, error) {
 	if err != nil {
 		return nil, err
 	}
-	base := tls.Config{MinVersion: version, RootCAs: roots, ServerName: p.serverName}
+	base := &tls.Config{MinVersion: version, RootCAs: roots, ServerName: p.serverName}
 	if pair != nil {
 		// Whatever authorities the receiver names: it may name none that it would accept, or leave out those in between.
 		base.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair, nil }
 	}
-	g := &generation{roots: roots}
+	return c.generation(base, roots), nil
+}
+
+// again returns a generation with the same settings, and connections of its own.
+func (c *Client) again(g *generation) *generation { return c.generation(g.base, g.roots) }
+
+func (c *Client) generation(base *tls.Config, roots *x509.CertPool) *generation {
+	g := &generation{base: base, roots: roots}
 	client := func(insecure bool) func() *retryablehttp.Client {
 		return sync.OnceValue(func() *retryablehttp.Client {
 			config := base.Clone()
@@ -125,7 +133,7 @@ func (c *Client) newGeneration(p *profile) (*generation, error) {
 		})
 	}
 	g.verified, g.insecure = client(false), client(true)
-	return g, nil
+	return g
 }
 
 func (g *generation) closeIdle() {
@@ -155,6 +163,8 @@ func (c *Client) watch(ctx context.Context) {
 
 // reload takes on what has changed, and ends what is left of generations before.
 func (c *Client) reload(now time.Time) {
+	c.renewing.Lock()
+	defer c.renewing.Unlock()
 	for _, p := range c.allProfiles() {
 		p.files.renew(c.log, p.key, func() error {
 			g, err := c.newGeneration(p)

@@ -1,0 +1,124 @@
+package delivery
+
+import (
+	"io"
+	"net/http"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// TestReconfiguredAddresses: nothing is sent any more to an address that is denied from now on, over no connection of before; what is under way ends well.
+func TestReconfiguredAddresses(t *testing.T) {
+	t.Parallel()
+	for transport, change := range transports() {
+		arrived, answer := make(chan struct{}), make(chan struct{})
+		s := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/slow" {
+				arrived <- struct{}{}
+				<-answer
+			}
+		})
+		b := setup(t, change, func(c *Config) { c.reload = 10 * time.Millisecond })
+		open := func() int { return b.count(b.m.connOpen) }
+		ep, slow := b.endpoint(s.URL), b.endpoint(s.URL+"/slow")
+		require.Equal(t, ClassSuccess, b.attempt(ep).Class)
+		require.Equal(t, 1, open())
+		denying := b.client.config
+		denying.Deny = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
+		b.client.Reconfigure(denying)
+		require.Eventually(t, func() bool { return open() == 0 }, 5*time.Second, time.Millisecond, "%s: the idle connection is still there", transport)
+		assert.Equal(t, ClassDenied, b.attempt(ep).Class, transport)
+
+		b.client.Reconfigure(b.client.config)
+		result := make(chan Result, 1)
+		go func() { result <- b.attempt(slow) }()
+		<-arrived
+		b.client.Reconfigure(denying)
+		assert.Equal(t, ClassDenied, b.attempt(ep).Class, transport)
+		close(answer)
+		assert.Equal(t, ClassSuccess, (<-result).Class, transport)
+		require.Eventually(t, func() bool { return open() == 0 }, 5*time.Second, time.Millisecond, "%s: the connection is kept", transport)
+		assert.Equal(t, ClassDenied, b.attempt(ep).Class, transport)
+	}
+}
+
+// TestReconfiguredUnderLoad: a change of what does not concern an endpoint costs none of its attempts.
+func TestReconfiguredUnderLoad(t *testing.T) {
+	t.Parallel()
+	for transport, change := range transports() {
+		s := serve(t, func(http.ResponseWriter, *http.Request) {})
+		b := setup(t, change)
+		ep := b.endpoint(s.URL)
+		stop := make(chan struct{})
+		var busy sync.WaitGroup
+		for range 4 {
+			busy.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					res := b.attempt(ep)
+					assert.True(t, res.OK(), "%s: %s", transport, res.Err)
+				}
+			})
+		}
+		for i := range 20 {
+			cfg := b.client.config
+			cfg.KeepResponseBytes = i
+			if i%2 == 0 {
+				cfg.Allow = append([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, cfg.Allow...)
+			}
+			b.client.Reconfigure(cfg)
+			res := b.attempt(ep)
+			require.True(t, res.OK(), "%s: %s", transport, res.Err)
+		}
+		close(stop)
+		busy.Wait()
+	}
+}
+
+func TestReconfiguredAnswersAndURLs(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("webhook-delivery", "disable")
+		w.WriteHeader(http.StatusInternalServerError)
+		_, _ = io.WriteString(w, "why: because")
+	})
+	b := setup(t, func(c *Config) { c.KeepResponseBytes = 3 })
+	ep := b.endpoint(s.URL)
+	res := b.attempt(ep)
+	assert.Equal(t, "why", string(res.Body))
+	assert.Equal(t, DirectiveNone, res.Directive)
+	opened := b.count(b.m.connOpened)
+
+	cfg := b.client.config
+	cfg.KeepResponseBytes, cfg.ReceiverDisable = 4, true
+	b.client.Reconfigure(cfg)
+	res = b.attempt(ep)
+	assert.Equal(t, "why:", string(res.Body))
+	assert.Equal(t, DirectiveDisable, res.Directive)
+	assert.Equal(t, opened, b.count(b.m.connOpened), "the addresses are as before, and so are the connections")
+
+	cfg.HTTPSOnly = true
+	b.client.Reconfigure(cfg)
+	assert.Equal(t, "http:// is denied by network.https_only", b.attempt(ep).Err)
+}
+
+func TestLimitsWithOtherDefaults(t *testing.T) {
+	t.Parallel()
+	d := DefaultDefaults()
+	row := EndpointRow{URL: "https://example.com", SecretToken: testSecret, MaxConcurrency: 3}
+	ep, err := NewEndpoint(row, d)
+	require.NoError(t, err)
+	d.Concurrency, d.Rate = 7, 2.5
+	concurrency, rate := ep.Limits(d)
+	assert.Equal(t, 3, concurrency, "the row has it")
+	assert.InDelta(t, 2.5, rate, 0)
+}
