@@ -81,7 +81,7 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 		var m messages
 		refused := s.inspector.look(t.schema, t, e)
 		for _, target := range targets {
-			out = append(out, missed(t.schema, e, target, &m, page.Places[i], s.cfg.Delivery.Source, deferBackfill, refused))
+			out = append(out, missed(t.schema, e, target, &m, page.Places[i], s.cfg().Delivery.Source, deferBackfill, refused))
 		}
 	}
 	if err := s.store.RecordBackfill(ctx, s.epoch, page, out); err != nil {

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
@@ -73,7 +72,7 @@ const (
 // every tenant and every lane gets its turn whatever stands in the others. Deliveries of the stream are bounded in number and bytes by the
 // window; those of the retry queue are bounded by the claim.
 type dispatcher struct {
-	cfg     *Config
+	cfg     *Config // under the lock, see reconfigure
 	metrics *metrics
 	now     func() time.Time
 	// deferred takes a job that is not attempted now. It is called under the lock.
@@ -152,14 +151,8 @@ func (d *dispatcher) lane(j *job) *lane {
 	l.last = d.now()
 	j.lane, j.admitted = l, l.last
 	if ep := j.endpoint; ep != nil {
-		l.limit = ep.Concurrency
-		if l.limit <= 0 {
-			l.limit = d.cfg.Delivery.Workers
-		}
-		if ep.Order == delivery.OrderStrict {
-			l.limit = 1
-		}
-		l.rate = ep.Rate
+		l.endpoint = ep
+		d.setLimits(l, ep.Concurrency, ep.Rate)
 		d.setHost(l, ep.Host)
 	}
 	return l

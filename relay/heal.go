@@ -60,7 +60,7 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 		return fmt.Errorf("another relay has healed: %w", wal.ErrSlotActive)
 	}
 	e.status.set(false, "healing: %v", cause)
-	e.log.Error("healing: events may have been missed", "slot", e.cfg.Database.Slot, "cause", cause)
+	e.log.Error("healing: events may have been missed", "slot", e.cfg().Database.Slot, "cause", cause)
 	if published {
 		if err := e.store.RestorePublications(ctx); err != nil {
 			return err
@@ -68,7 +68,7 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 	}
 	o, err := e.leadHealing(ctx)
 	if err != nil {
-		return fmt.Errorf("take leadership to heal slot %q: %w", e.cfg.Database.Slot, err)
+		return fmt.Errorf("take leadership to heal slot %q: %w", e.cfg().Database.Slot, err)
 	}
 	e.epoch = o.Epoch // if the rest does not succeed, it is still ours to do
 	failpoint.Hit(failpoint.HealLed)
@@ -90,7 +90,7 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 	failpoint.Hit(failpoint.HealMarked)
 	e.publications = nil
 	e.metrics.heals.Inc()
-	e.log.Warn("healed: a new slot is in place, and what was missed is being queued", "slot", e.cfg.Database.Slot, "position", o.LSN,
+	e.log.Warn("healed: a new slot is in place, and what was missed is being queued", "slot", e.cfg().Database.Slot, "position", o.LSN,
 		"restored", o.Restored, "cause", cause, "check", "outbox-relay audit, and whatever dropped or outran the slot")
 	return nil
 }
@@ -101,7 +101,7 @@ func (e *engine) leadHealing(ctx context.Context) (o store.HealOptions, err erro
 	if o.SystemID, err = wal.Identify(ctx, e.streamOptions()); err != nil {
 		return o, err
 	}
-	by := store.LeadOptions{InstanceID: e.cfg.Database.InstanceID, SystemID: o.SystemID}
+	by := store.LeadOptions{InstanceID: e.cfg().Database.InstanceID, SystemID: o.SystemID}
 	progress, err := e.store.Lead(ctx, by)
 	if o.Restored = errors.Is(err, store.ErrRestored); o.Restored {
 		by.SystemID, by.Restored = "", true // the new one is written together with what was missed
@@ -138,7 +138,7 @@ func (s *session) remadeError() error {
 // streamOptions are those of the stream.
 func (e *engine) streamOptions() wal.Options {
 	return wal.Options{
-		URL: e.cfg.Database.StreamURL(), Refresh: e.cfg.Database.StreamDSN, Slot: e.cfg.Database.Slot, Publications: []string{EventsPublication, RegistryPublication},
-		ConnectTimeout: e.cfg.Database.ConnectTimeout, Log: e.log,
+		URL: e.cfg().Database.StreamURL(), Refresh: e.cfg().Database.StreamDSN, Slot: e.cfg().Database.Slot, Publications: []string{EventsPublication, RegistryPublication},
+		ConnectTimeout: e.cfg().Database.ConnectTimeout, Log: e.log,
 	}
 }

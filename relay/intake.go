@@ -170,8 +170,9 @@ func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error
 func (s *session) jobs(t *tenant, e *outbox.Event) []*job {
 	s.batch = s.batch[:0]
 	var m messages
+	source := s.cfg().Delivery.Source
 	for _, target := range s.targets {
-		s.batch = append(s.batch, newJob(t.schema, target, m.of(s.scratch[:0], target.Endpoint.Format, e, s.cfg.Delivery.Source), e, s))
+		s.batch = append(s.batch, newJob(t.schema, target, m.of(s.scratch[:0], target.Endpoint.Format, e, source), e, s))
 	}
 	return s.batch
 }

@@ -94,8 +94,9 @@ type lane struct {
 	party    *party
 	host     *host // nil until an endpoint is known
 	hostName string
-	queue    jobList // may start, as far as their order goes
-	behind   int     // jobs in chains that may not
+	endpoint *delivery.Endpoint // of the latest delivery; nil until then
+	queue    jobList            // may start, as far as their order goes
+	behind   int                // jobs in chains that may not
 	running  int
 	begun    int     // attempts since the last sweep
 	speed    float64 // attempts a second while it has work for all its capacity; zero: it has none, or has not had it for long
@@ -220,13 +221,19 @@ func (d *dispatcher) newLane(key laneKey) *lane {
 	l := &lane{key: key, party: d.partyOf(key.tenant)}
 	l.party.lanes++
 	l.allowed, l.threshold = firstAllowed, math.MaxInt
-	cfg := &d.cfg.Breaker
-	l.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+	l.breaker = d.newBreaker(l)
+	return l
+}
+
+func (d *dispatcher) newBreaker(l *lane) (b *gobreaker.TwoStepCircuitBreaker[struct{}]) {
+	cfg := d.cfg.Breaker
+	b = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		MaxRequests:  uint32(cfg.HalfOpen), //nolint:gosec // validated
 		Timeout:      cfg.OpenFor,
 		Interval:     cfg.Window,
 		BucketPeriod: cfg.Window / 10,
 		ReadyToTrip: func(c gobreaker.Counts) bool {
+			cfg := &d.cfg.Breaker // as it is now
 			made := c.TotalSuccesses + c.TotalFailures
 			return l.failures >= cfg.Failures || // its own count of these ends with the window
 				cfg.FailureRatio > 0 && int(made) >= cfg.MinAttempts && float64(c.TotalFailures) >= cfg.FailureRatio*float64(made)
@@ -234,15 +241,18 @@ func (d *dispatcher) newLane(key laneKey) *lane {
 		IsExcluded: func(err error) bool { return err == errNoVerdict }, //nolint:errorlint // our own value, given to settle
 		// Runs under the breaker's own lock, which is only ever taken under the dispatcher's.
 		OnStateChange: func(_ string, from, to gobreaker.State) {
+			if l.breaker != b { // another one has taken its place, see renewBreaker
+				return
+			}
 			if to == gobreaker.StateOpen {
 				l.opened = d.now()
 				l.restart(cfg.HalfOpen)
-				d.breakerOpened(key, cfg.OpenFor)
+				d.breakerOpened(l.key, cfg.OpenFor)
 			}
 			d.metrics.breakerChanged(from, to)
 		},
 	})
-	return l
+	return b
 }
 
 // blockedFor tells how long nothing should be sent through the lane, and why. Zero: it is open for attempts.

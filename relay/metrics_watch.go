@@ -35,11 +35,16 @@ func (m *metrics) watch(d *dispatcher, r *recorder, pool func() store.Pool) {
 			ConstLabels: prometheus.Labels{"state": state},
 		}, value))
 	}
+	limit := d.cfg.Window // it stays as it is, see Config.Reloaded
 	gauge("window_bytes", "Memory that deliveries of the stream occupy, bodies included.", func() float64 { _, n, _, _ := d.load(); return float64(n) })
-	gauge("window_limit_deliveries", "Deliveries of the stream that may be in the window: window.deliveries. A burst may hold five times as many.", func() float64 { return float64(d.cfg.Window.Deliveries) })
-	gauge("window_limit_bytes", "Memory that deliveries of the stream may occupy: window.bytes.", func() float64 { return float64(d.cfg.Window.Bytes) })
+	gauge("window_limit_deliveries", "Deliveries of the stream that may be in the window: window.deliveries. A burst may hold five times as many.", func() float64 { return float64(limit.Deliveries) })
+	gauge("window_limit_bytes", "Memory that deliveries of the stream may occupy: window.bytes.", func() float64 { return float64(limit.Bytes) })
 	gauge("claimed_deliveries", "Deliveries of the retry queue in memory.", func() float64 { _, _, n, _ := d.load(); return float64(n) })
-	gauge("claimed_limit_deliveries", "Deliveries of the retry queue that may be in memory: one queue.batch is attempted while the next is claimed.", func() float64 { return float64(2 * d.cfg.Queue.Batch) })
+	gauge("claimed_limit_deliveries", "Deliveries of the retry queue that may be in memory: one queue.batch is attempted while the next is claimed.", func() float64 {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return float64(2 * d.cfg.Queue.Batch)
+	})
 	gauge("in_flight", "Deliveries being attempted, of the stream and of the retry queue.", func() float64 { _, _, _, n := d.load(); return float64(n) })
 	gauge("in_flight_limit", "Deliveries that may be attempted at the same time: delivery.workers.", func() float64 { return float64(d.cfg.Delivery.Workers) })
 	gauge("record_pending", "Outcomes that wait to be recorded.", func() float64 { return float64(r.pending()) })
@@ -145,7 +150,7 @@ func (e *engine) observe(ctx context.Context) error {
 			pruned = now
 			_ = e.metrics.prune(ctx, e.store) // what is gone may as well go a minute later
 		}
-		o := budget.look(now, &s, int64(e.cfg.Database.WALBudget))
+		o := budget.look(now, &s, int64(e.cfg().Database.WALBudget))
 		e.metrics.slot(&s, o)
 		budget.tell(now, &s, o, e.log)
 	}

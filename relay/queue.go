@@ -18,7 +18,7 @@ const runLength = 100
 // claimDue works the retry queue until ctx is done: it claims what is due and what can start soon, and offers it to the lanes.
 func (e *engine) claimDue(ctx context.Context) error {
 	complained := false
-	wait := e.cfg.Queue.Poll
+	wait := e.cfg().Queue.Poll
 	told := false
 	for {
 		t := time.NewTimer(wait)
@@ -52,7 +52,7 @@ func (e *engine) claimDue(ctx context.Context) error {
 			complained, wait = true, min(max(2*wait, 100*time.Millisecond), 10*time.Second)
 			continue
 		}
-		complained, wait = false, e.cfg.Queue.Poll
+		complained, wait = false, e.cfg().Queue.Poll
 		if full {
 			wait = time.Millisecond
 		}
@@ -64,7 +64,7 @@ func (e *engine) claimDue(ctx context.Context) error {
 func (e *engine) admit(ctx context.Context) error {
 	system, err := wal.Identify(ctx, e.streamOptions())
 	if err == nil {
-		err = e.store.Admit(ctx, store.LeadOptions{InstanceID: e.cfg.Database.InstanceID, SystemID: system})
+		err = e.store.Admit(ctx, store.LeadOptions{InstanceID: e.cfg().Database.InstanceID, SystemID: system})
 	}
 	e.admitted.Store(err == nil)
 	return err
@@ -83,7 +83,7 @@ func (e *engine) heedBreakers(ctx context.Context) error {
 
 // claimBatch claims one batch, no more than fits. It returns true if there may be more due.
 func (e *engine) claimBatch(ctx context.Context) (full bool, err error) {
-	n := e.cfg.Queue.Batch
+	n := e.cfg().Queue.Batch
 	e.claimLater.Store(true) // before the look, so that no room made after it goes unnoticed
 	claimed, room := e.dispatcher.claimRoom()
 	if claimed > n || room <= 0 {
@@ -94,11 +94,11 @@ func (e *engine) claimBatch(ctx context.Context) (full bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	until := time.Now().Add(e.cfg.Queue.Lease)
-	try, cancel := context.WithTimeout(ctx, e.cfg.Queue.Lease) // one that takes longer has claimed for nobody
+	until := time.Now().Add(e.cfg().Queue.Lease)
+	try, cancel := context.WithTimeout(ctx, e.cfg().Queue.Lease) // one that takes longer has claimed for nobody
 	defer cancel()
 	rows, more, err := e.store.Claim(try, e.owner, store.ClaimOptions{
-		N: n, Lease: e.cfg.Queue.Lease, Caps: caps, Run: runLength, Tenants: served, Bytes: room,
+		N: n, Lease: e.cfg().Queue.Lease, Caps: caps, Run: runLength, Tenants: served, Bytes: room,
 	})
 	if err != nil {
 		return false, fmt.Errorf("claim due deliveries: %w", err)
@@ -122,21 +122,21 @@ func (e *engine) claimBatch(ctx context.Context) (full bool, err error) {
 // servedTenants lists the tenants of the shard whose deliveries this replica may attempt; nil: all there are. It is asked anew each time, for every replica claims, and only
 // the leader hears of new tenants.
 func (e *engine) servedTenants(ctx context.Context) ([]string, error) {
-	if len(e.cfg.Tenants.Include) == 0 && e.cfg.Database.Shards == 1 {
+	if len(e.cfg().Tenants.Include) == 0 && e.cfg().Database.Shards == 1 {
 		return nil, nil
 	}
 	names, err := e.store.Tenants(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(names, func(name string) bool { return !e.cfg.Tenants.Includes(name) }), nil
+	return slices.DeleteFunc(names, func(name string) bool { return !e.cfg().Tenants.Includes(name) }), nil
 }
 
 // claimed makes a job of a claimed delivery, or says why its endpoint cannot take it.
 func (e *engine) claimed(c *store.Claimed) offered {
 	j := &job{Delivery: c.Delivery, commit: noCommit, committed: committedAt(c.ID)}
 	j.owed.Store(true) // whoever deferred it has counted it
-	defaults := e.defaults
+	defaults := *e.defaults.Load()
 	defaults.Tenant = c.Tenant
 	ep, err := delivery.NewEndpoint(c.Endpoint, defaults)
 	if c.Event != nil { // the row does not keep what was sent, for it had been delivered
@@ -144,7 +144,7 @@ func (e *engine) claimed(c *store.Claimed) offered {
 		if err == nil {
 			format = ep.Format
 		}
-		m := delivery.Encode(nil, format, c.Event, e.cfg.Delivery.Source)
+		m := delivery.Encode(nil, format, c.Event, e.cfg().Delivery.Source)
 		j.Message = &m
 	}
 	switch {
@@ -171,7 +171,7 @@ func (e *engine) claimedDone() {
 
 // renewLeases keeps what this process has claimed from being claimed by another, until ctx is done.
 func (e *engine) renewLeases(ctx context.Context) error {
-	tick := time.NewTicker(e.cfg.Queue.Lease / 3)
+	tick := time.NewTicker(e.cfg().Queue.Lease / 3)
 	defer tick.Stop()
 	for {
 		select {
@@ -183,9 +183,9 @@ func (e *engine) renewLeases(ctx context.Context) error {
 		if len(ids) == 0 {
 			continue
 		}
-		until := time.Now().Add(e.cfg.Queue.Lease)
-		try, cancel := context.WithTimeout(ctx, e.cfg.Queue.Lease/3)
-		renewed, err := e.store.Renew(try, e.owner, ids, e.cfg.Queue.Lease)
+		until := time.Now().Add(e.cfg().Queue.Lease)
+		try, cancel := context.WithTimeout(ctx, e.cfg().Queue.Lease/3)
+		renewed, err := e.store.Renew(try, e.owner, ids, e.cfg().Queue.Lease)
 		cancel()
 		if err == nil {
 			e.dispatcher.renewed(renewed, until)

@@ -22,7 +22,7 @@ import (
 // A batch that cannot be written is kept and tried again: recording is safe to repeat. What waits for it keeps its room in the window, so the
 // recorder needs no bound of its own beyond that of the deferred.
 type recorder struct {
-	cfg        *Config
+	cfg        atomic.Pointer[Config]
 	store      *store.Store
 	owner      outbox.UUID
 	dispatcher *dispatcher
@@ -46,7 +46,9 @@ type recorder struct {
 }
 
 func newRecorder(cfg *Config, s *store.Store, owner outbox.UUID, d *dispatcher, m *metrics, log *slog.Logger) *recorder {
-	return &recorder{cfg: cfg, store: s, owner: owner, dispatcher: d, metrics: m, log: log, kick: make(chan struct{}, 1), durable: func([]store.Outcome) {}, dueNow: func() {}}
+	r := &recorder{store: s, owner: owner, dispatcher: d, metrics: m, log: log, kick: make(chan struct{}, 1), durable: func([]store.Outcome) {}, dueNow: func() {}}
+	r.cfg.Store(cfg)
+	return r
 }
 
 // add takes the outcome of a job. The recorder owns both from now on.
@@ -139,14 +141,14 @@ func (r *recorder) run(ctx context.Context) error {
 
 // linger lets outcomes gather: at most one flush an interval, unless a whole batch is there.
 func (r *recorder) linger(ctx context.Context, last time.Time) error {
-	wait := r.cfg.Record.Interval - time.Since(last)
+	wait := r.cfg.Load().Record.Interval - time.Since(last)
 	if wait <= 0 {
 		return ctx.Err()
 	}
 	t := time.NewTimer(wait)
 	defer t.Stop()
 	for {
-		if r.pending() >= r.cfg.Record.Batch {
+		if r.pending() >= r.cfg.Load().Record.Batch {
 			return ctx.Err()
 		}
 		select {
@@ -166,7 +168,7 @@ func (r *recorder) linger(ctx context.Context, last time.Time) error {
 func (r *recorder) take() (jobs []*job, out []store.Outcome, s *session, force bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	limit := max(r.cfg.Record.Batch, min(outcomesPerTenant*r.tenants, r.cfg.Window.Deliveries/4))
+	limit := max(r.cfg.Load().Record.Batch, min(outcomesPerTenant*r.tenants, r.cfg.Load().Window.Deliveries/4))
 	of := make(map[string]struct{}, r.tenants)
 	var others []int
 	end, bytes := 0, 0
@@ -260,7 +262,7 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 		l.written(n)
 	}
 	r.done(jobs, out)
-	return r.pending() >= r.cfg.Record.Batch, nil
+	return r.pending() >= r.cfg.Load().Record.Batch, nil
 }
 
 // nextDue tells whether an outcome has made a row due at once: its own, or the next one of its key.

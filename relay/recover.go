@@ -19,7 +19,7 @@ func (s *session) recoverMissed(ctx context.Context) error {
 		}
 		worked, faults := false, error(nil)
 		for _, r := range list {
-			if !s.cfg.Tenants.Includes(r.Tenant) {
+			if !s.cfg().Tenants.Includes(r.Tenant) {
 				continue
 			}
 			if !r.Ready {
@@ -74,7 +74,7 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 			if target.Endpoint.ID != r.ID {
 				continue
 			}
-			o := missed(t.schema, e, target, &m, 0, s.cfg.Delivery.Source, deferRecovery, s.inspector.look(t.schema, t, e))
+			o := missed(t.schema, e, target, &m, 0, s.cfg().Delivery.Source, deferRecovery, s.inspector.look(t.schema, t, e))
 			if page.Rate > 0 {
 				o.Due = page.Due + time.Duration(float64(len(out))/page.Rate*float64(time.Second))
 			}

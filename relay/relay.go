@@ -56,6 +56,9 @@ type Options struct {
 	Status *Status
 	// Abort, once closed, ends a drain at once. Nil: a drain takes its time.
 	Abort <-chan struct{}
+	// Updates brings configurations that are to take the place of Config while Run works, as far as [Config.Reloaded] says. Each must be valid; where Client
+	// is shared, it is reconfigured by each of its relays to the same. Nil: there are none.
+	Updates <-chan Config
 }
 
 // Status says how a relay is. It is safe for concurrent use; its zero value says that nothing has begun.
@@ -80,14 +83,16 @@ func (s *Status) set(ready bool, format string, args ...any) {
 
 // engine is what sessions come and go on.
 type engine struct {
-	cfg        *Config // the slot is that of the shard
+	config     atomic.Pointer[Config] // see cfg
 	shard      int
+	version    string
 	log        *slog.Logger
 	patient    bool
 	status     *Status
 	store      *store.Store
 	client     *delivery.Client
-	defaults   delivery.Defaults
+	defaults   atomic.Pointer[delivery.Defaults] // of config
+	leading    atomic.Pointer[session]           // nil: none
 	inspector  *inspector
 	dispatcher *dispatcher
 	recorder   *recorder
@@ -130,17 +135,19 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer e.store.Close()
-	return e.run(ctx, o.Abort)
+	return e.run(ctx, &o)
 }
 
 func newEngine(ctx context.Context, o *Options) (*engine, error) {
 	cfg := &o.Config
 	cfg.Database.Slot = cfg.Database.ShardSlot(o.Shard)
 	e := &engine{
-		cfg: cfg, shard: o.Shard, log: o.Log, patient: o.Patient, status: o.Status, client: o.Client, owner: outbox.NewUUID(),
+		shard: o.Shard, version: o.Version, log: o.Log, patient: o.Patient, status: o.Status, client: o.Client, owner: outbox.NewUUID(),
 		claim: make(chan struct{}, 1), backfill: make(chan struct{}, 1), attention: make(chan struct{}, 1), quit: make(chan struct{}),
-		defaults: cfg.EndpointDefaults(),
 	}
+	defaults := cfg.EndpointDefaults()
+	e.config.Store(cfg)
+	e.defaults.Store(&defaults)
 	if e.status == nil {
 		e.status = new(Status)
 	}
@@ -168,7 +175,7 @@ func newEngine(ctx context.Context, o *Options) (*engine, error) {
 }
 
 // run holds the goroutines together. Work is told to stop by ctx; attempts and recording have contexts of their own, which end in that order.
-func (e *engine) run(ctx context.Context, abort <-chan struct{}) error {
+func (e *engine) run(ctx context.Context, o *Options) error {
 	recording, stopRecording := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopRecording()
 	attempts, stopAttempts := context.WithCancel(recording)
@@ -183,9 +190,10 @@ func (e *engine) run(ctx context.Context, abort <-chan struct{}) error {
 	group.Go(func() error { return e.claimDue(ctx) })
 	group.Go(func() error { return e.observe(ctx) })
 	group.Go(func() error { return e.lead(ctx) })
+	group.Go(func() error { return e.follow(ctx, o.Updates) })
 	group.Go(func() error {
 		<-ctx.Done()
-		e.drain(stopAttempts, abort)
+		e.drain(stopAttempts, o.Abort)
 		e.dispatcher.close()
 		close(e.quit)
 		stopRecording()
@@ -200,8 +208,8 @@ func (e *engine) drain(stopAttempts func(), abort <-chan struct{}) {
 	drained := e.dispatcher.drain()
 	failpoint.Hit(failpoint.Draining)
 	_, _, _, running := e.dispatcher.load()
-	e.log.Info("stopping", "in_flight", running, "drain", e.cfg.Shutdown.Drain)
-	patience := time.NewTimer(e.cfg.Shutdown.Drain)
+	e.log.Info("stopping", "in_flight", running, "drain", e.cfg().Shutdown.Drain)
+	patience := time.NewTimer(e.cfg().Shutdown.Drain)
 	defer patience.Stop()
 	select {
 	case <-drained:
@@ -210,7 +218,7 @@ func (e *engine) drain(stopAttempts func(), abort <-chan struct{}) {
 	case <-abort:
 	}
 	stopAttempts()
-	last := time.NewTimer(e.cfg.Record.Timeout)
+	last := time.NewTimer(e.cfg().Record.Timeout)
 	defer last.Stop()
 	select {
 	case <-drained:
@@ -245,9 +253,9 @@ func (e *engine) lead(ctx context.Context) error {
 		case isFinal(err) && !e.patient:
 			return err
 		case errors.Is(err, wal.ErrSlotActive):
-			e.status.set(true, "standing by: another relay leads slot %q", e.cfg.Database.Slot)
+			e.status.set(true, "standing by: another relay leads slot %q", e.cfg().Database.Slot)
 			if !standing {
-				e.log.Info("standing by", "slot", e.cfg.Database.Slot, "reason", err)
+				e.log.Info("standing by", "slot", e.cfg().Database.Slot, "reason", err)
 			}
 			standing, wait = true, retryLeadAfter
 		default:

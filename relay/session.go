@@ -72,7 +72,9 @@ type transaction struct {
 func (e *engine) session(ctx context.Context) error {
 	began := time.Now()
 	options := e.streamOptions()
-	s := &session{engine: e, relations: make(map[uint32]*relation), gates: make(map[store.Backfill]wal.LSN), verify: make(chan struct{}, 1)}
+	s := &session{
+		engine: e, tenants: make(map[string]*tenant), relations: make(map[uint32]*relation), gates: make(map[store.Backfill]wal.LSN), verify: make(chan struct{}, 1),
+	}
 	options.Heard = func(now time.Time) { s.tenure.heard(now) }
 	var err error
 	if s.stream, err = wal.Open(ctx, options); err != nil {
@@ -99,16 +101,16 @@ func (s *session) run(parent context.Context) error {
 	if state, err := s.store.SlotState(ctx); err != nil {
 		return err
 	} else if state.Known && !state.Sound {
-		return fmt.Errorf("slot %q begins at %s: %w", s.cfg.Database.Slot, s.stream.Slot().ConfirmedFlush, errSlotAhead)
+		return fmt.Errorf("slot %q begins at %s: %w", s.cfg().Database.Slot, s.stream.Slot().ConfirmedFlush, errSlotAhead)
 	} else if state.Epoch == s.engine.epoch && remade(s.publications, s.stream.Publications()) { // else another leader has seen to it
 		return s.remadeError()
 	}
-	if err := s.store.CheckShards(ctx, s.cfg.Database.Shards); err != nil {
+	if err := s.store.CheckShards(ctx, s.cfg().Database.Shards); err != nil {
 		return err
 	}
-	progress, err := s.store.Lead(ctx, store.LeadOptions{InstanceID: s.cfg.Database.InstanceID, SystemID: s.stream.SystemID()})
+	progress, err := s.store.Lead(ctx, store.LeadOptions{InstanceID: s.cfg().Database.InstanceID, SystemID: s.stream.SystemID()})
 	if err != nil {
-		return fmt.Errorf("take leadership of slot %q: %w", s.cfg.Database.Slot, err)
+		return fmt.Errorf("take leadership of slot %q: %w", s.cfg().Database.Slot, err)
 	}
 	failpoint.Hit(failpoint.Taken)
 	s.engine.epoch, s.publications = progress.Epoch, s.stream.Publications()
@@ -121,6 +123,8 @@ func (s *session) run(parent context.Context) error {
 	s.dispatcher.beat = s.beat
 	s.ledger = newLedger(progress.LSN, progress.High)
 	s.ledger.tenure = s.tenure
+	s.leading.Store(s)
+	defer s.leading.Store(nil)
 	if err := s.loadTenants(ctx); err != nil {
 		return err
 	}
@@ -132,9 +136,9 @@ func (s *session) run(parent context.Context) error {
 	if err := s.heedBreakers(ctx); err != nil {
 		return err
 	}
-	s.log.Info("leading", "slot", s.cfg.Database.Slot, "epoch", s.epoch, "position", s.start, "tenants", len(s.tenants))
+	s.log.Info("leading", "slot", s.cfg().Database.Slot, "epoch", s.epoch, "position", s.start, "tenants", len(s.tenants))
 	s.recorder.lead(s)
-	s.status.set(true, "leading slot %q", s.cfg.Database.Slot)
+	s.status.set(true, "leading slot %q", s.cfg().Database.Slot)
 	s.metrics.leading(true, s.epoch)
 	defer s.metrics.leading(false, s.epoch)
 
@@ -175,7 +179,7 @@ func (s *session) attend(ctx context.Context) {
 	group.Go(func() { s.each(ctx, nil, func() error { return s.watchPublications(ctx) }) })
 	group.Go(func() { s.each(ctx, s.backfill, func() error { return s.fill(ctx) }) })
 	group.Go(func() { s.each(ctx, nil, func() error { return s.recoverMissed(ctx) }) })
-	if s.cfg.Verification.on() {
+	if s.cfg().Verification.on() {
 		group.Go(func() {
 			v := newVerifier(s)
 			s.each(ctx, s.verify, func() error { return v.look(ctx) })

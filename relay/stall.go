@@ -39,7 +39,7 @@ func (w *stallWatch) look(ctx context.Context, s *session) error {
 		w.owed, w.since = sender.Flushed, now
 	case int64(at) < w.owed && now.Sub(w.since) >= patience: //nolint:gosec // as above
 		s.end(&wal.StreamError{
-			Op: fmt.Sprintf("stream from slot %q", s.cfg.Database.Slot), Kind: wal.ErrStalled,
+			Op: fmt.Sprintf("stream from slot %q", s.cfg().Database.Slot), Kind: wal.ErrStalled,
 			Err: fmt.Errorf("at %s for %s, while the log is there up to %s", at, still, wal.LSN(w.owed)), //nolint:gosec // as above
 		})
 	}

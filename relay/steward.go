@@ -56,7 +56,7 @@ func (w *steward) tryAgain(ctx context.Context, s *session) error {
 	}
 	now := time.Now()
 	for _, name := range suspended {
-		if !s.cfg.Tenants.Includes(name) {
+		if !s.cfg().Tenants.Includes(name) {
 			continue
 		}
 		p := w.waiting[name]
@@ -81,7 +81,7 @@ func (w *steward) tryAgain(ctx context.Context, s *session) error {
 }
 
 func (w *steward) giveUp(ctx context.Context, s *session) error {
-	cfg := &s.cfg.Health
+	cfg := &s.cfg().Health
 	if cfg.WarnAfter == 0 && cfg.DisableAfter == 0 {
 		return nil
 	}
@@ -123,7 +123,7 @@ func (s *session) warn(ctx context.Context, t *store.Trouble) error {
 		return err
 	}
 	facts := map[string]any{"failing_seconds": int64(t.Failing.Seconds()), "error": t.LastError}
-	if after := s.cfg.Health.DisableAfter; after > 0 {
+	if after := s.cfg().Health.DisableAfter; after > 0 {
 		facts["disabled_in_seconds"] = int64((after - t.Failing).Seconds())
 	}
 	s.log.Warn("endpoint fails every attempt", "tenant", t.Tenant, "endpoint", t.ID, "failing", t.Failing, "error", t.LastError)
@@ -134,6 +134,7 @@ func (s *session) warn(ctx context.Context, t *store.Trouble) error {
 // A purger deletes rows that have been kept for as long as they should be.
 type purger struct {
 	began time.Time
+	keeps Retention // what todo was made of
 	todo  []purge
 }
 
@@ -144,12 +145,13 @@ type purge struct {
 }
 
 func (p *purger) advance(ctx context.Context, s *session) error {
+	p.follow(s.cfg().Retention)
 	if len(p.todo) == 0 {
 		if time.Since(p.began) < purgeEvery {
 			return nil
 		}
 		p.began = time.Now()
-		p.todo = purges(&s.cfg.Retention, s.known())
+		p.todo = purges(&p.keeps, s.known())
 	}
 	budget := purgeLook
 	for start := time.Now(); len(p.todo) > 0 && time.Since(start) < budget; {
@@ -167,6 +169,13 @@ func (p *purger) advance(ctx context.Context, s *session) error {
 		}
 	}
 	return nil
+}
+
+// follow begins a new round where something else is to be kept than the one under way knows.
+func (p *purger) follow(keeps Retention) {
+	if keeps != p.keeps {
+		*p = purger{keeps: keeps}
+	}
 }
 
 func purges(cfg *Retention, tenants []string) (todo []purge) {

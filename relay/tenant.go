@@ -170,26 +170,25 @@ func (r *relation) eventPlan() (plan *wal.EventPlan, err error) {
 
 // loadTenants reads the routing tables of all tenants of the shard from one snapshot.
 func (s *session) loadTenants(ctx context.Context) error {
-	s.tenants = make(map[string]*tenant)
 	_, err := s.load(ctx, nil)
 	return err
 }
 
 // load reads the routing tables of those of the named tenants that are of our shard, nil for all, and says how many that are. Changes of them that the stream repeats are known by the snapshot.
 func (s *session) load(ctx context.Context, schemas []string) (loaded int, err error) {
-	began := time.Now()
+	began, defaults := time.Now(), s.defaults.Load()
 	reg, err := s.store.LoadShard(ctx, schemas, max(s.start, s.tx.begin.CommitLSN), s.stream.Beat)
 	if err != nil {
 		return 0, fmt.Errorf("load routing tables: %w", err)
 	}
 	for i := range reg.Tenants {
 		rows := &reg.Tenants[i]
-		if !s.cfg.Tenants.Includes(rows.Schema) {
+		if !s.cfg().Tenants.Includes(rows.Schema) {
 			continue
 		}
 		t := &tenant{
 			schema: rows.Schema, state: rows.State, filling: rows.Backfilling, snapshot: reg.Snapshot, loaded: reg.LSN,
-			table: route.NewTenant(rows.Schema, s.defaults), from: rows.Moved,
+			table: route.NewTenant(rows.Schema, *defaults), from: rows.Moved,
 		}
 		if loaded++; rows.Left { // the last leader had not come to its end here: what is missed is in the other shard's hands, so nothing waits for it
 			t.from, t.until, t.filling = 0, rows.Moved, false
@@ -199,6 +198,9 @@ func (s *session) load(ctx context.Context, schemas []string) (loaded int, err e
 		s.mu.Lock()
 		s.tenants[rows.Schema] = t
 		s.mu.Unlock()
+		if now := s.defaults.Load(); now != defaults { // they were changed before the tenant could be seen
+			s.setDefaults(t, now)
+		}
 		if rows.Err == nil || rows.State == stateSuspended {
 			continue
 		}
@@ -257,7 +259,7 @@ func (s *session) tenantChanged(ctx context.Context, c *wal.Change) error {
 		s.leave(schema)
 	case s.tenants[schema] != nil && !s.tenants[schema].wants(s.tx.begin):
 	case s.tenants[schema] == nil || state == stateActive && s.tenants[schema].is(stateSuspended):
-		if !s.cfg.Tenants.Includes(schema) {
+		if !s.cfg().Tenants.Includes(schema) {
 			return nil
 		}
 		if err := s.awaitVisible(ctx); err != nil {

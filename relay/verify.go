@@ -325,7 +325,7 @@ func (v *verifier) do(ctx context.Context, c *check) (known attestation, err err
 	if !bytes.Equal(known.triedFor, c.hash) {
 		known.tries = 0
 	}
-	got := s.client.Verify(ctx, c.ep, s.cfg.Verification.Method, s.cfg.Delivery.Source)
+	got := s.client.Verify(ctx, c.ep, s.cfg().Verification.Method, s.cfg().Delivery.Source)
 	switch {
 	case ctx.Err() != nil, got.Result.Class == delivery.ClassCanceled:
 		return known, ctx.Err()
@@ -351,7 +351,7 @@ func (v *verifier) verified(ctx context.Context, c *check, e store.Endpoint, kno
 	if !done { // it has another URL by now, which is on its way to us
 		return attestation{hold: hold}, nil
 	}
-	v.s.log.Info("endpoint verified", "tenant", e.Tenant, "endpoint", e.ID, "method", v.s.cfg.Verification.Method)
+	v.s.log.Info("endpoint verified", "tenant", e.Tenant, "endpoint", e.ID, "method", v.s.cfg().Verification.Method)
 	return attestation{verifiedFor: c.hash, triedFor: c.hash, hold: hold}, nil
 }
 
@@ -360,8 +360,8 @@ func (v *verifier) refused(ctx context.Context, c *check, e store.Endpoint, know
 	known.triedFor, known.verifiedFor = c.hash, nil
 	known.tries++
 	next := time.Duration(-1)
-	if waits := s.cfg.Verification.Schedule; known.tries <= len(waits) && got.Result.Class != delivery.ClassGone {
-		next = max(spread(waits[known.tries-1]), min(got.Result.RetryAfter, s.cfg.Retry.MaxBackoff))
+	if waits := s.cfg().Verification.Schedule; known.tries <= len(waits) && got.Result.Class != delivery.ClassGone {
+		next = max(spread(waits[known.tries-1]), min(got.Result.RetryAfter, s.cfg().Retry.MaxBackoff))
 	}
 	known.again, known.due, known.hold = next >= 0, time.Now().Add(next), time.Time{}
 	if err := v.write(ctx, func() error { return s.store.NotVerified(ctx, e, c.url, known.tries, next, got.Reason) }); err != nil {

@@ -127,21 +127,21 @@ func (e *engine) leaseJob(j *job) {
 	e.metrics.owe(j)
 	row := j.Delivery // as it is now: the outcome will find the original marked as queued
 	e.recorder.add(&job{ledger: j.ledger, commit: j.commit}, store.Outcome{
-		Delivery: &row, Status: store.Leased, Due: e.cfg.Queue.Lease, Reason: deferHold,
+		Delivery: &row, Status: store.Leased, Due: e.cfg().Queue.Lease, Reason: deferHold,
 	})
 	j.commit = noCommit
 }
 
 // sweep keeps receivers from holding back the confirmed LSN, until ctx is done.
 func (e *engine) sweep(ctx context.Context) error {
-	tick := time.NewTicker(max(e.cfg.Window.Hold/8, 10*time.Millisecond))
+	tick := time.NewTicker(max(e.cfg().Window.Hold/8, 10*time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			e.dispatcher.sweep(e.cfg.Window.Hold)
+			e.dispatcher.sweep(e.cfg().Window.Hold)
 		}
 	}
 }

@@ -81,6 +81,26 @@ func (t *Tenant) SetEndpoint(row delivery.EndpointRow) error {
 	return e.err
 }
 
+// SetDefaults has the endpoints take what their rows leave open from d. It returns the rows that could be used before and cannot be any more: their secrets
+// are sealed with a key that d does not have, say.
+func (t *Tenant) SetDefaults(d delivery.Defaults) (invalid []Invalid) {
+	d.Tenant = t.schema
+	t.defaults = d
+	for id, e := range t.endpoints {
+		if !e.known {
+			continue
+		}
+		before := e.err
+		if e.usable, e.err = delivery.NewEndpoint(e.row, d); e.err != nil {
+			e.usable = nil
+		}
+		if before == nil && e.err != nil {
+			invalid = append(invalid, Invalid{tableEndpoints, id, e.err})
+		}
+	}
+	return invalid
+}
+
 // DeleteEndpoint forgets the row.
 func (t *Tenant) DeleteEndpoint(id outbox.UUID) {
 	if e := t.endpoints[id]; e != nil {

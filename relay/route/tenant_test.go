@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -507,4 +508,39 @@ func BenchmarkMatchNewType(b *testing.B) {
 		clear(table.index.plans)
 		table.Match(e, nil)
 	}
+}
+
+func TestOtherDefaults(t *testing.T) {
+	t.Parallel()
+	d := delivery.DefaultDefaults()
+	d.Rate, d.Timeout = 5, 3*time.Second
+	table := NewTenant("tenant_a", d)
+	own := endpointRow(1)
+	own.RatePerSecond = 7
+	require.NoError(t, table.SetEndpoint(own))
+	require.NoError(t, table.SetEndpoint(endpointRow(2)))
+	set(t, table, subscriptionRow(10, 1, "order.created"), subscriptionRow(11, 2, "order.created"), subscriptionRow(12, 3, "order.created"))
+	rates := func() map[outbox.UUID]float64 {
+		got := make(map[outbox.UUID]float64)
+		for _, target := range table.Match(created(), nil) {
+			got[target.Endpoint.ID] = target.Endpoint.Rate
+		}
+		return got
+	}
+	require.Equal(t, map[outbox.UUID]float64{id(1): 7, id(2): 5}, rates())
+	d.Rate = 2
+	require.Empty(t, table.SetDefaults(d))
+	require.Equal(t, map[outbox.UUID]float64{id(1): 7, id(2): 2}, rates())
+	require.NoError(t, table.SetEndpoint(endpointRow(3)))
+	require.Equal(t, map[outbox.UUID]float64{id(1): 7, id(2): 2, id(3): 2}, rates(), "rows that come later have them as well")
+
+	d.RequireSealed = true
+	invalid := table.SetDefaults(d)
+	require.Len(t, invalid, 3)
+	require.ErrorContains(t, invalid[0].Err, "seal")
+	require.Empty(t, rates())
+	require.Empty(t, table.SetDefaults(d), "that is known")
+	d.RequireSealed = false
+	require.Empty(t, table.SetDefaults(d))
+	require.Len(t, rates(), 3)
 }
