@@ -63,6 +63,16 @@ func (s Secrets) KeyVariables() (names []string) {
 	return names
 }
 
+// KeyFiles lists the files that keys come from.
+func (s Secrets) KeyFiles() (names []string) {
+	for _, entry := range s.Keys {
+		if k, ok := parseKeySource(entry); ok && k.kind == "file" {
+			names = append(names, k.place)
+		}
+	}
+	return names
+}
+
 // Ring reads the keys. The error joins a *[FieldError] for each fault; the ring has the keys without one.
 func (s Secrets) Ring() (*seal.Ring, error) {
 	var f faults
