@@ -71,7 +71,12 @@ func TestObjective(t *testing.T) {
 		c := store.Claimed{Delivery: fresh().Delivery}
 		c.Message = &delivery.Message{}
 		change(&c.Delivery)
-		return new(engine).claimed(&c).job
+		cfg := DefaultConfig()
+		defaults := cfg.EndpointDefaults()
+		e := new(engine)
+		e.config.Store(&cfg)
+		e.defaults.Store(&defaults)
+		return e.claimed(&c).job
 	}
 	answer := func(began, took time.Duration, class delivery.Class, status int) *delivery.Result {
 		return &delivery.Result{Class: class, Status: status, Started: committed.Add(began), Duration: took}
