@@ -97,7 +97,7 @@ func (v *statusView) database(d *statusDatabase) {
 func (v *statusView) gap(name, part string, o *desk.Overview) bool {
 	why := o.Gap(part)
 	if why != "" {
-		v.line(name, colorYellow, "not known, or not all of it: %s", short(why, 300))
+		v.line(name, colorYellow, "not all is known: %s", short(why, 300))
 	}
 	return why != ""
 }
@@ -171,9 +171,13 @@ func (v *statusView) connected(o *desk.Overview) {
 }
 
 func (v *statusView) flow(o *desk.Overview) {
-	v.gap("rate", desk.PartDeliveries, o)
+	gap := v.gap("rate", desk.PartDeliveries, o)
 	f := &o.Deliveries
-	if len(f.PerMinute) == 0 {
+	switch {
+	case len(f.PerMinute) > 0:
+	case gap:
+		return
+	default:
 		v.line("rate", colorDim, "no new delivery within the last minute")
 		return
 	}
@@ -212,9 +216,13 @@ func counted(c desk.Count) string {
 }
 
 func (v *statusView) queue(o *desk.Overview) {
-	v.gap("waiting", desk.PartQueue, o)
+	gap := v.gap("waiting", desk.PartQueue, o)
 	q := &o.Queue
-	if q.Total.N == 0 {
+	switch {
+	case q.Total.N > 0:
+	case gap:
+		return
+	default:
 		v.line("waiting", colorGreen, "nothing")
 		return
 	}
@@ -265,7 +273,7 @@ func reasonsText(reasons map[string]int64) string {
 }
 
 func (v *statusView) endpoints(o *desk.Overview) {
-	v.gap("failing", desk.PartEndpoints, o)
+	gap := v.gap("failing", desk.PartEndpoints, o)
 	t := &o.Endpoints
 	var words []string
 	for _, part := range []struct {
@@ -276,7 +284,11 @@ func (v *statusView) endpoints(o *desk.Overview) {
 			words = append(words, counted(part.n)+" "+part.what)
 		}
 	}
-	if len(words) == 0 {
+	switch {
+	case len(words) > 0:
+	case gap:
+		return
+	default:
 		v.line("failing", colorGreen, "no endpoint")
 		return
 	}

@@ -24,8 +24,10 @@ const (
 	// OverviewPatience is what a person has for a statement.
 	OverviewPatience     = 2 * time.Second
 	overviewLockPatience = 200 * time.Millisecond
-	// overviewTenants is how many tenants are looked into: each costs the server's planner a few tables.
-	overviewTenants = 1000
+	// flowTenants and troubledTenants are how many tenants are looked into: their tables cost the server's planner half a millisecond each, and one that
+	// is in trouble counts more than one that may be.
+	flowTenants     = 500
+	troubledTenants = 200
 	// overviewShown is how many of what is worst are named.
 	overviewShown = 5
 )
@@ -76,6 +78,15 @@ func (o *Overview) gap(part, format string, args ...any) {
 	o.Gaps = append(o.Gaps, Gap{part, fmt.Sprintf(format, args...)})
 }
 
+// first cuts a list of tenants, and says so.
+func (o *Overview) first(part string, tenants []string, n int) []string {
+	if len(tenants) <= n {
+		return tenants
+	}
+	o.gap(part, "only %d of %d tenants were looked into", n, len(tenants))
+	return tenants[:n]
+}
+
 // Count is a number that was not counted to its end: More says that there may be more.
 type Count struct {
 	N    int64 `json:"n"`
@@ -112,11 +123,6 @@ func Survey(ctx context.Context, conn *pgx.Conn, slots, tenants []string, patien
 	}
 	if err != nil {
 		return nil, d.fault(op, err)
-	}
-	if n := len(tenants); n > overviewTenants {
-		o.gap(PartDeliveries, "only %d of %d tenants were looked into", overviewTenants, n)
-		o.gap(PartEndpoints, "only %d of %d tenants were looked into", overviewTenants, n)
-		tenants = tenants[:overviewTenants]
 	}
 	for _, part := range []struct {
 		name string
@@ -227,6 +233,7 @@ func (d *Desk) surveyFlow(ctx context.Context, o *Overview, tenants []string) er
 		N, Recent      int64
 		Oldest         Time
 	}
+	tenants = o.first(PartDeliveries, tenants, flowTenants)
 	most := int64(max(flowRows/max(len(tenants), 1), 50))
 	list, err := eachTenant(ctx, d, o, PartDeliveries, tenants, selectFlow, pgx.RowToStructByPos[part],
 		idOf(d.now.Add(-flowSkew)), idOf(d.now.Add(flowSkew)), most, d.now.Add(-flowWindow), d.now.Add(-flowRecent))

@@ -1,6 +1,7 @@
 package desk_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -128,15 +129,36 @@ func TestSurveyIsBounded(t *testing.T) {
 	b := setup(t)
 	endpoint := b.endpoint("slow", "none")
 	b.exec(`INSERT INTO acme.webhook_dead_letters (delivery_id, webhook_event_id, webhook_endpoint_id, request_url, request_method, request_headers, attempts)
-		SELECT gen_random_uuid(), gen_random_uuid(), $1, '', '', '{}', 1 FROM generate_series(1, 1001)`, endpoint)
+		SELECT gen_random_uuid(), gen_random_uuid(), $1, '', '', '{}', 1 FROM generate_series(1, 301)`, endpoint)
 	b.exec(`INSERT INTO acme.webhook_deliveries (id, webhook_event_id, webhook_endpoint_id, delivery_status, request_url, request_method, relayed, created_at)
 		SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::int8), 12, '0') || '7' || substr(replace(gen_random_uuid()::text, '-', ''), 14))::uuid, gen_random_uuid(), $1, 'success', '', '', true,
 		now() - interval '2 s' FROM generate_series(1, 20100)`, endpoint)
 	o := b.survey("acme")
 	assert.Empty(t, o.Gaps)
-	assert.Equal(t, desk.Count{N: 1000, More: true}, o.Letters.Open)
-	assert.Equal(t, desk.Count{N: 1000, More: true}, o.Letters.LastHour)
+	assert.Equal(t, desk.Count{N: 300, More: true}, o.Letters.Open)
+	assert.Equal(t, desk.Count{N: 300, More: true}, o.Letters.LastHour)
 	assert.Greater(t, o.Deliveries.PerSecond, 6000., "of those looked at, over the time they took")
+}
+
+// Of more tenants than can be looked into, those in trouble are.
+func TestSurveyOfManyTenants(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.exec(`UPDATE acme.webhook_endpoints SET is_active = false, disabled_at = now() WHERE id = $1`, b.endpoint("off", "none"))
+	b.exec(`DO $$ DECLARE t text; BEGIN
+		FOR t IN SELECT 't' || n FROM generate_series(1, 200) n UNION ALL SELECT 'zoo' LOOP
+			EXECUTE format('CREATE SCHEMA %1$s CREATE VIEW webhook_endpoints AS SELECT * FROM acme.webhook_endpoints WHERE %2$L::bool
+				CREATE VIEW webhook_dead_letters AS SELECT * FROM acme.webhook_dead_letters CREATE VIEW webhook_deliveries AS SELECT * FROM acme.webhook_deliveries', t, t = 'zoo');
+		END LOOP; END $$`)
+	b.exec(`INSERT INTO outbox_relay.endpoint_health (tenant, endpoint_id) VALUES ('zoo', gen_random_uuid()), ('gone', gen_random_uuid())`)
+	var tenants []string
+	for n := range 200 {
+		tenants = append(tenants, fmt.Sprintf("t%d", n+1))
+	}
+	o := b.survey(append(tenants, "zoo")...)
+	assert.Equal(t, []desk.Gap{{desk.PartEndpoints, "only 200 of 201 tenants were looked into"}}, o.Gaps)
+	require.Len(t, o.Endpoints.Worst, 1)
+	assert.Equal(t, "zoo", o.Endpoints.Worst[0].Tenant)
 }
 
 func TestSurveyGoesRoundLocks(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // Troubles are the endpoints that do not take deliveries as they should. Of a tenant, a hundred are looked at.
@@ -28,7 +29,7 @@ type Trouble struct {
 	State  State       `json:"status"`
 }
 
-// Letters are the open dead letters: those of a hundred endpoints of each tenant, up to a thousand of each.
+// Letters are the open dead letters: those of a hundred endpoints of each tenant, up to three hundred of each.
 type Letters struct {
 	Open     Count         `json:"open"`
 	LastHour Count         `json:"last_hour"`
@@ -49,7 +50,7 @@ type DeadLetters struct {
 
 const (
 	troublesPerTenant  = 100
-	lettersPerEndpoint = 1000
+	lettersPerEndpoint = 300
 )
 
 // The index of dead letters is on endpoint and time, so that the latest one of an endpoint costs a look. Only those in trouble have theirs counted.
@@ -72,6 +73,11 @@ func (d *Desk) surveyEndpoints(ctx context.Context, o *Overview, tenants []strin
 		looked int64
 		dead   DeadLetters
 	}
+	tenants, err := d.troubledFirst(ctx, tenants)
+	if err != nil {
+		return err
+	}
+	tenants = o.first(PartEndpoints, tenants, troubledTenants)
 	list, err := eachTenant(ctx, d, o, PartEndpoints, tenants, selectTroubles, func(r pgx.CollectableRow) (x row, err error) {
 		err = r.Scan(slices.Concat([]any{&x.Tenant, &x.ID, &x.Name}, x.State.fields(),
 			[]any{&x.looked, &x.dead.Open.N, &x.dead.LastHour.N, &x.dead.LastAt, &x.dead.LastCode})...)
@@ -116,6 +122,25 @@ func (d *Desk) surveyEndpoints(ctx context.Context, o *Overview, tenants []strin
 	t.Worst = worst(t.Worst, compareTroubles)
 	l.Worst = worst(l.Worst, func(a, b *DeadLetters) int { return cmp.Compare(b.Open.N, a.Open.N) })
 	return err
+}
+
+// troubledFirst puts the tenants with the most failing endpoints first, if not all can be looked into.
+func (d *Desk) troubledFirst(ctx context.Context, tenants []string) ([]string, error) {
+	if len(tenants) <= troubledTenants {
+		return tenants, nil
+	}
+	rows, err := d.conn.Query(ctx, `
+SELECT h.tenant FROM (SELECT h.tenant FROM outbox_relay.endpoint_health h LIMIT $2::int4) h WHERE h.tenant = ANY($1::text[]) GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT $3::int4`,
+		tenants, store.QueueCountLimit, troubledTenants)
+	if err != nil {
+		return nil, err
+	}
+	troubled, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, err
+	}
+	rest := slices.DeleteFunc(slices.Clone(tenants), func(t string) bool { return slices.Contains(troubled, t) })
+	return append(troubled, rest...), nil
 }
 
 // compareTroubles orders failing endpoints before disabled ones, and these before paused ones.
