@@ -55,6 +55,11 @@ type Result struct {
 	RetryAfter time.Duration
 	Started    time.Time
 	Duration   time.Duration
+	// Connected is when, from Started, there was a connection for the last request: after waiting for one, or looking up, connecting and shaking hands; and
+	// Answered when the first byte of its answer had come. Zero: that was never so.
+	Connected, Answered time.Duration
+	// Reused tells whether that connection had been used before.
+	Reused bool
 	// Body is the beginning of a failing answer's body, at most Config.KeepResponseBytes. The caller owns it.
 	Body []byte
 	// Directive is what the answer asks for beyond its status, as far as the configuration lets it.

@@ -223,7 +223,8 @@ func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt 
 		return
 	}
 	deadline := res.Started.Add(ep.Timeout)
-	sent := &exchange{m: c.m}
+	sent := &exchange{m: c.m, began: res.Started}
+	defer sent.note(res)
 	signed := ep.sign(m, res.Started)
 	res.Signature = signed.legacy
 	target, redirects := ep.url, 0

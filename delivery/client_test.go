@@ -86,6 +86,28 @@ func TestAttemptSignsAfresh(t *testing.T) {
 	assert.NotEqual(t, times[0], times[1])
 }
 
+func TestTimesOfAnAttempt(t *testing.T) {
+	t.Parallel()
+	const thinks = 50 * time.Millisecond
+	s := serve(t, func(http.ResponseWriter, *http.Request) { <-time.After(thinks) })
+	for name, netHTTP := range map[string]bool{"http1": false, "net/http": true} {
+		b := setup(t, func(c *Config) { c.netHTTP = netHTTP })
+		ep := b.endpoint(s.URL)
+		for i := range 2 {
+			res := b.attempt(ep)
+			require.True(t, res.OK(), name)
+			assert.Equal(t, i > 0, res.Reused, name)
+			assert.Positive(t, res.Connected, name)
+			assert.GreaterOrEqual(t, res.Answered-res.Connected, thinks-time.Millisecond, name)
+			assert.GreaterOrEqual(t, res.Duration, res.Answered, name)
+		}
+		res := b.attempt(b.endpoint("http://127.0.0.1:1/"))
+		require.Equal(t, ClassConnect, res.Class)
+		assert.Zero(t, res.Connected, name)
+		assert.Zero(t, res.Answered, name)
+	}
+}
+
 func TestAnswers(t *testing.T) {
 	t.Parallel()
 	var status int

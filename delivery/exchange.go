@@ -21,6 +21,10 @@ type exchange struct {
 	asked    atomic.Bool // for a client certificate, on a connection that is new
 	resent   bool
 	m        *Metrics
+
+	began       time.Time
+	connectedAt atomic.Int64 // nanoseconds from began
+	answeredAt  atomic.Int64
 }
 
 type exchangeKey struct{}
@@ -45,6 +49,8 @@ func (x *exchange) trace(ctx context.Context, idled func(error)) context.Context
 func (x *exchange) connected(reused bool) {
 	x.reused.Store(reused)
 	x.answered.Store(false)
+	x.connectedAt.Store(int64(time.Since(x.began)))
+	x.answeredAt.Store(0)
 	if reused {
 		x.m.connReused.Inc()
 	}
@@ -58,7 +64,15 @@ func isAsked(conn net.Conn) bool {
 	return false
 }
 
-func (x *exchange) gotFirstByte() { x.answered.Store(true) }
+func (x *exchange) gotFirstByte() {
+	x.answered.Store(true)
+	x.answeredAt.Store(int64(time.Since(x.began)))
+}
+
+// note takes down when what happened.
+func (x *exchange) note(res *Result) {
+	res.Connected, res.Answered, res.Reused = time.Duration(x.connectedAt.Load()), time.Duration(x.answeredAt.Load()), x.reused.Load()
+}
 
 // resendStale is a retryablehttp.CheckRetry: it asks for a second try only if a kept connection ended before any byte of an answer. The
 // receiver has most likely closed it while the request was on its way; net/http does not send a POST again by itself.
