@@ -38,6 +38,18 @@ func traceHeaders(metadata []byte) []HeaderField {
 	return fields
 }
 
+// Traced returns m with another trace context, made of traceparent and tracestate, for one attempt. Body and other headers are shared.
+func (m *Message) Traced(context []HeaderField) *Message {
+	traced := *m
+	traced.Header = context
+	for _, f := range m.Header {
+		if f.Name != headerTraceparent && f.Name != headerTracestate {
+			traced.Header = append(traced.Header, f)
+		}
+	}
+	return &traced
+}
+
 // stringOf returns a JSON string's value, empty if raw is anything else.
 func stringOf(raw json.RawMessage) string {
 	var s string

@@ -7,6 +7,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/outbox"
 )
 
 const goodParent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -43,6 +45,19 @@ func TestTraceHeaders(t *testing.T) {
 			assert.Equal(t, c.want, traceHeaders([]byte(c.metadata)))
 		})
 	}
+}
+
+func TestTraced(t *testing.T) {
+	t.Parallel()
+	m := &Message{ID: outbox.UUID{1}, Body: []byte("{}"), ContentType: contentTypeJSON, Header: []HeaderField{
+		{"ce-id", "1"}, {"traceparent", goodParent}, {"tracestate", "a=1"},
+	}}
+	other := HeaderField{"traceparent", strings.Replace(goodParent, "b7", "b8", 1)}
+	traced := m.Traced([]HeaderField{other})
+	assert.Equal(t, []HeaderField{other, {"ce-id", "1"}}, traced.Header, "the state belongs to the parent")
+	assert.Equal(t, m.Body, traced.Body)
+	assert.Equal(t, m.ID, traced.ID)
+	assert.Equal(t, goodParent, m.Header[1].Value, "the message is as it was")
 }
 
 func TestValidTracestate(t *testing.T) {
