@@ -160,6 +160,9 @@ func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error
 		}
 		return s.lookUp(ctx)
 	}
+	if s.tracing != nil {
+		defer s.tracing.event(ctx, s.tx.begin.CommitTime, &e, jobs).End()
+	}
 	for _, j := range jobs {
 		s.dispatch(ctx, t, j)
 	}
@@ -265,6 +268,9 @@ func (s *session) lookUp(ctx context.Context) error {
 			s.ledger.settle(j.commit)
 			s.metrics.repeated.Inc()
 			continue
+		}
+		if s.tracing != nil {
+			s.tracing.delivery(ctx, j)
 		}
 		s.dispatch(ctx, t, j)
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/sony/gobreaker/v2"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
@@ -18,10 +19,11 @@ type job struct {
 	store.Delivery
 
 	endpoint  *delivery.Endpoint
-	committed time.Time // COMMIT of the event by the server's clock; zero: it is not known
-	ledger    *ledger   // of the session that read it; nil for a delivery from the retry queue
-	commit    int       // its entry in the ledger
-	refused   refusal   // why it is a dead letter from the start; zero: it is to be attempted
+	committed time.Time  // COMMIT of the event by the server's clock; zero: it is not known
+	span      trace.Span // nil: there are no traces
+	ledger    *ledger    // of the session that read it; nil for a delivery from the retry queue
+	commit    int        // its entry in the ledger
+	refused   refusal    // why it is a dead letter from the start; zero: it is to be attempted
 
 	owed atomic.Bool // counted for the objective
 

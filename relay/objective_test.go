@@ -76,7 +76,7 @@ func TestObjective(t *testing.T) {
 		e := new(engine)
 		e.config.Store(&cfg)
 		e.defaults.Store(&defaults)
-		return e.claimed(&c).job
+		return e.claimed(t.Context(), &c).job
 	}
 	answer := func(began, took time.Duration, class delivery.Class, status int) *delivery.Result {
 		return &delivery.Result{Class: class, Status: status, Started: committed.Add(began), Duration: took}

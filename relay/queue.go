@@ -111,7 +111,7 @@ func (e *engine) claimBatch(ctx context.Context) (full bool, err error) {
 	}
 	list := make([]offered, len(rows))
 	for i := range rows {
-		list[i] = e.claimed(&rows[i])
+		list[i] = e.claimed(ctx, &rows[i])
 		list[i].mine = until
 	}
 	e.dispatcher.offer(list)
@@ -133,7 +133,7 @@ func (e *engine) servedTenants(ctx context.Context) ([]string, error) {
 }
 
 // claimed makes a job of a claimed delivery, or says why its endpoint cannot take it.
-func (e *engine) claimed(c *store.Claimed) offered {
+func (e *engine) claimed(ctx context.Context, c *store.Claimed) offered {
 	j := &job{Delivery: c.Delivery, commit: noCommit, committed: committedAt(c.ID)}
 	j.owed.Store(true) // whoever deferred it has counted it
 	defaults := *e.defaults.Load()
@@ -159,6 +159,9 @@ func (e *engine) claimed(c *store.Claimed) offered {
 	}
 	j.bytes = jobOverhead + int64(len(j.Message.Body))
 	j.endpoint, j.URL, j.Method = ep, ep.URL, ep.Method
+	if e.tracing != nil {
+		e.tracing.delivery(ctx, j)
+	}
 	return offered{job: j}
 }
 

@@ -229,6 +229,7 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 	if len(out) == 0 && (!force || s == nil) {
 		return false, nil
 	}
+	fenced := false
 	settled := make(map[*ledger]int, 1)
 	for _, j := range jobs {
 		if j.ledger != nil && j.commit != noCommit {
@@ -243,6 +244,7 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 			return false, err
 		}
 		s.lost(err)
+		fenced = true
 		if err := r.writeClaimed(ctx, out); err != nil {
 			return false, err
 		}
@@ -253,6 +255,9 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 	for i := range out {
 		r.metrics.outcome(&out[i])
 		r.metrics.recorded(jobs[i])
+		if span := jobs[i].span; span != nil && (!fenced || out[i].Delivery.Queued) {
+			endDelivery(span, &out[i])
+		}
 		due = due || nextDue(&out[i])
 	}
 	if due {

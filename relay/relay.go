@@ -54,6 +54,8 @@ type Options struct {
 	Patient bool
 	// Status is told what the relay is doing; its zero value is ready for use.
 	Status *Status
+	// Tracing makes spans; nil: none.
+	Tracing *Tracing
 	// Abort, once closed, ends a drain at once. Nil: a drain takes its time.
 	Abort <-chan struct{}
 	// Updates brings configurations that are to take the place of Config while Run works, as far as [Config.Reloaded] says. Each must be valid; where Client
@@ -97,6 +99,7 @@ type engine struct {
 	dispatcher *dispatcher
 	recorder   *recorder
 	metrics    *metrics
+	tracing    *Tracing      // nil: none
 	owner      outbox.UUID   // this process, in leases
 	claim      chan struct{} // something is due in the retry queue
 	claimLater atomic.Bool   // claiming waits for room
@@ -142,7 +145,7 @@ func newEngine(ctx context.Context, o *Options) (*engine, error) {
 	cfg := &o.Config
 	cfg.Database.Slot = cfg.Database.ShardSlot(o.Shard)
 	e := &engine{
-		shard: o.Shard, version: o.Version, log: o.Log, patient: o.Patient, status: o.Status, client: o.Client, owner: outbox.NewUUID(),
+		shard: o.Shard, version: o.Version, log: o.Log, patient: o.Patient, status: o.Status, client: o.Client, owner: outbox.NewUUID(), tracing: o.Tracing,
 		claim: make(chan struct{}, 1), backfill: make(chan struct{}, 1), attention: make(chan struct{}, 1), quit: make(chan struct{}),
 	}
 	defaults := cfg.EndpointDefaults()

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/relay/failpoint"
 	"github.com/neo-commons/outbox-relay/relay/store"
@@ -33,7 +35,14 @@ func (e *engine) work(ctx context.Context) error {
 // attempt makes one attempt and hands its outcome on.
 func (e *engine) attempt(ctx context.Context, j *job) {
 	failpoint.Hit(failpoint.Sending)
-	res := e.client.Attempt(ctx, j.endpoint, j.Message, j.Attempts+1)
+	message, span := j.Message, trace.Span(nil)
+	if j.span != nil {
+		message, span = e.tracing.attempt(ctx, j)
+	}
+	res := e.client.Attempt(ctx, j.endpoint, message, j.Attempts+1)
+	if span != nil {
+		endAttempt(span, &res)
+	}
 	failpoint.Hit(failpoint.Answered)
 	e.metrics.tried(j, &res)
 	e.logAttempt(ctx, j, &res)

@@ -35,7 +35,9 @@ While it runs, server.listen serves
   /livez    200 as long as the process works
   /readyz   200 when the relay works, as leader or standing by; 503 and the reason otherwise, with a
             line for each of several databases or shards, of which all have to work
-  /metrics  for Prometheus`,
+  /metrics  for Prometheus
+
+With OTEL_TRACES_EXPORTER=otlp it sends traces to a collector, as OpenTelemetry's other variables say.`,
 		Example: `  outbox-relay run --config /etc/outbox-relay/config.yaml
   outbox-relay run --database-url postgres://relay@db/app --listen :9464 --log-format json`,
 		Args: cobra.NoArgs,
@@ -61,6 +63,11 @@ func (a *app) run(ctx context.Context, c *config) error {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector(),
 	)
+	traces, err := newTracing(ctx, registry, log)
+	if err != nil {
+		return err
+	}
+	defer traces.close(ctx, log)
 	relays := newRelays(c, a.patient, log)
 	group, ctx := errgroup.WithContext(ctx)
 
@@ -91,7 +98,7 @@ func (a *app) run(ctx context.Context, c *config) error {
 	group.Go(func() error {
 		defer stopServing()
 		log.Info("starting", "version", version())
-		if err := relays.run(ctx, registry, log, a.abort); err != nil {
+		if err := relays.run(ctx, registry, traces.relay, log, a.abort); err != nil {
 			return err
 		}
 		log.Info("stopped")

@@ -89,7 +89,7 @@ func (l relays) Ready() (ok bool, why string) {
 }
 
 // run relays until ctx is done and everything has drained. An error of one ends all: with several, what is amiss with a database is none.
-func (l relays) run(ctx context.Context, registry prometheus.Registerer, log *slog.Logger, abort <-chan struct{}) error {
+func (l relays) run(ctx context.Context, registry prometheus.Registerer, tracing *relay.Tracing, log *slog.Logger, abort <-chan struct{}) error {
 	client, err := delivery.NewClient(l[0].config.ClientConfig(version()), delivery.NewMetrics(registry), log) //nolint:contextcheck // it lives until Close
 	if err != nil {
 		return err
@@ -104,7 +104,7 @@ func (l relays) run(ctx context.Context, registry prometheus.Registerer, log *sl
 		group.Go(func() error {
 			err := relay.Run(ctx, relay.Options{
 				Config: r.config.Share(len(l)), Shard: r.shard, Version: version(), Log: r.log, Registry: labelled, Status: &r.status, Abort: abort,
-				Client: client, Patient: r.patient,
+				Client: client, Patient: r.patient, Tracing: tracing,
 			})
 			if err != nil {
 				return r.config.named(withHint(r.config.urlKey(), fmt.Errorf("run: %w", err)))

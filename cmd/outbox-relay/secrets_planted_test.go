@@ -151,10 +151,15 @@ func TestPlantedSecrets(t *testing.T) {
 	require.Contains(t, withPassword, password)
 	require.NoError(t, os.WriteFile(s.config, []byte(withPassword), 0o600))
 
-	env := []string{"OUTBOX_RELAY_LOG_LEVEL=debug", "OUTBOX_RELAY_SERVER_LISTEN=127.0.0.1:0"}
+	spans := newTraceCollector(t)
+	env := append(spans.environment("OTEL_EXPORTER_OTLP_HEADERS=x-key="+p.plant("the key of the collector", "planted-collector-key")+","+
+		p.plant("a header that is none", "planted-broken-header")), "OUTBOX_RELAY_LOG_LEVEL=debug", "OUTBOX_RELAY_SERVER_LISTEN=127.0.0.1:0")
 	relay := startBinary(t, binary(t), s.config, env...)
 	s.leading(ctx, t)
-	s.insertMany(t, "acme", "order.created", 5)
+	s.insertMany(t, "acme", "order.created", 4)
+	const payload = "planted-payload-value" // which rows, and commands that show rows, do have
+	s.exec(t, `INSERT INTO acme.webhook_events (event_type, aggregate_id, aggregate_type, event_data, event_metadata)
+		VALUES ('order.created', gen_random_uuid(), 'order', $1, $1)`, `{"card": "`+payload+`"}`)
 	count := func(sql string) (n int) {
 		require.NoError(t, s.pool.QueryRow(ctx, sql).Scan(&n))
 		return n
@@ -230,6 +235,11 @@ func TestPlantedSecrets(t *testing.T) {
 	require.NoError(t, exit)
 	p.note("the log of the second relay", relay.said(t))
 	require.Contains(t, relay.said(t), `"level":"DEBUG"`)
+	for where, text := range map[string]string{"first relay": p.said["the log of the first relay"], "second relay": p.said["the log of the second relay"], "spans": spans.bytes()} {
+		require.NotEmpty(t, text, where)
+		assert.NotContains(t, text, payload, where)
+	}
+	p.note("the spans", spans.bytes())
 	p.tables(ctx, t, s)
 
 	assert.Empty(t, p.found())
