@@ -1,6 +1,7 @@
 package charts_test
 
 import (
+	"os"
 	"strings"
 	"testing"
 
@@ -232,7 +233,7 @@ func TestGracePeriod(t *testing.T) {
 	}
 }
 
-// TestRestartOnConfigChange: pods are made anew for another configuration, and for nothing else.
+// TestRestartOnConfigChange: pods are made anew for a configuration that running ones do not take on, and for nothing else.
 func TestRestartOnConfigChange(t *testing.T) {
 	t.Parallel()
 	sum := func(values string) string {
@@ -240,8 +241,29 @@ func TestRestartOnConfigChange(t *testing.T) {
 	}
 	require.Len(t, sum(""), 64)
 	assert.Equal(t, sum(""), sum("replicas: 5\n"))
-	assert.NotEqual(t, sum(""), sum("config: {log: {level: debug}}\n"))
+	assert.Equal(t, sum(""), sum("config: {log: {level: debug}, retry: {attempts: 3}, delivery: {endpoint_rate: 5}, network: {deny: [10.0.0.0/8]}}\n"))
+	for _, values := range []string{
+		"config: {log: {format: text}}\n", "config: {window: {deliveries: 100}}\n", "config: {delivery: {workers: 7}}\n", "config: {delivery: {tls: {min_version: '1.3'}}}\n",
+		"config: {queue: {lease: 2m}}\n", "config: {network: {proxy: 'http://proxy:3128'}}\n", "config: {tenants: {include: [a]}}\n", "config: {database: {slot: other}}\n",
+		"port: 9999\n", "databases: [{name: one, existingSecret: one}]\n",
+	} {
+		assert.NotEqual(t, sum(""), sum(values), values)
+	}
 	assert.Empty(t, sum("restartOnConfigChange: false\n"))
+}
+
+// TestRestartKeys: the chart knows of the same keys as the relay, whose own test holds the list of config.example.yaml.
+func TestRestartKeys(t *testing.T) {
+	t.Parallel()
+	example, err := os.ReadFile("../config.example.yaml")
+	require.NoError(t, err)
+	_, list, found := strings.Cut(strings.ReplaceAll(string(example), "\n# ", " "), "until a restart: ")
+	require.True(t, found)
+	list, _, found = strings.Cut(list, ".\n")
+	require.True(t, found)
+	helpers, err := os.ReadFile("outbox-relay/templates/_helpers.tpl")
+	require.NoError(t, err)
+	assert.Contains(t, string(helpers), "{{- define \"outbox-relay.restartKeys\" -}}\n"+strings.ReplaceAll(list, ", ", " ")+"\n{{- end }}")
 }
 
 func TestNames(t *testing.T) {
