@@ -31,7 +31,10 @@ func (e *engine) follow(ctx context.Context, updates <-chan Config) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case next := <-updates:
+		case next, open := <-updates:
+			if !open {
+				return nil
+			}
 			e.reconfigure(next)
 		}
 	}

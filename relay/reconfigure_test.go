@@ -126,6 +126,7 @@ func TestBreakersFollow(t *testing.T) {
 		require.Equal(t, gobreaker.StateOpen, state("few"), "the fourth in a row")
 
 		// Another time that breakers are open takes new ones; what was open is so, and what was under way speaks to nobody.
+		fail("under way", 3)
 		b.admit(t.Context(), b.open(t, "under way"))
 		under := b.nextJob()
 		require.NotNil(t, under)
@@ -135,7 +136,8 @@ func TestBreakersFollow(t *testing.T) {
 		require.Equal(t, 4, opened)
 		b.finish(under, verdict{attempted: true, failure: errAttempt, again: true})
 		require.Equal(t, gobreaker.StateClosed, state("under way"))
-		fail("under way", 3)
+		require.Equal(t, 4, opened, "the breaker of before has opened, which is nobody's any more")
+		fail("under way", 1)
 		require.Equal(t, gobreaker.StateOpen, state("under way"), "the failure under way counts in a row all the same")
 		require.Equal(t, 5, opened)
 		time.Sleep(5*time.Second + time.Millisecond)
