@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -107,7 +108,7 @@ func loadConfig(file string, flags *pflag.FlagSet) (config, error) {
 		v.SetConfigFile(file)
 		v.SetConfigType("yaml")
 		if err := v.ReadInConfig(); err != nil {
-			faults.add("--config", file, err.Error())
+			faults.add("--config", file, readFault(err))
 			return c, &faults
 		}
 	}
@@ -161,6 +162,16 @@ func loadConfig(file string, flags *pflag.FlagSet) (config, error) {
 	return c, nil
 }
 
+// readFault is why a file cannot be read, in one line and without what the parser cites of it: that may be a part of a password.
+func readFault(err error) string {
+	parse, ok := errors.AsType[viper.ConfigParseError](err)
+	if !ok {
+		return err.Error()
+	}
+	text, _, _ := strings.Cut(parse.Unwrap().Error(), "invalid map key: ")
+	return strings.Join(strings.Fields(regexp.MustCompile("`[^`]*`|'[^']*'").ReplaceAllLiteralString(text, "(hidden)")), " ")
+}
+
 func (c *config) validateAll() error {
 	errs := c.validateDatabases()
 	fault := func(key, value, remedy string) {
@@ -194,6 +205,11 @@ func onLoopback(address string) bool {
 func (c *config) policy() *delivery.Policy {
 	client := c.ClientConfig(version())
 	return client.Policy()
+}
+
+func (l logging) level() slog.Level {
+	level, _ := logLevel(l.Level) // of one that is not valid: info
+	return level
 }
 
 func logLevel(name string) (slog.Level, bool) {

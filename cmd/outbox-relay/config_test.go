@@ -437,3 +437,21 @@ func TestByteSize(t *testing.T) {
 		relay.ByteSize(1536).String(), relay.ByteSize(3072).String(), relay.ByteSize(5 << 20).String(), relay.ByteSize(0).String(), relay.GiB.String(),
 	}, " "))
 }
+
+func TestFaultsOfYAMLCiteNothing(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"postgres://u:planted@h/db":                   "yaml: unmarshal errors: line 1: cannot unmarshal !!str (hidden) into map[string]interface {}",
+		"database: {url: *planted}":                   "yaml: unknown anchor (hidden) referenced",
+		"a: !!int planted":                            "yaml: cannot decode !!str (hidden) as a !!int",
+		"a:\n  ? {planted: 2}\n  : 1":                 "yaml: ",
+		"database:\n  url: postgres://planted\n x: {": "yaml: line 2: did not find expected key",
+	} {
+		_, err := loadText(t, text)
+		var ce *configError
+		require.ErrorAs(t, err, &ce)
+		require.ErrorContains(t, err, want)
+		require.NotContains(t, err.Error(), "plant")
+		require.NotContains(t, strings.TrimPrefix(err.Error(), "configuration:\n"), "\n")
+	}
+}

@@ -5,6 +5,9 @@ import (
 	"io"
 	stdlog "log"
 	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -31,10 +34,17 @@ A database that is away at the start, or that only a person can mend, ends the p
 one of several. With --patient it never does: /readyz and the log say what is missing. That is for
 who restarts what ends with growing pauses, and for a sidecar, which must not take its pod along.
 
+SIGHUP, or another content of the file of --config (a mounted ConfigMap as well), has it read its
+configuration afresh: flags and environment as they were, file and secrets as they are. One with a
+fault changes nothing: the log, /readyz and outbox_relay_config_reload_success say so, and a later
+good one ends that. Some keys need a restart; config.example.yaml has their list, and the log and
+/readyz name those that wait for one.
+
 While it runs, server.listen serves
   /livez    200 as long as the process works
   /readyz   200 when the relay works, as leader or standing by; 503 and the reason otherwise, with a
-            line for each of several databases or shards, of which all have to work
+            line for each of several databases or shards, of which all have to work, and more
+            where the configuration was not reloaded or needs a restart, which does not count
   /metrics  for Prometheus
 
 With OTEL_TRACES_EXPORTER=otlp it sends traces to a collector, as OpenTelemetry's other variables say.`,
@@ -42,11 +52,14 @@ With OTEL_TRACES_EXPORTER=otlp it sends traces to a collector, as OpenTelemetry'
   outbox-relay run --database-url postgres://relay@db/app --listen :9464 --log-format json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.load(cmd)
-			if err != nil {
+			hangups := make(chan os.Signal, 1)
+			signal.Notify(hangups, syscall.SIGHUP) // before anything is read: what it asks for is not to be missed
+			defer signal.Stop(hangups)
+			r := &reloader{file: a.configFile, load: func() (config, error) { return a.load(cmd) }}
+			if err := r.first(); err != nil {
 				return err
 			}
-			return a.run(cmd.Context(), &c)
+			return a.run(cmd.Context(), r, hangups)
 		},
 	}
 	cmd.Flags().BoolVar(&a.patient, "patient", false, "wait for a database that is away or not set up, instead of ending")
@@ -54,8 +67,9 @@ With OTEL_TRACES_EXPORTER=otlp it sends traces to a collector, as OpenTelemetry'
 	return cmd
 }
 
-func (a *app) run(ctx context.Context, c *config) error {
+func (a *app) run(ctx context.Context, r *reloader, hangups <-chan os.Signal) error {
 	stdlog.SetOutput(io.Discard) // net/http prints there what a receiver sends unasked, bytes of it included
+	c := r.inUse                 // of the start
 	log := newLogger(a.err, c.Log, &a.level)
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
@@ -68,14 +82,18 @@ func (a *app) run(ctx context.Context, c *config) error {
 		return err
 	}
 	defer traces.close(ctx, log)
-	relays := newRelays(c, a.patient, log)
+	relays := newRelays(&c, a.patient, log)
+	r.begin(registry, log, func(c *config) {
+		a.level.Set(c.Log.level())
+		relays.update(c)
+	})
 	group, ctx := errgroup.WithContext(ctx)
 
 	// Health and metrics are there until the drain is over.
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
 	if c.Server.Listen != "" {
-		pages, err := admin.Listen(ctx, c.Server.Listen, admin.Options{Health: relays, Registry: registry, Log: log})
+		pages, err := admin.Listen(ctx, c.Server.Listen, admin.Options{Health: health{relays, r}, Registry: registry, Log: log})
 		if err != nil {
 			return err
 		}
@@ -90,11 +108,12 @@ func (a *app) run(ctx context.Context, c *config) error {
 		log.Info("serving the profiler", "address", profiler.Addr())
 		group.Go(func() error { return profiler.Run(serving) })
 	}
-	for _, r := range relays {
-		if r.shard == 0 { // once for each database
-			group.Go(func() error { return autoAdopt(ctx, r.config, r.log) })
+	for _, one := range relays {
+		if one.shard == 0 { // once for each database
+			group.Go(func() error { return autoAdopt(ctx, one.config, one.log) })
 		}
 	}
+	group.Go(func() error { return r.run(ctx, hangups) })
 	group.Go(func() error {
 		defer stopServing()
 		log.Info("starting", "version", version())

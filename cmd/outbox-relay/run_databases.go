@@ -30,6 +30,7 @@ type oneRelay struct {
 	shard   int
 	patient bool // it does not end for what is amiss with its database
 	status  relay.Status
+	updates chan relay.Config // room for one, the latest
 	log     *slog.Logger
 }
 
@@ -39,7 +40,7 @@ func newRelays(c *config, patient bool, log *slog.Logger) relays {
 	var list relays
 	for _, one := range c.each() {
 		for shard := range one.Database.Shards {
-			r := &oneRelay{config: one, shard: shard, patient: patient, log: log}
+			r := &oneRelay{config: one, shard: shard, patient: patient, updates: make(chan relay.Config, 1), log: log}
 			for _, label := range r.labels() {
 				r.log = r.log.With(label.key, label.value)
 			}
@@ -88,6 +89,21 @@ func (l relays) Ready() (ok bool, why string) {
 	return ok, strings.Join(lines, "\n")
 }
 
+// update has every relay take on its part of a configuration, which has the same databases. It is for one goroutine at a time.
+func (l relays) update(c *config) {
+	parts := make(map[string]*config)
+	for _, one := range c.each() {
+		parts[one.name] = one
+	}
+	for _, r := range l {
+		select {
+		case <-r.updates: // an older one that it has not come to
+		default:
+		}
+		r.updates <- parts[r.config.name].Share(len(l))
+	}
+}
+
 // run relays until ctx is done and everything has drained. An error of one ends all: with several, what is amiss with a database is none.
 func (l relays) run(ctx context.Context, registry prometheus.Registerer, tracing *relay.Tracing, log *slog.Logger, abort <-chan struct{}) error {
 	client, err := delivery.NewClient(l[0].config.ClientConfig(version()), delivery.NewMetrics(registry), log) //nolint:contextcheck // it lives until Close
@@ -104,7 +120,7 @@ func (l relays) run(ctx context.Context, registry prometheus.Registerer, tracing
 		group.Go(func() error {
 			err := relay.Run(ctx, relay.Options{
 				Config: r.config.Share(len(l)), Shard: r.shard, Version: version(), Log: r.log, Registry: labelled, Status: &r.status, Abort: abort,
-				Client: client, Patient: r.patient, Tracing: tracing,
+				Client: client, Patient: r.patient, Tracing: tracing, Updates: r.updates,
 			})
 			if err != nil {
 				return r.config.named(withHint(r.config.urlKey(), fmt.Errorf("run: %w", err)))

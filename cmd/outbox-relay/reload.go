@@ -1,0 +1,243 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/neo-commons/outbox-relay/relay"
+)
+
+// How the configuration of a running relay changes.
+//
+//	SIGHUP ─────────────────────────────┐
+//	files: others than were read,       ├──► read all of it ──► valid? ──► in use: log level, relays
+//	       and the same at two looks ───┤                        └──► no: what there was stays, and is tried again
+//	a few seconds after a fault ────────┘
+//
+// Looking at the files, and not being told of them, is the same for an editor that writes into one, one that puts another in its place, and Kubernetes, which
+// swaps a link two folders up. A file that somebody is writing differs from look to look. Those of databases, certificates and the proxy are looked after by
+// who uses them.
+
+const (
+	lookEvery = time.Second
+	// readAgain is how long after a fault the configuration is read again, though its file may be the same: what it names, a key or a certificate, may have come.
+	readAgain = 5 * time.Second
+)
+
+// reloader keeps the configuration up to date.
+type reloader struct {
+	file  string                 // empty: there is none
+	load  func() (config, error) // reads everything afresh
+	inUse config
+
+	log                *slog.Logger
+	use                func(*config) // has everything take it on
+	success, timestamp prometheus.Gauge
+	state              atomic.Pointer[string] // see Ready; nil: there is nothing to say
+
+	seen, looked []fs.FileInfo // of the file and those of secrets.keys: when they were read, and at the last look; nil: one was not there
+	restart      []string      // keys whose values of the last good reading need a restart
+	fault        string        // of the last reading
+	read         time.Time     // when that was
+}
+
+// first reads the configuration that the relay begins with.
+func (r *reloader) first() (err error) {
+	r.seen = r.look() // first: what is written while it is read is read once more
+	if r.inUse, err = r.load(); err == nil {
+		r.seen = append(r.seen, r.look()[len(r.seen):]...) // of the keys, which it has named
+	}
+	return err
+}
+
+// begin takes what the configuration is for.
+func (r *reloader) begin(registry prometheus.Registerer, log *slog.Logger, use func(*config)) {
+	gauge := func(name, help string) prometheus.Gauge {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "outbox_relay", Name: name, Help: help})
+		registry.MustRegister(g)
+		return g
+	}
+	r.log, r.use = log, use
+	r.success = gauge("config_reload_success", "1 if the configuration was in order when it was read last, 0 if that of before is in use.")
+	r.timestamp = gauge("config_reload_timestamp_seconds", "When the configuration that is in use was read, in Unix time.")
+	r.success.Set(1)
+	r.timestamp.SetToCurrentTime()
+}
+
+// run reloads when it is asked to and when the file has changed, until ctx is done.
+func (r *reloader) run(ctx context.Context, hangups <-chan os.Signal) error {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangups:
+			r.reload(true)
+		case <-tick.C:
+			if r.due() {
+				r.reload(false)
+			}
+		}
+	}
+}
+
+// look notes what the files are that are read. Links are followed.
+func (r *reloader) look() []fs.FileInfo {
+	names := r.inUse.Secrets.KeyFiles()
+	if r.file != "" {
+		names = append([]string{r.file}, names...)
+	}
+	list := make([]fs.FileInfo, len(names))
+	for i, name := range names {
+		list[i], _ = os.Stat(name)
+	}
+	return list
+}
+
+// due tells whether the files are others than were read, and the same as at the last look; or whether it is time to try once more.
+func (r *reloader) due() bool {
+	now := r.look()
+	settled := slices.EqualFunc(r.looked, now, sameFile)
+	r.looked = now
+	return settled && (!slices.EqualFunc(r.seen, now, sameFile) || r.fault != "" && time.Since(r.read) >= readAgain)
+}
+
+func sameFile(a, b fs.FileInfo) bool {
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}
+
+// reload reads the configuration and has it used, as far as it can be. asked: somebody waits for the answer, though it be the same as before.
+func (r *reloader) reload(asked bool) {
+	r.seen = r.look() // as in first
+	r.looked, r.read = r.seen, time.Now()
+	next, err := r.load()
+	if r.file != "" && r.seen[0] != nil && r.seen[0].Size() == 0 { // which would be a file of defaults
+		err = &configError{[]error{&relay.FieldError{Key: "--config", Value: r.file, Remedy: "is empty: somebody may be writing it"}}}
+	}
+	now := r.inUse.reloaded(&next)
+	if err == nil {
+		err = (&configError{split(now.validateAll())}).without("database.url") // which stays, and a list of databases needs none
+	}
+	if err != nil {
+		r.failed(err, asked)
+		return
+	}
+	changed, restart := differences(&r.inUse, &now), differences(&now, &next)
+	r.use(&now)
+	r.inUse, r.restart, r.fault = now, restart, ""
+	r.success.Set(1)
+	r.timestamp.SetToCurrentTime()
+	r.tell()
+	r.log.Info("configuration reloaded", "changed", changed)
+	if len(restart) > 0 {
+		r.log.Warn("what the configuration says of these keys needs a restart, until which they stay as they were", "keys", restart)
+	}
+}
+
+func (r *reloader) failed(err error, asked bool) {
+	fault := oneLine(err)
+	if fault != r.fault || asked {
+		r.log.Error("configuration not reloaded: what was read before stays in use", "error", fault)
+	}
+	r.fault = fault
+	r.success.Set(0)
+	r.tell()
+}
+
+// oneLine is every fault in one line.
+func oneLine(err error) string {
+	lines := []string{err.Error()}
+	if faults, ok := errors.AsType[*configError](err); ok {
+		lines = nil
+		for _, fault := range faults.faults {
+			lines = append(lines, strings.Join(strings.Fields(fault.Error()), " "))
+		}
+	}
+	return strings.Join(lines, "; ")
+}
+
+// maxState is how many bytes of faults a line has.
+const maxState = 500
+
+// tell makes the lines of Ready.
+func (r *reloader) tell() {
+	var lines []string
+	if r.fault != "" {
+		fault := r.fault
+		if len(fault) > maxState {
+			fault = strings.ToValidUTF8(fault[:maxState], "") + " …"
+		}
+		lines = append(lines, "configuration: not reloaded, what was read before stays in use: "+fault)
+	}
+	if len(r.restart) > 0 {
+		lines = append(lines, "configuration: a restart is needed for "+strings.Join(r.restart, ", "))
+	}
+	text := strings.Join(lines, "\n")
+	r.state.Store(&text)
+}
+
+// health is what /readyz says: how the relays are, and what is to be said of the configuration. The latter makes nothing unready.
+type health struct {
+	relays   relays
+	reloader *reloader
+}
+
+// Ready implements admin.Health.
+func (h health) Ready() (ok bool, why string) {
+	ok, why = h.relays.Ready()
+	if p := h.reloader.state.Load(); p != nil && *p != "" {
+		why += "\n" + *p
+	}
+	return ok, why
+}
+
+// reloaded is [relay.Config.Reloaded] for the whole configuration.
+func (c *config) reloaded(next *config) config {
+	now := *c
+	now.Config = c.Reloaded(next.Config)
+	now.Log.Level = next.Log.Level
+	return now
+}
+
+// differences lists the keys that have other values in b than in a, in the order of the file.
+func differences(a, b *config) []string {
+	a, b = a.asGiven(), b.asGiven()
+	keys := unequal(leavesOf(a), leavesOf(b))
+	if len(a.Databases) != len(b.Databases) {
+		return append(keys, databasesKey)
+	}
+	for i := range a.Databases {
+		x, y := &a.Databases[i], &b.Databases[i]
+		if x.Name != y.Name {
+			return append(keys, databasesKey)
+		}
+		keys = append(keys, unequal(x.leaves(), y.leaves())...)
+	}
+	return keys
+}
+
+func unequal(a, b []leaf) []string {
+	keys := []string{} // not null in a log
+	for i := range a {
+		x, y := a[i].value, b[i].value
+		empty := x.Kind() == reflect.Slice && x.Len()+y.Len() == 0 // nil or not
+		if !empty && !reflect.DeepEqual(x.Interface(), y.Interface()) {
+			keys = append(keys, a[i].key)
+		}
+	}
+	return keys
+}
