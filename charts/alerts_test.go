@@ -71,6 +71,11 @@ func alertCases() map[string]struct{ fires, silent string } {
 			fires:  `outbox_relay_audit_findings_total{pod="a"} 0x29 12x30`,
 			silent: `outbox_relay_audit_findings_total{pod="a"} 12x60`,
 		},
+		"OutboxRelayConfigNotReloaded": {
+			fires: `outbox_relay_config_reload_success{pod="a"} 0x60
+				outbox_relay_config_reload_success{pod="b"} 1x60`,
+			silent: `outbox_relay_config_reload_success{pod="a"} 1x20 0x5 1x35`, // somebody was writing it
+		},
 	}
 }
 

@@ -96,5 +96,13 @@ of them. A relay has no label database or shard unless it has several.
   annotations:
     summary: '{{`{{ $value | humanize }}`}} events of {{`{{ $labels.job }} {{ $labels.database }} {{ $labels.shard }}`}} had no delivery and should have had'
     description: They are queued now. Somebody has changed what the publications carry, or deleted records.
+- alert: OutboxRelayConfigNotReloaded
+  expr: min by (namespace, job) (outbox_relay_config_reload_success{ {{- $in -}} }) < 1
+  for: 10m
+  labels:
+    severity: warning
+  annotations:
+    summary: A relay of {{`{{ $labels.job }}`}} does not use its configuration as it is now
+    description: It has a fault, and what was read before stays in use. A relay that restarts would not come up.
 {{- end }}
 {{- end }}
