@@ -37,6 +37,7 @@ func catalogue() ([]*dto.MetricFamily, error) {
 	cfg.Metrics.PerTenant, cfg.Metrics.PerEndpoint = 1, 1
 	registry := prometheus.NewRegistry()
 	relay.RegisterMetrics(registry, cfg)
+	reloadMetrics(registry)
 	return registry.Gather()
 }
 

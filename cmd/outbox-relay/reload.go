@@ -62,16 +62,20 @@ func (r *reloader) first() (err error) {
 
 // begin takes what the configuration is for.
 func (r *reloader) begin(registry prometheus.Registerer, log *slog.Logger, use func(*config)) {
+	r.log, r.use = log, use
+	r.success, r.timestamp = reloadMetrics(registry)
+	r.success.Set(1)
+	r.timestamp.SetToCurrentTime()
+}
+
+func reloadMetrics(registry prometheus.Registerer) (success, timestamp prometheus.Gauge) {
 	gauge := func(name, help string) prometheus.Gauge {
 		g := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "outbox_relay", Name: name, Help: help})
 		registry.MustRegister(g)
 		return g
 	}
-	r.log, r.use = log, use
-	r.success = gauge("config_reload_success", "1 if the configuration was in order when it was read last, 0 if that of before is in use.")
-	r.timestamp = gauge("config_reload_timestamp_seconds", "When the configuration that is in use was read, in Unix time.")
-	r.success.Set(1)
-	r.timestamp.SetToCurrentTime()
+	return gauge("config_reload_success", "1 if the configuration was in order when it was read last, 0 if that of before is in use."),
+		gauge("config_reload_timestamp_seconds", "When the configuration that is in use was read, in Unix time.")
 }
 
 // run reloads when it is asked to and when the file has changed, until ctx is done.
