@@ -49,7 +49,8 @@ type verifier struct {
 	parties map[string]*verifyParty
 	running int
 	second  time.Time
-	begun   int // since then
+	begun   int       // since then
+	told    time.Time // that something was put off
 }
 
 // verifyParty is a tenant with endpoints to be verified.
@@ -291,8 +292,12 @@ func (v *verifier) work(ctx context.Context, c *check) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if err != nil && ctx.Err() == nil {
-		v.s.log.Warn("an endpoint cannot be verified now, trying again", "tenant", c.party.tenant.schema, "endpoint", c.id, "again_in", verifyPutOff, "error", err)
-		known.hold = time.Now().Add(verifyPutOff)
+		now := time.Now()
+		known.hold = now.Add(verifyPutOff)
+		if now.Sub(v.told) >= verifyPutOff { // it may be the same for many
+			v.told = now
+			v.s.log.Warn("endpoints cannot be verified now, trying again", "tenant", c.party.tenant.schema, "endpoint", c.id, "again_in", verifyPutOff, "error", err)
+		}
 	}
 	*c.of = known // the copies of running are false
 	c.party.running--
@@ -371,7 +376,7 @@ func (v *verifier) refused(ctx context.Context, c *check, e store.Endpoint, know
 	}
 	s.metrics.unverified.Inc()
 	if known.again {
-		s.log.Info("an endpoint is not verified, trying again", "tenant", e.Tenant, "endpoint", e.ID, "tries", known.tries, "again_in", next, "error", got.Reason)
+		s.log.Debug("an endpoint is not verified, trying again", "tenant", e.Tenant, "endpoint", e.ID, "tries", known.tries, "again_in", next, "error", got.Reason)
 		return known, nil
 	}
 	s.log.Warn("an endpoint is not verified", "tenant", e.Tenant, "endpoint", e.ID, "tries", known.tries, "error", got.Reason,
