@@ -40,8 +40,8 @@ type readmeReceiver struct {
 	arrived []*trial // what the relay has sent to it, by way of the test
 }
 
-// startReadmeReceiver runs the program that the README has in a language, on a port of its own.
-func startReadmeReceiver(ctx context.Context, t *testing.T, language string) *readmeReceiver {
+// startReadmeReceiver runs the program that the README has in a language, on a port of its own, with some changes.
+func startReadmeReceiver(ctx context.Context, t *testing.T, language string, changes ...func(program string) string) *readmeReceiver {
 	t.Helper()
 	readme, err := os.ReadFile("../../README.md")
 	require.NoError(t, err)
@@ -54,7 +54,11 @@ func startReadmeReceiver(ctx context.Context, t *testing.T, language string) *re
 	port := strconv.Itoa(freePort(t))
 	dir := t.TempDir()
 	file := filepath.Join(dir, map[string]string{"go": "receiver.go", "js": "receiver.mjs", "python": "receiver.py"}[language])
-	require.NoError(t, os.WriteFile(file, []byte(strings.Replace(blocks[0][1], "8080", port, 1)), 0o600))
+	program := strings.Replace(blocks[0][1], "8080", port, 1)
+	for _, change := range changes {
+		program = change(program)
+	}
+	require.NoError(t, os.WriteFile(file, []byte(program), 0o600))
 	var cmd *exec.Cmd
 	switch language {
 	case "go":
@@ -234,4 +238,35 @@ func (r *readmeReceiver) judgesTime(ctx context.Context, t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, http.StatusUnauthorized, status, "%s: %v", r.language, headers)
 	}
+}
+
+// TestReadmeReceiverAgrees puts the lines that the README has for it into its receiver, and has that verify its endpoint.
+func TestReadmeReceiverAgrees(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	readme, err := os.ReadFile("../../README.md")
+	require.NoError(t, err)
+	lines := regexp.MustCompile("(?s)\n### Verified endpoints\n.*?```go\n(.*?)```").FindSubmatch(readme)
+	require.Len(t, lines, 2)
+	r := startReadmeReceiver(ctx, t, "go", func(program string) string {
+		const answer = "        w.WriteHeader(http.StatusNoContent)"
+		require.Contains(t, program, answer)
+		program = strings.Replace(program, answer, string(lines[1])+answer, 1)
+		return strings.Replace(program, "import (\n", "import (\n    \"encoding/json\"\n", 1)
+	})
+	s := newSite(t, "verification:\n  method: challenge\n", always(http.StatusOK), "acme")
+	id, other := outbox.NewUUID(), outbox.NewUUID()
+	for id, secret := range map[outbox.UUID]string{id: receiverSecret, other: "whsec_" + base64.StdEncoding.EncodeToString([]byte("the receiver does not know it"))} {
+		s.exec(t, `INSERT INTO acme.webhook_endpoints (id, name, endpoint_url, secret_token, created_by_user_id) VALUES ($1, 'readme', $2, $3, $1)`, id, r.url, secret)
+	}
+	out, said, code := s.desk(t, "endpoints", "verify", id.String())
+	require.Zero(t, code, out+said)
+	out, _, code = s.desk(t, "endpoints", "verify", other.String())
+	require.Equal(t, 1, code)
+	require.Contains(t, out, "answered 401")
+	status, err := r.send(ctx, nil, nil)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusUnauthorized, status)
+	r.judgesTime(ctx, t) // and what else comes is received as before
 }
