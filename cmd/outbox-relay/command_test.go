@@ -198,6 +198,19 @@ func TestUnreachableDatabase(t *testing.T) {
 	}
 }
 
+func TestTenantsAreCompleted(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	d.succeed(t, "migrate")
+	d.exec(t, "CREATE SCHEMA acme")
+	d.succeed(t, "tenants", "add", "acme")
+	for _, line := range []string{"deliveries list --tenant", "tenants pause", "endpoints show -t"} {
+		assert.Contains(t, d.succeed(t, append(append([]string{"__complete"}, strings.Fields(line)...), "")...), "acme\tactive\n:4\n", line)
+	}
+	o := invoke(t, nil, "__complete", "tenants", "pause", "")
+	assert.Equal(t, ":4\n", o.out, "no database, nothing to offer")
+}
+
 func TestTenantsFromFirstToLast(t *testing.T) {
 	t.Parallel()
 	d := newDatabase(t)

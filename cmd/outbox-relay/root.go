@@ -166,6 +166,7 @@ func (a *app) root() *cobra.Command {
 	} {
 		root.AddCommand(a.onDatabase(cmd))
 	}
+	a.completeTenants(root)
 	return root
 }
 
