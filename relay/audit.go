@@ -228,6 +228,7 @@ func (s *session) audit(ctx context.Context, from, to store.Snapshot, changes ma
 		}
 		if a.missing > 0 {
 			s.metrics.auditFindings.Add(float64(a.missing))
+			s.metrics.deferrals[deferAudit].Add(float64(a.queued))
 			s.log.Error("audit: committed events had no delivery; it is being queued", "tenant", name, "deliveries", a.missing, "first_event", a.first,
 				"check", "whether somebody has changed publications, slot or tables; outbox-relay audit looks at earlier events")
 			signal(s.claim)

@@ -32,8 +32,8 @@ func (o Objective) validate(f *faults) { atLeast(f, "objective.latency", o.Laten
 // committedID makes an id for a delivery of an event that was committed at a time, to the millisecond.
 func committedID(at time.Time) outbox.UUID {
 	id := outbox.NewUUID()
-	below := binary.BigEndian.Uint64(id[:8]) & 0xffff                    // version, and what keeps ids of one millisecond apart
-	binary.BigEndian.PutUint64(id[:8], uint64(at.UnixMilli())<<16|below) //nolint:gosec // the server's clock is past 1970
+	below := binary.BigEndian.Uint64(id[:8]) & 0xffff // version, and what keeps ids of one millisecond apart
+	binary.BigEndian.PutUint64(id[:8], uint64(at.UnixMilli())<<16|below)
 	id[15] |= 1
 	return id
 }
@@ -50,7 +50,7 @@ func committedAt(id outbox.UUID) time.Time {
 	if id[6]>>4 != 7 || id[15]&1 == 0 {
 		return time.Time{}
 	}
-	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16)) //nolint:gosec // 48 bits
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16))
 }
 
 // objective is the three counters of the relay, of a tenant, or of an endpoint.

@@ -13,7 +13,7 @@ import (
 
 // Delivery is one (event, endpoint) of a tenant.
 type Delivery struct {
-	ID                  outbox.UUID // of its row in webhook_deliveries, version 7, chosen before the row exists
+	ID                  outbox.UUID // of its row in webhook_deliveries, version 7, chosen before the row exists; its time may be that of the COMMIT
 	Tenant              string      // schema
 	EventID, EndpointID outbox.UUID
 	URL, Method         string            // as they are to be kept in the row
