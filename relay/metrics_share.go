@@ -25,11 +25,13 @@ type Metrics struct {
 const maxShares = 10_000
 
 func (m Metrics) validate(f *faults) {
-	for key, n := range map[string]int{"metrics.per_tenant": m.PerTenant, "metrics.per_endpoint": m.PerEndpoint} {
+	check := func(key string, n int) {
 		if n < 0 || n > maxShares {
 			f.add(key, n, "must be 0 to %d: each of them has some forty series; 0 switches them off", maxShares)
 		}
 	}
+	check("metrics.per_tenant", m.PerTenant)
+	check("metrics.per_endpoint", m.PerEndpoint)
 }
 
 // shareOther is what tenants and endpoints are called that have no series of their own.

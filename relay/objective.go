@@ -32,7 +32,7 @@ func (o Objective) validate(f *faults) { atLeast(f, "objective.latency", o.Laten
 // committedID makes an id for a delivery of an event that was committed at a time, to the millisecond.
 func committedID(at time.Time) outbox.UUID {
 	id := outbox.NewUUID()
-	below := binary.BigEndian.Uint64(id[:8]) & 0xffff // version, and what keeps ids of one millisecond apart
+	below := binary.BigEndian.Uint64(id[:8]) & 0xffff // version, and a part of a millisecond
 	binary.BigEndian.PutUint64(id[:8], uint64(at.UnixMilli())<<16|below)
 	id[15] |= 1
 	return id

@@ -116,7 +116,7 @@ func TestExitCodesOfWrongCommandLines(t *testing.T) {
 func TestHelpOfEveryCommandHasAnExample(t *testing.T) {
 	t.Parallel()
 	for _, command := range []string{
-		"run", "migrate", "check", "config", "tenants add", "tenants list", "tenants remove", "tenants pause", "tenants resume", "status",
+		"run", "migrate", "check", "config", "metrics", "tenants add", "tenants list", "tenants remove", "tenants pause", "tenants resume", "status",
 	} {
 		o := invoke(t, nil, append(strings.Fields(command), "--help")...)
 		assert.Contains(t, o.out, "Examples:", command)

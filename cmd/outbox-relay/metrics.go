@@ -18,8 +18,8 @@ func (a *app) metricsCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "metrics",
 		Short: "Print which metrics there are and what they mean",
-		Long: `Print the metrics that a relay serves, as a Markdown table: name, type, labels and meaning, and below
-it the values that labels may have. It needs neither a configuration nor a database.
+		Long: `Print the metrics that a relay serves, as a Markdown table: name, type, labels and meaning, and
+below it the values that labels may have. It needs neither a configuration nor a database.
 
 Those of single tenants and endpoints are served only with metrics.per_tenant and
 metrics.per_endpoint. Where a relay has several databases or shards, all metrics but those of the
