@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
@@ -85,6 +86,8 @@ type dispatcher struct {
 	claimedDone func()
 	// breakerOpened is told when a lane's breaker opens, and for how long. It is called under the lock.
 	breakerOpened func(key laneKey, openFor time.Duration)
+	// turned is told that a lane's endpoint does not work any more (open), or does again, with the attempt that showed it. It is called without the lock.
+	turned func(key laneKey, open bool, class delivery.Class, fault string)
 	// beat keeps the stream alive while admit and postpone make it wait. It is called in their goroutine, without the lock.
 	beat func(context.Context)
 	// doubt is called when a tenure has run out while there is work of it. It is called under the lock.
@@ -130,7 +133,7 @@ func newDispatcher(cfg *Config, m *metrics) *dispatcher {
 	return &dispatcher{
 		cfg: cfg, metrics: m, now: time.Now, swept: time.Now(), room: make(chan struct{}, 1),
 		deferred: func(*job, string, time.Duration) {}, lease: func(*job) {}, claimedDone: func() {},
-		breakerOpened: func(laneKey, time.Duration) {}, doubt: func() {}, spawn: func() {}, beat: func(context.Context) {},
+		breakerOpened: func(laneKey, time.Duration) {}, turned: func(laneKey, bool, delivery.Class, string) {}, doubt: func() {}, spawn: func() {}, beat: func(context.Context) {},
 		held: make(map[outbox.UUID]*job), lanes: make(map[laneKey]*lane), parties: make(map[string]*party), hosts: make(map[string]*host),
 	}
 }

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -69,22 +70,39 @@ func newKeeper(s *store.Store, log *slog.Logger) *keeper {
 
 // note takes durable outcomes. It keeps nothing of them.
 func (k *keeper) note(out []store.Outcome) {
+	for key, reason := range k.sum(out) {
+		k.log.Warn("endpoint disabled", "tenant", key.tenant, "endpoint", key.endpoint, "error", reason, "hint", resumeHint)
+	}
+}
+
+// resumeHint is what to do about an endpoint that the relay has disabled.
+const resumeHint = "once it is mended: outbox-relay endpoints resume, then endpoints recover --since"
+
+// sum adds outcomes to what is kept, and returns the endpoints that are disabled by them, and why.
+func (k *keeper) sum(out []store.Outcome) (disabled map[laneKey]string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for i := range out {
 		o := &out[i]
 		if o.Attempted {
 			key := laneKey{o.Delivery.Tenant, o.Delivery.EndpointID}
-			k.noteHealth(key, o)
+			if reason := k.noteHealth(key, o); reason != "" {
+				if disabled == nil {
+					disabled = make(map[laneKey]string)
+				}
+				disabled[key] = reason
+			}
 			k.noteUsage(key, o)
 		}
 		if o.Status == store.Failed && !strings.HasPrefix(o.Delivery.EventType, route.NewsPrefix) {
 			k.tell(newsOfDead(o))
 		}
 	}
+	return disabled
 }
 
-func (k *keeper) noteHealth(key laneKey, o *store.Outcome) {
+// noteHealth returns why the endpoint is disabled, if it is from now on.
+func (k *keeper) noteHealth(key laneKey, o *store.Outcome) string {
 	s := k.see(key)
 	ended := o.Result.Started.Add(o.Result.Duration)
 	if o.Result.OK() {
@@ -97,12 +115,11 @@ func (k *keeper) noteHealth(key laneKey, o *store.Outcome) {
 	}
 	if o.Disable && !s.disabled {
 		s.disabled = true
-		reason := o.Reason
-		if reason == "" {
-			reason = o.Result.Err
-		}
+		reason := cmp.Or(o.Reason, o.Result.Err)
 		k.tell(newsOfEndpoint(newsDisabled, key, map[string]any{"reason": reason}))
+		return reason
 	}
+	return ""
 }
 
 func (k *keeper) see(key laneKey) *seen {
@@ -213,6 +230,7 @@ func (k *keeper) saveHealth(ctx context.Context) error {
 		return err
 	}
 	for _, e := range recovered {
+		k.log.Warn("endpoint has recovered", "tenant", e.Tenant, "endpoint", e.ID)
 		k.announce(newsOfEndpoint(newsRecovered, laneKey{e.Tenant, e.ID}, nil))
 	}
 	return nil

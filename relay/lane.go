@@ -116,9 +116,11 @@ type lane struct {
 	ramp
 	pace
 	breaker  *gobreaker.TwoStepCircuitBreaker[struct{}]
-	failures int       // in a row
-	opened   time.Time // when the breaker opened
-	until    time.Time // nothing is sent before: the receiver asked for it, or a breaker of before the start
+	state    gobreaker.State // of the breaker, as it was told last
+	broken   bool            // it has opened, and not closed since: what was said of it last
+	failures int             // in a row
+	opened   time.Time       // when the breaker opened
+	until    time.Time       // nothing is sent before: the receiver asked for it, or a breaker of before the start
 
 	chains  map[outbox.UUID]*chain
 	blocked map[outbox.UUID]*block
@@ -246,6 +248,7 @@ func (d *dispatcher) newBreaker(l *lane) (b *gobreaker.TwoStepCircuitBreaker[str
 			if l.breaker != b { // another one has taken its place, see renewBreaker
 				return
 			}
+			l.state = to
 			if to == gobreaker.StateOpen {
 				l.opened = d.now()
 				l.restart(cfg.HalfOpen)
@@ -255,6 +258,15 @@ func (d *dispatcher) newBreaker(l *lane) (b *gobreaker.TwoStepCircuitBreaker[str
 		},
 	})
 	return b
+}
+
+// turned tells whether, with its last attempt, the lane has turned from one that works into one that does not, or back. succeeded is how that ended.
+func (l *lane) turned(succeeded bool) bool {
+	if l.broken && succeeded && l.state == gobreaker.StateClosed || !l.broken && l.state == gobreaker.StateOpen {
+		l.broken = !l.broken
+		return true
+	}
+	return false
 }
 
 // blockedFor tells how long nothing should be sent through the lane, and why. Zero: it is open for attempts.

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/delivery"
 )
 
 func TestRampBeginsLowAndGrowsWithSuccess(t *testing.T) {
@@ -228,4 +230,43 @@ func TestCanceledAttemptSaysNothing(t *testing.T) {
 		b.finish(b.nextJob(), verdict{failure: errNoVerdict})
 	}
 	require.Empty(t, b.deferrals)
+}
+
+// TestEndpointIsTurnedOnce: what is told of an endpoint is that it fails, however often its breaker opens again, and that it answers again.
+func TestEndpointIsTurnedOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(1000)
+		var told []bool
+		b.turned = func(key laneKey, open bool, _ delivery.Class, _ string) {
+			require.Equal(t, b.ids["one"], key.endpoint)
+			told = append(told, open)
+		}
+		attempt := func(v verdict) {
+			b.admit(t.Context(), b.job("one", 1))
+			j := b.nextJob()
+			require.NotNil(t, j)
+			b.finish(j, v)
+		}
+		attempt(verdict{})
+		for range b.cfg.Breaker.Failures {
+			attempt(verdict{failure: errAttempt})
+		}
+		for range 5 { // probes that fail
+			time.Sleep(b.cfg.Breaker.OpenFor + time.Millisecond)
+			attempt(verdict{failure: errAttempt})
+		}
+		require.Equal(t, []bool{true}, told)
+		time.Sleep(b.cfg.Breaker.OpenFor + time.Millisecond)
+		attempt(verdict{failure: errNoVerdict})
+		require.Equal(t, []bool{true}, told, "an attempt that says nothing")
+		attempt(verdict{})
+		attempt(verdict{})
+		require.Equal(t, []bool{true, false}, told)
+
+		b.keepShut(laneKey{"t", b.ids["one"]}, time.Minute) // as an earlier process has told
+		time.Sleep(time.Minute)
+		attempt(verdict{})
+		require.Equal(t, []bool{true, false, false}, told)
+	})
 }

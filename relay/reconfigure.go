@@ -125,7 +125,7 @@ func (p *pace) setRate(now time.Time, rate float64) {
 // under way tells the old one, which nobody listens to any more; failures in a row are the lane's own count.
 func (d *dispatcher) renewBreaker(l *lane) {
 	was := l.breaker.State()
-	l.breaker = d.newBreaker(l)
+	l.breaker, l.state = d.newBreaker(l), gobreaker.StateClosed
 	if was == gobreaker.StateOpen {
 		d.metrics.breakerChanged(was, gobreaker.StateClosed)
 	}

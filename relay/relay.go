@@ -170,6 +170,7 @@ func newEngine(ctx context.Context, o *Options) (*engine, error) {
 	e.keeper = newKeeper(e.store, o.Log)
 	e.recorder.durable, e.dispatcher.breakerOpened = e.keeper.note, e.keeper.breakerOpened
 	e.dispatcher.deferred, e.dispatcher.lease, e.dispatcher.ended = e.deferJob, e.leaseJob, e.recorder.add
+	e.dispatcher.turned = e.tellBreaker
 	e.dispatcher.doubt = e.recorder.writePosition
 	e.recorder.dueNow = func() { signal(e.claim) }
 	e.dispatcher.claimedDone = e.claimedDone

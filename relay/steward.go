@@ -112,7 +112,7 @@ func (s *session) disable(ctx context.Context, t *store.Trouble) error {
 		return err
 	}
 	s.log.Warn("endpoint disabled", "tenant", t.Tenant, "endpoint", t.ID, "failing", t.Failing, "error", t.LastError,
-		"hint", "once it is mended: outbox-relay endpoints resume, then endpoints recover --since")
+		"hint", resumeHint)
 	s.keeper.announce(newsOfEndpoint(newsDisabled, laneKey{t.Tenant, t.ID}, map[string]any{"reason": reason}))
 	return nil
 }

@@ -209,16 +209,21 @@ type verdict struct {
 // finish takes a delivery whose attempt has ended off its lane and hands its outcome to the recorder.
 func (d *dispatcher) finish(j *job, v verdict, o store.Outcome) {
 	d.mu.Lock()
+	l := j.lane
 	d.leave(j, v)
-	if !j.ordered() {
+	turned, open := l.turned(v.failure == nil), l.broken
+	if j.ordered() {
+		// Nothing of the key may come between its end, its outcome, and what waits behind it: rows are recorded in this order.
+		d.ended(j, o)
+		d.settle(j, v.again)
+		d.mu.Unlock()
+	} else {
 		d.mu.Unlock()
 		d.ended(j, o) // the job is the recorder's
-		return
 	}
-	// Nothing of the key may come between its end, its outcome, and what waits behind it: rows are recorded in this order.
-	d.ended(j, o)
-	d.settle(j, v.again)
-	d.mu.Unlock()
+	if turned {
+		d.turned(l.key, open, o.Result.Class, o.Result.Err)
+	}
 }
 
 func (d *dispatcher) leave(j *job, v verdict) {

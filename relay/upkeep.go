@@ -244,6 +244,7 @@ func (d *dispatcher) keepShut(key laneKey, left time.Duration) {
 	l := d.laneOf(key)
 	l.until = d.now().Add(left)
 	l.limit = max(l.limit, 1)
+	l.broken = true
 	l.restart(d.cfg.Breaker.HalfOpen)
 }
 

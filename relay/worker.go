@@ -58,14 +58,42 @@ func (e *engine) logAttempt(ctx context.Context, j *job, res *delivery.Result) {
 	if !e.log.Enabled(ctx, slog.LevelDebug) {
 		return
 	}
-	attrs := []slog.Attr{
+	attrs := append(make([]slog.Attr, 0, 20),
 		slog.String("tenant", j.Tenant), slog.Any("endpoint", j.EndpointID), slog.Any("event", j.EventID), slog.Any("delivery", j.ID),
-		slog.Int("attempt", j.Attempts+1), slog.String("class", string(res.Class)), slog.Int("status", res.Status), slog.Duration("took", res.Duration),
+		slog.Int("attempt", j.Attempts+1), slog.String("class", string(res.Class)), slog.Int("status", res.Status),
+		slog.Duration("waited", res.Started.Sub(j.admitted)), slog.Duration("took", res.Duration),
+		slog.Int("bytes", len(j.Message.Body)), slog.Bool("queued", j.Queued),
+	)
+	if j.EventType != "" { // what comes from the retry queue does not know it
+		attrs = append(attrs, slog.String("event_type", j.EventType))
+	}
+	if j.Replay > 0 {
+		attrs = append(attrs, slog.Int("replay", int(j.Replay)))
+	}
+	if res.Connected > 0 {
+		attrs = append(attrs, slog.Duration("connected_after", res.Connected), slog.Bool("reused", res.Reused))
+	}
+	if res.Answered > 0 {
+		attrs = append(attrs, slog.Duration("answered_after", res.Answered))
 	}
 	if res.Err != "" {
 		attrs = append(attrs, slog.String("error", res.Err))
 	}
+	if j.span != nil && j.span.SpanContext().IsSampled() {
+		attrs = append(attrs, slog.String("trace_id", j.span.SpanContext().TraceID().String()))
+	}
 	e.log.LogAttrs(ctx, slog.LevelDebug, "attempt", attrs...)
+}
+
+// tellBreaker says that an endpoint's breaker has opened, or closed, after an attempt. One that opens again, as its probe has failed, has been open all
+// along.
+func (e *engine) tellBreaker(key laneKey, open bool, class delivery.Class, fault string) {
+	if open {
+		e.log.Warn("endpoint fails: it is left alone for a while", "tenant", key.tenant, "endpoint", key.endpoint, "for", e.cfg().Breaker.OpenFor,
+			"class", class, "error", fault)
+		return
+	}
+	e.log.Warn("endpoint answers again", "tenant", key.tenant, "endpoint", key.endpoint)
 }
 
 // judge tells what the result says about the receiver.

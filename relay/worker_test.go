@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
@@ -26,17 +27,30 @@ func TestLineOfAnAttempt(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	e := &engine{log: slog.New(slog.NewJSONHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))}
-	e.logAttempt(t.Context(), attempted(), &delivery.Result{
-		Class: delivery.Class5xx, Status: 502, Err: "answered 502", Duration: time.Millisecond, Body: []byte("planted"), Signature: "planted",
-	})
+	j := attempted()
+	j.admitted = time.Now()
+	j.Queued, j.EventType, j.Replay = true, "order.created", 1
+	res := delivery.Result{
+		Class: delivery.Class5xx, Status: 502, Err: "answered 502", Body: []byte("planted"), Signature: "planted",
+		Started: j.admitted.Add(time.Second), Duration: 3 * time.Millisecond, Connected: time.Millisecond, Answered: 2 * time.Millisecond, Reused: true,
+	}
+	e.logAttempt(t.Context(), j, &res)
 	assert.NotContains(t, out.String(), "planted")
 	var line map[string]any
 	require.NoError(t, json.Unmarshal(out.Bytes(), &line))
 	delete(line, "time")
 	assert.Equal(t, map[string]any{
 		"level": "DEBUG", "msg": "attempt", "tenant": "acme", "endpoint": outbox.UUID{3}.String(), "event": outbox.UUID{2}.String(),
-		"delivery": outbox.UUID{1}.String(), "attempt": 3.0, "class": "http_5xx", "status": 502.0, "took": 1e6, "error": "answered 502",
+		"delivery": outbox.UUID{1}.String(), "attempt": 3.0, "class": "http_5xx", "status": 502.0, "waited": 1e9, "took": 3e6, "bytes": 7.0, "queued": true, "event_type": "order.created",
+		"replay": 1.0, "connected_after": 1e6, "answered_after": 2e6, "reused": true, "error": "answered 502",
 	}, line)
+
+	out.Reset()
+	j.span = trace.SpanFromContext(trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: trace.TraceID{10}, SpanID: trace.SpanID{1}, TraceFlags: trace.FlagsSampled,
+	})))
+	e.logAttempt(t.Context(), j, &res)
+	assert.Contains(t, out.String(), `"trace_id":"0a000000000000000000000000000000"`)
 
 	out.Reset()
 	e.logAttempt(t.Context(), attempted(), &delivery.Result{Class: delivery.ClassSuccess, Status: 200})
