@@ -286,7 +286,7 @@ func TestLogFormats(t *testing.T) {
 	for format, want := range map[string]string{"json": `"msg":"slow","took":"1.5s"}`, "auto": `"took":"1.5s"`, "text": "msg=slow took=1.5s"} {
 		var out strings.Builder
 		var level slog.LevelVar
-		log := newLogger(&out, logging{Level: "warn", Format: format}, &level)
+		log, _ := newLogger(&out, logging{Level: "warn", Format: format}, &level)
 		log.Info("left out")
 		log.Warn("slow", "took", 1500*time.Millisecond)
 		assert.Contains(t, out.String(), want, format)

@@ -91,7 +91,8 @@ func (a *app) demoLog(cmd *cobra.Command) (*slog.Logger, error) {
 	if _, ok := logLevel(level); !ok {
 		return nil, usage("--log-level %q: must be debug, info, warn or error", level)
 	}
-	return newLogger(a.err, logging{Level: level, Format: format}, &a.level), nil
+	log, _ := newLogger(a.err, logging{Level: level, Format: format}, &a.level)
+	return log, nil
 }
 
 // errInterrupted is all there is to say when a person has ended the demo.

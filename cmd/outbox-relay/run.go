@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	stdlog "log"
-	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -70,7 +69,8 @@ With OTEL_TRACES_EXPORTER=otlp it sends traces to a collector, as OpenTelemetry'
 func (a *app) run(ctx context.Context, r *reloader, hangups <-chan os.Signal) error {
 	stdlog.SetOutput(io.Discard) // net/http prints there what a receiver sends unasked, bytes of it included
 	c := r.inUse                 // of the start
-	log := newLogger(a.err, c.Log, &a.level)
+	log, flush := newLogger(a.err, c.Log, &a.level)
+	defer flush()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
 		collectors.NewGoCollector(),
@@ -124,20 +124,4 @@ func (a *app) run(ctx context.Context, r *reloader, hangups <-chan os.Signal) er
 		return nil
 	})
 	return group.Wait()
-}
-
-// newLogger logs for people on a terminal, for machines anywhere else, unless told. level is set to that of c, and may be set to another at any time.
-func newLogger(w io.Writer, c logging, level *slog.LevelVar) *slog.Logger {
-	least, _ := logLevel(c.Level)
-	level.Set(least)
-	options := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Value.Kind() == slog.KindDuration { // JSON would have a bare number of nanoseconds
-			a.Value = slog.StringValue(a.Value.Duration().String())
-		}
-		return a
-	}}
-	if c.Format == "text" || c.Format == "auto" && terminal(w) {
-		return slog.New(slog.NewTextHandler(w, options))
-	}
-	return slog.New(slog.NewJSONHandler(w, options))
 }
