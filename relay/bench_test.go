@@ -131,8 +131,8 @@ func (s *drainSite) insert(b *testing.B, n int) {
 		COMMIT; END LOOP; RESET synchronous_commit; END $$`, n))
 }
 
-// drain runs the relay until it has delivered n events more, and returns the time that took from the first to the last.
-func (s *drainSite) drain(b *testing.B, count func() int64, n int64) time.Duration {
+// drain runs the relay until it has delivered n events more, and returns the time that took from the first to the last. set may change its options.
+func (s *drainSite) drain(b *testing.B, count func() int64, n int64, set ...func(*relay.Options)) time.Duration {
 	b.Helper()
 	cfg := relay.DefaultConfig()
 	cfg.Database.URL, cfg.Database.Slot = s.dsn, s.slot
@@ -141,9 +141,11 @@ func (s *drainSite) drain(b *testing.B, count func() int64, n int64) time.Durati
 	base := count()
 	ctx, stop := context.WithCancel(b.Context())
 	done := make(chan error, 1)
-	go func() {
-		done <- relay.Run(ctx, relay.Options{Config: cfg, Version: "bench", Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
-	}()
+	options := relay.Options{Config: cfg, Version: "bench", Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()}
+	for _, f := range set {
+		f(&options)
+	}
+	go func() { done <- relay.Run(ctx, options) }()
 	took := span(count, base, n)
 	stop()
 	require.NoError(b, <-done)
