@@ -46,7 +46,8 @@ While it runs, server.listen serves
             where the configuration was not reloaded or needs a restart, which does not count
   /metrics  for Prometheus
 
-With OTEL_TRACES_EXPORTER=otlp it sends traces to a collector, as OpenTelemetry's other variables say.`,
+With OTEL_TRACES_EXPORTER=otlp it sends traces to a collector, which OpenTelemetry's other variables
+name.`,
 		Example: `  outbox-relay run --config /etc/outbox-relay/config.yaml
   outbox-relay run --database-url postgres://relay@db/app --listen :9464 --log-format json`,
 		Args: cobra.NoArgs,
