@@ -59,16 +59,18 @@ func (l Limits) check(e *Event, size func() int) error {
 			return &FieldError{"Data", fmt.Sprintf("has %d bytes together with Metadata, more than %d", n, l.MaxPayload), "keep what is large elsewhere, and tell where"}
 		}
 	}
-	if l.MaxDepth > 0 {
-		fault, remedy := fmt.Sprintf("is nested more than %d deep", l.MaxDepth), "make it flatter"
-		if deeper(e.Data, l.MaxDepth) {
-			return &FieldError{"Data", fault, remedy}
-		}
-		if deeper(e.Metadata, l.MaxDepth) {
-			return &FieldError{"Metadata", fault, remedy}
-		}
+	switch {
+	case l.MaxDepth == 0:
+	case deeper(e.Data, l.MaxDepth):
+		return l.tooDeep("Data")
+	case deeper(e.Metadata, l.MaxDepth):
+		return l.tooDeep("Metadata")
 	}
 	return nil
+}
+
+func (l Limits) tooDeep(field string) error {
+	return &FieldError{field, fmt.Sprintf("is nested more than %d deep", l.MaxDepth), "make it flatter"}
 }
 
 // CheckType is the part of Check that is about the type.

@@ -47,6 +47,15 @@ func TestInspectorOfEachMode(t *testing.T) {
 	}
 }
 
+// TestInspectorCostsNothing: an event far from the bounds, of a type without a schema, is let through without an allocation.
+func TestInspectorCostsNothing(t *testing.T) { //nolint:paralleltest // AllocsPerRun counts the whole process
+	e := &outbox.Event{Type: "no.schema", Data: []byte(`{"amount": 1}`), Metadata: []byte(`{}`)}
+	for _, mode := range []SchemaMode{SchemaOff, SchemaEnforce} {
+		i, table, _ := testInspector(t, mode)
+		assert.Zero(t, testing.AllocsPerRun(100, func() { i.look("acme", table, e) }), mode)
+	}
+}
+
 // TestInspectorSaysItOnceInAWhile: one line for each tenant and code, and every event is counted.
 func TestInspectorSaysItOnceInAWhile(t *testing.T) {
 	t.Parallel()
