@@ -2,9 +2,10 @@
 -- What the relay needs to verify endpoints: a place for what it knows of them, and the right to say so in their rows.
 
 -- is_verified is about a URL, and the row of an endpoint does not say about which. Here is which, as a hash: URLs may hold secrets. An endpoint that nobody has
--- looked at has no row; rows go with their tenant.
+-- looked at has no row. Rows stay when their tenant goes: they count again when it comes back. There is no key to it, which would keep anybody from truncating
+-- the table of tenants.
 CREATE TABLE IF NOT EXISTS outbox_relay.endpoint_verification (
-  tenant       text NOT NULL REFERENCES outbox_relay.tenants (schema) ON DELETE CASCADE,
+  tenant       text NOT NULL,
   endpoint_id  uuid NOT NULL,
   verified_for bytea,
   tried_for    bytea,
