@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"math"
+	"os"
 	"strings"
 	"testing"
 
@@ -30,6 +32,10 @@ objective:
 metrics:
   per_tenant: 1
   per_endpoint: 3
+validation:
+  max_depth: 3
+verification:
+  method: head
 `
 
 func finite(_, now float64) bool { return now > 0 && !math.IsInf(now, 0) }
@@ -57,16 +63,18 @@ func (w *town) phases(ctx context.Context, t *testing.T, relay, standby **relayP
 		{name: "all is well", do: func() {
 			w.send(t, "ok", 5)
 			w.insertMany(t, "acme", "nobody", 3)
-			w.insertMany(t, "acme", "local", 30) // on several connections, of which the first one asks for the name
+			w.insertMany(t, "acme", "local", 30)
+			w.receiver.await(ctx, t, "the record", func() bool { return w.delivered(ctx, t, "local") == 30 })
+			w.insertData(t, "local", `jsonb_build_object('note', repeat('x', 40000))`) // too large for the connections of before: the name is known by now
 		}, moves: map[string]move{
-			`events_total{matched="true"}`: by(35), `events_total{matched="false"}`: by(3), "dispatched_total": by(35), `deliveries_total{status="success"}`: by(35),
-			`attempts_total{class="success"}`: by(35), "attempt_duration_seconds": by(35), "commit_to_read_seconds": by(38), "commit_to_attempt_seconds": by(35),
-			"commit_to_answer_seconds": by(35), "commit_to_record_seconds": by(35), "record_flush_seconds": rises, "record_flush_outcomes": rises,
-			"objective_deliveries_total": by(35), "objective_met_total": by(35),
-			`tenant_attempts_total{class="success",tenant="acme"}`: by(35), `tenant_deliveries_total{status="success",tenant="acme"}`: by(35),
-			`tenant_commit_to_answer_seconds{tenant="acme"}`: by(35), `tenant_objective_deliveries_total{tenant="acme"}`: by(35), `tenant_objective_met_total{tenant="acme"}`: by(35),
-			"endpoint_attempts_total": by(35), "endpoint_deliveries_total": by(35), "endpoint_commit_to_answer_seconds": by(35),
-			"endpoint_objective_deliveries_total": by(35), "endpoint_objective_met_total": by(35),
+			`events_total{matched="true"}`: by(36), `events_total{matched="false"}`: by(3), "dispatched_total": by(36), `deliveries_total{status="success"}`: by(36),
+			`attempts_total{class="success"}`: by(36), "attempt_duration_seconds": by(36), "commit_to_read_seconds": by(39), "commit_to_attempt_seconds": by(36),
+			"commit_to_answer_seconds": by(36), "commit_to_record_seconds": by(36), "record_flush_seconds": rises, "record_flush_outcomes": rises,
+			"objective_deliveries_total": by(36), "objective_met_total": by(36),
+			`tenant_attempts_total{class="success",tenant="acme"}`: by(36), `tenant_deliveries_total{status="success",tenant="acme"}`: by(36),
+			`tenant_commit_to_answer_seconds{tenant="acme"}`: by(36), `tenant_objective_deliveries_total{tenant="acme"}`: by(36), `tenant_objective_met_total{tenant="acme"}`: by(36),
+			"endpoint_attempts_total": by(36), "endpoint_deliveries_total": by(36), "endpoint_commit_to_answer_seconds": by(36),
+			"endpoint_objective_deliveries_total": by(36), "endpoint_objective_met_total": by(36),
 			"connections_opened_total": rises, "connections_open": rises, "connections_reused_total": rises, "dns_lookups_total": rises, "dns_cache_hits_total": rises,
 		}},
 		{name: "a receiver that hangs", do: func() {
@@ -145,6 +153,15 @@ func (w *town) phases(ctx context.Context, t *testing.T, relay, standby **relayP
 			`deferred_total{reason="paused"}`: rises, `endpoints{state="paused"}`: is(1), `endpoints{state="inactive"}`: is(1), `endpoints{state="invalid"}`: is(1),
 			"invalid_rows_total": rises, `tenants{state="paused"}`: is(1),
 		}},
+		{name: "what may not be sent", do: func() {
+			w.insertData(t, "ok", `'{"a": {"b": {"c": {"d": 1}}}}'`)
+		}, moves: map[string]move{`invalid_events_total{code="event_invalid"}`: rises}},
+		{name: "receivers that are asked", do: func() {
+			w.settle(t, "agrees", w.moody.URL+"/ok", "is_verified = false")
+			w.settle(t, "refuses", w.moody.URL+"/fail", "is_verified = false")
+		}, moves: map[string]move{`verifications_total{verified="true"}`: rises, `verifications_total{verified="false"}`: rises}},
+		{name: "a configuration with a fault", do: func() { w.configure(t, "log: {level: loud}\n") }, moves: map[string]move{"config_reload_success": is(0)}},
+		{name: "one without", do: func() { w.configure(t, "") }, moves: map[string]move{"config_reload_success": is(1), "config_reload_timestamp_seconds": rises}},
 		{name: "an endpoint is gone", do: func() {
 			w.exec(t, `DELETE FROM acme.webhook_endpoints WHERE id = $1`, w.ids["off"])
 		}, moves: map[string]move{`endpoints{state="inactive"}`: is(0)}},
@@ -166,6 +183,19 @@ func (w *town) phases(ctx context.Context, t *testing.T, relay, standby **relayP
 			w.exec(t, `CREATE TABLE ballast AS SELECT n, repeat('x', 500) FROM generate_series(1, 20000) n`)
 		}, moves: map[string]move{"slot_safe_bytes": finite, "slot_time_left_seconds": finite}},
 	}
+}
+
+// insertData commits an event whose data is an expression.
+func (w *town) insertData(t *testing.T, eventType, data string) {
+	t.Helper()
+	w.exec(t, `INSERT INTO acme.webhook_events (id, event_type, aggregate_id, aggregate_type, event_data)
+		VALUES (gen_random_uuid(), $1, gen_random_uuid(), 'order', `+data+`)`, eventType)
+}
+
+// configure has the relay read a configuration with something more.
+func (w *town) configure(t *testing.T, more string) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(w.config, append(bytes.Clone(w.yaml), more...), 0o600))
 }
 
 // takeOver has a second relay stand by, kills the first while an older commit is not recorded and newer ones are, and has the second one at work.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -131,6 +132,7 @@ type town struct {
 	*site
 	moody *moody
 	ids   map[string]outbox.UUID
+	yaml  []byte // the configuration
 }
 
 // settle makes an endpoint with an event type of its name.
@@ -139,8 +141,8 @@ func (w *town) settle(t *testing.T, name, url, more string) {
 	if w.ids[name].IsZero() {
 		w.ids[name] = outbox.NewUUID()
 	}
-	w.exec(t, `INSERT INTO acme.webhook_endpoints (id, name, endpoint_url, secret_token, max_retry_attempts, retry_backoff_seconds, created_by_user_id)
-		VALUES ($1, $2, $3, 'secret', 1, 1, $1)`, w.ids[name], name, url)
+	w.exec(t, `INSERT INTO acme.webhook_endpoints (id, name, endpoint_url, secret_token, max_retry_attempts, retry_backoff_seconds, is_verified, created_by_user_id)
+		VALUES ($1, $2, $3, 'secret', 1, 1, true, $1)`, w.ids[name], name, url)
 	if more != "" {
 		w.exec(t, `UPDATE acme.webhook_endpoints SET `+more+` WHERE id = $1`, w.ids[name])
 	}
@@ -226,7 +228,8 @@ func TestEveryMetricMoves(t *testing.T) {
 	w.listen(t)
 	yaml, err := os.ReadFile(w.config)
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(w.config, []byte(strings.Replace(string(yaml), "database:\n", "database:\n  wal_budget: 1GiB\n  max_connections: 6\n", 1)), 0o600))
+	w.yaml = bytes.Replace(yaml, []byte("database:\n"), []byte("database:\n  wal_budget: 1GiB\n  max_connections: 6\n"), 1)
+	w.configure(t, "")
 	var relay, standby *relayProcess
 	phases := w.phases(ctx, t, &relay, &standby)
 	families, err := catalogue()
