@@ -131,7 +131,7 @@ func (s *Store) ForgetVerifications(ctx context.Context, tenant string, ids []ou
 	return wrap(err, "forget verifications")
 }
 
-// verificationFault is a *TenantError for what is wrong with the tenant's tables, or for a tenant that is no more.
+// verificationFault is a *TenantError for what is wrong with the tenant's tables.
 func verificationFault(err error, tenant, doing string) error {
 	if isTenants(err) {
 		return &TenantError{Tenant: tenant, Err: fmt.Errorf("%s: %w", doing, err)}
