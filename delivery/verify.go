@@ -57,7 +57,7 @@ func (c *Client) Verify(ctx context.Context, ep *Endpoint, how, source string) V
 		v.OK, res.Body = true, nil
 	default:
 		v.Reason = fmt.Sprintf("answered %d, but did not send the challenge back", res.Status)
-		res.Body = bytes.Clone(res.Body[:min(len(res.Body), c.config.KeepResponseBytes)])
+		res.Body = bytes.Clone(res.Body[:min(len(res.Body), c.live.Load().keepResponseBytes)])
 	}
 	return v
 }
