@@ -54,6 +54,20 @@ func alertCases() map[string]struct{ fires, silent string } {
 				outbox_relay_attempts_total{job="quiet",class="success"} 0x60
 				outbox_relay_attempts_total{job="quiet",class="timeout"} 0+1x60`, // one attempt a minute says nothing
 		},
+		"OutboxRelayObjectiveMissed": {
+			fires: `outbox_relay_objective_deliveries_total{pod="a"} 0+60x60
+				outbox_relay_objective_met_total{pod="a"} 0+50x60
+				outbox_relay_objective_unanswered_total{pod="a"} 0x60`,
+			silent: `outbox_relay_objective_deliveries_total{pod="a"} 0+60x60
+				outbox_relay_objective_met_total{pod="a"} 0+30x60
+				outbox_relay_objective_unanswered_total{pod="a"} 0+29x60
+				outbox_relay_objective_deliveries_total{job="over"} 0+60x60
+				outbox_relay_objective_met_total{job="over"} 0+20x40 860+60x20
+				outbox_relay_objective_unanswered_total{job="over"} 0x60
+				outbox_relay_objective_deliveries_total{job="quiet"} 0+1x60
+				outbox_relay_objective_met_total{job="quiet"} 0x60
+				outbox_relay_objective_unanswered_total{job="quiet"} 0x60`, // receivers that do not answer; what is over; a few
+		},
 		"OutboxRelayDeliveriesWait": {
 			fires:  `outbox_relay_queue_oldest_due_seconds{pod="a"} 900x60`,
 			silent: `outbox_relay_queue_oldest_due_seconds{pod="a"} 30x60`,

@@ -67,6 +67,22 @@ of them. A relay has no label database or shard unless it has several.
   annotations:
     summary: Only {{`{{ $value | humanizePercentage }}`}} of the attempts of {{`{{ $labels.job }}`}} succeed
     description: Many receivers fail, or one that is called a lot. They are called again, and endpoints that only fail are left alone for a while.
+- alert: OutboxRelayObjectiveMissed
+  expr: |-
+    {{- $missed := .objectiveMissedRatio }}
+    {{- range $window := list "1h" "5m" }}
+    {{- if ne $window "1h" }}
+    and
+    {{- end }}
+    1 - (sum by (namespace, job) (rate(outbox_relay_objective_met_total{ {{- $in -}} }[{{ $window }}]))
+    + sum by (namespace, job) (rate(outbox_relay_objective_unanswered_total{ {{- $in -}} }[{{ $window }}])))
+    / (sum by (namespace, job) (rate(outbox_relay_objective_deliveries_total{ {{- $in -}} }[{{ $window }}])) > 0.1) > {{ $missed }}
+    {{- end }}
+  labels:
+    severity: warning
+  annotations:
+    summary: '{{`{{ $value | humanizePercentage }}`}} of the deliveries of {{`{{ $labels.job }}`}} missed objective.latency by no fault of a receiver that was asked'
+    description: They began too late, or have not begun - for an hour already, and still.
 - alert: OutboxRelayDeliveriesWait
   expr: max by ({{ $database }}) (outbox_relay_queue_oldest_due_seconds{ {{- $in -}} }) > {{ .oldestDueSeconds }}
   for: 5m
