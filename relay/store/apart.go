@@ -33,9 +33,9 @@ func (w *writer) writeApart(ctx context.Context, conn *pgx.Conn) ([]TenantError,
 	if err != nil {
 		return nil, inTransaction(ctx, conn, err)
 	}
-	p := pipeline{conn: conn}
-	w.commit(&p)
-	return broken, inTransaction(ctx, conn, p.run(ctx))
+	p := beginPipeline(ctx, conn)
+	w.commit(p)
+	return broken, inTransaction(ctx, conn, p.run())
 }
 
 func (w *writer) eachApart(ctx context.Context, conn *pgx.Conn) ([]TenantError, error) {
@@ -43,13 +43,13 @@ func (w *writer) eachApart(ctx context.Context, conn *pgx.Conn) ([]TenantError, 
 	for i := range w.batches {
 		schemas[i] = w.batches[i].tenant
 	}
-	p := pipeline{conn: conn}
-	w.begin(&p)
+	p := beginPipeline(ctx, conn)
+	w.begin(p)
 	p.add("SET LOCAL lock_timeout = '1s'") // for each tenant whose table is locked, all others wait once more
 	p.add("SET CONSTRAINTS ALL IMMEDIATE") // a deferred constraint of one tenant's would fail the COMMIT of all
 	// If our own table is what cannot be written to, no tenant is to blame.
 	p.add("LOCK TABLE outbox_relay.retry_queue IN ROW EXCLUSIVE MODE")
-	if err := p.run(ctx); err != nil {
+	if err := p.run(); err != nil {
 		return nil, err
 	}
 	rows, err := conn.Query(ctx, existing, schemas)
@@ -90,10 +90,10 @@ func (w *writer) writeTenant(ctx context.Context, conn *pgx.Conn, t *tenantBatch
 	case !isTenants(err):
 		return nil, err
 	}
-	p := pipeline{conn: conn}
+	p := beginPipeline(ctx, conn)
 	p.add("ROLLBACK TO SAVEPOINT tenant")
 	p.add(suspend, t.tenant, text(err.Error()), w.slot)
-	return &TenantError{Tenant: t.tenant, Err: err, Suspended: true}, p.run(ctx)
+	return &TenantError{Tenant: t.tenant, Err: err, Suspended: true}, p.run()
 }
 
 // tryTenant writes one tenant's part behind a savepoint, but for first outcomes of endpoints that are gone; those it counts.
@@ -125,11 +125,11 @@ func (w *writer) tryTenant(ctx context.Context, conn *pgx.Conn, t *tenantBatch) 
 			kept.outcomes = append(kept.outcomes, o)
 		}
 	}
-	p := pipeline{conn: conn}
+	p := beginPipeline(ctx, conn)
 	if endpoints := ordered(kept); len(endpoints) > 0 {
 		p.add(lockOrder, endpoints) // an application may hold one in a transaction of its own for as long as it likes
 	}
-	p.addAll(ctx, kept.statements(w.owner))
+	p.addAll(kept.statements(w.owner))
 	p.add("RELEASE SAVEPOINT tenant")
-	return len(t.outcomes) - len(kept.outcomes), p.run(ctx)
+	return len(t.outcomes) - len(kept.outcomes), p.run()
 }

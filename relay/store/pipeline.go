@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -10,40 +11,49 @@ import (
 	"github.com/neo-commons/outbox-relay/relay/failpoint"
 )
 
-// A pipeline sends statements whose results do not matter in one round trip.
+// A pipeline sends statements whose results do not matter in one round trip. From its begin until run has returned the connection is good for nothing else.
 //
 // It is what pgx.Batch is not: a thousand tenants are a thousand texts of each statement, and a batch would first ask the server to
 // describe those that its cache has lost. The types of our parameters are known, so there is nothing to ask, and nothing to keep on either
 // side but what is worth it, see prepared.
 type pipeline struct {
 	conn *pgx.Conn
+	line *pgconn.Pipeline
 	// prepared is for statements that are sent often; nil: none is prepared. What fails there is not known before run.
 	prepared *prepared
-	batch    pgconn.Batch
-	buf      []byte // of the values of one statement, which the batch copies
+	buf      []byte // of the values of one statement, which the connection copies
 	values   [][]byte
 	oids     []uint32
 	formats  []int16
 	err      error
 }
 
+func beginPipeline(ctx context.Context, conn *pgx.Conn) *pipeline {
+	return &pipeline{conn: conn, line: conn.PgConn().StartPipeline(ctx)}
+}
+
 // add puts a statement at the end. Once the server reports an error it skips all that follow.
 func (p *pipeline) add(sql string, args ...any) {
 	if p.encode(args) {
-		p.batch.ExecParams(sql, p.values, p.oids, p.formats, nil)
+		p.line.SendQueryParams(sql, p.values, p.oids, p.formats, nil)
 	}
 }
 
 // addOften is add for what is sent with most batches.
-func (p *pipeline) addOften(ctx context.Context, sql string, args ...any) {
+func (p *pipeline) addOften(sql string, args ...any) {
 	if !p.encode(args) {
 		return
 	}
-	if name := p.prepared.lookUp(ctx, p.conn, sql, p.oids); name != "" {
-		p.batch.ExecPrepared(name, p.values, p.formats, nil)
+	name, isNew := p.prepared.lookUp(sql)
+	switch {
+	case name == "":
+		p.line.SendQueryParams(sql, p.values, p.oids, p.formats, nil)
 		return
+	case isNew:
+		p.line.SendDeallocate(name) // one of a batch that failed; none is no error
+		p.line.SendPrepare(name, sql, p.oids)
 	}
-	p.batch.ExecParams(sql, p.values, p.oids, p.formats, nil)
+	p.line.SendQueryPrepared(name, p.values, p.formats, nil)
 }
 
 // encode makes the values of one statement, unless there has been an error.
@@ -88,26 +98,29 @@ func (p *pipeline) value(arg any) error {
 	return nil
 }
 
-func (p *pipeline) addAll(ctx context.Context, list []statement) {
+func (p *pipeline) addAll(list []statement) {
 	for _, st := range list {
 		if st.often && p.prepared != nil {
-			p.addOften(ctx, st.sql, st.args...)
+			p.addOften(st.sql, st.args...)
 		} else {
 			p.add(st.sql, st.args...)
 		}
 	}
 }
 
-// run sends the pipeline and waits for all answers. It returns the first error.
-func (p *pipeline) run(ctx context.Context) error {
+// run sends the pipeline and waits for all answers. It returns the first error. The connection is closed if a value cannot be encoded, which no
+// value of ours should be.
+func (p *pipeline) run() error {
 	if p.err != nil {
-		return p.err
+		return errors.Join(p.err, p.line.Close())
 	}
-	answers := p.conn.PgConn().ExecBatch(ctx, &p.batch)
+	if err := p.line.Sync(); err != nil {
+		return err
+	}
 	failpoint.Hit(failpoint.Committing)
-	err := answers.Close()
+	err := p.line.Close()
 	if p.prepared != nil {
-		p.prepared.forget(err)
+		p.prepared.settle(err)
 	}
 	return err
 }

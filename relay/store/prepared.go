@@ -1,7 +1,6 @@
 package store
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 
@@ -9,8 +8,8 @@ import (
 )
 
 const (
-	// prepareAfter is how often a statement is sent before it is prepared: that is one more round trip.
-	prepareAfter = 3
+	// prepareAfter is how often a statement is sent before it is prepared.
+	prepareAfter = 1
 	// maxPrepared bounds what the server keeps: some 100 kB for each, as long as the connection lasts.
 	maxPrepared = 1000
 )
@@ -24,6 +23,7 @@ const (
 type prepared struct {
 	uses map[string]int    // by text, of what is not prepared
 	name map[string]string // by text
+	made []string          // texts whose names the pipeline under way is to make known
 	off  bool
 }
 
@@ -39,30 +39,35 @@ func preparedOn(conn *pgx.Conn) *prepared {
 	return p
 }
 
-// lookUp returns the name under which a statement is prepared, and prepares it when it is time. It is empty where the text has to be sent.
-func (p *prepared) lookUp(ctx context.Context, conn *pgx.Conn, sql string, oids []uint32) string {
+// lookUp returns the name under which a statement is prepared; isNew: from now on, so that the caller has to do it. The name is empty where the text has to be
+// sent.
+func (p *prepared) lookUp(sql string) (name string, isNew bool) {
 	if name := p.name[sql]; name != "" || p.off || len(p.name) >= maxPrepared {
-		return name
+		return name, false
 	}
 	if p.uses[sql]++; p.uses[sql] <= prepareAfter {
 		if len(p.uses) > maxPrepared { // tenants that come and go
 			clear(p.uses)
 		}
-		return ""
+		return "", false
 	}
 	delete(p.uses, sql)
 	sum := sha256.Sum256([]byte(sql))
-	name := "outbox_relay_" + hex.EncodeToString(sum[:16])
-	if _, err := conn.PgConn().Prepare(ctx, name, sql, oids); err != nil {
-		return "" // whoever sends the text gets to know
-	}
+	name = "outbox_relay_" + hex.EncodeToString(sum[:16])
 	p.name[sql] = name
-	return name
+	p.made = append(p.made, sql)
+	return name, true
 }
 
-// forget has nothing prepared any more, if that is what an error is about.
-func (p *prepared) forget(err error) {
-	if c := code(err); c == codeUnknownStatement {
+// settle tells how the pipeline went that was under way. After an error some of what it was to make known may be missing.
+func (p *prepared) settle(err error) {
+	if err != nil {
+		for _, sql := range p.made {
+			delete(p.name, sql)
+		}
+	}
+	p.made = p.made[:0]
+	if code(err) == codeUnknownStatement {
 		clear(p.name)
 		p.off = true
 	}

@@ -64,8 +64,10 @@ func (w *writer) write(ctx context.Context, pool *pgxpool.Pool) ([]TenantError, 
 
 // recordingSQL is said in every transaction, since behind a pooler the session may be another one each time: a commit that was reported is durable,
 // a lock is waited for only so long (the backend of a relay that was killed may hold some for a moment), and a process that freezes half-way does not keep the next leader out.
+// With many tenants there are many statements and many foreign keys, of which each would be planned five times over before the server keeps a plan, to see that what a parameter
+// holds makes no difference.
 const recordingSQL = `SELECT set_config('synchronous_commit', 'on', true), set_config('lock_timeout', '5s', true),
-  set_config('idle_in_transaction_session_timeout', '30s', true)`
+  set_config('idle_in_transaction_session_timeout', '30s', true), set_config('plan_cache_mode', 'force_generic_plan', true)`
 
 // begin starts the transaction and, for a leader, makes sure first that it is still the leader.
 func (w *writer) begin(p *pipeline) {
@@ -86,19 +88,19 @@ func (w *writer) commit(p *pipeline) {
 
 // writeAtOnce is the usual way: everything in one pipeline.
 func (w *writer) writeAtOnce(ctx context.Context, conn *pgx.Conn) error {
-	p := pipeline{conn: conn}
+	p := beginPipeline(ctx, conn)
 	if w.often {
 		p.prepared = preparedOn(conn)
 	}
-	w.begin(&p)
+	w.begin(p)
 	if endpoints := ordered(w.batches...); len(endpoints) > 0 {
 		p.add(lockOrder, endpoints)
 	}
 	for i := range w.batches {
-		p.addAll(ctx, w.batches[i].statements(w.owner))
+		p.addAll(w.batches[i].statements(w.owner))
 	}
-	w.commit(&p)
-	return inTransaction(ctx, conn, p.run(ctx))
+	w.commit(p)
+	return inTransaction(ctx, conn, p.run())
 }
 
 // inTransaction rolls back what an error has left open.

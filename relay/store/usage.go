@@ -99,14 +99,14 @@ func (s *Store) SaveUsage(ctx context.Context, tenant string, usage []*Usage, tr
 	conn, err := s.pool.Acquire(ctx)
 	if err == nil {
 		defer conn.Release()
-		p := pipeline{conn: conn.Conn()}
+		p := beginPipeline(ctx, conn.Conn())
 		p.add("BEGIN")
 		p.add("SET LOCAL synchronous_commit = off") // a thousand tenants would wait for the disk a thousand times
 		p.add(forTenant(saveStats, tenant), ids, days, ok, failed, late, total, least, most, errs)
 		p.add(forTenant(touchEndpoints, tenant), ids, ages)
 		p.add(forTenant(touchSubscriptions, tenant), subscriptions, subscriptionAges)
 		p.add("COMMIT")
-		err = inTransaction(ctx, conn.Conn(), p.run(ctx))
+		err = inTransaction(ctx, conn.Conn(), p.run())
 	}
 	switch {
 	case isTenants(err):
