@@ -1,4 +1,5 @@
 # outbox-relay: `make help` lists what there is to do. Nothing but Go is needed: the targets get the rest by themselves.
+# Where there is a C compiler, tests run with the race detector, which is the one thing that asks for it.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -7,7 +8,8 @@ GO            ?= go
 LINT_VERSION  := v2.15.0
 VULN_VERSION  := v1.9.0
 LINT          := .bin/golangci-lint-$(LINT_VERSION)
-TESTFLAGS     ?= -race -timeout 20m
+RACE          := $(if $(filter 1,$(shell $(GO) env CGO_ENABLED 2>/dev/null)),-race)
+TESTFLAGS     ?= $(RACE) -timeout 20m
 BENCH         ?= .
 BENCHTIME     ?= 3x
 FUZZTIME      ?= 10s
@@ -35,9 +37,9 @@ help: ## show this help
 
 .PHONY: go
 go:
-	@command -v $(GO) >/dev/null || { echo "Go 1.26 or newer is needed: https://go.dev/dl" >&2; exit 1; }
-	@$(GO) version | awk '{ split(substr($$3, 3), v, "."); if (v[1] < 1 || v[1] == 1 && v[2] < 26) { \
-		print "Go 1.26 or newer is needed, this is " $$3 ": https://go.dev/dl" > "/dev/stderr"; exit 1 } }'
+	@command -v $(GO) >/dev/null || { echo "Go 1.26.7 or newer is needed: https://go.dev/dl" >&2; exit 1; }
+	@$(GO) version | awk '{ split(substr($$3, 3), v, "."); if (v[1] < 1 || v[1] == 1 && (v[2] < 26 || v[2] == 26 && v[3] + 0 < 7)) { \
+		print "Go 1.26.7 or newer is needed, this is " $$3 ": https://go.dev/dl" > "/dev/stderr"; exit 1 } }'
 
 build: go ## build the command into .bin/outbox-relay
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.stamped=$(VERSION)" -o .bin/outbox-relay ./cmd/outbox-relay
@@ -47,6 +49,7 @@ demo: go ## see it work: PostgreSQL, three tenants, three receivers, half a minu
 
 # Image and chart without the race detector: there is no concurrency in either, and Kubernetes' types take minutes to compile with it.
 test: go ## run all tests, with the race detector, against a real PostgreSQL
+	$(if $(RACE),,@echo 'There is no C compiler, so this goes without the race detector.' >&2)
 	$(GO) test $(TESTFLAGS) ./...
 	cd bench && $(GO) test $(TESTFLAGS) ./...
 	cd image && $(GO) test -timeout 20m ./...

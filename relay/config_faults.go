@@ -118,6 +118,7 @@ func (d Database) validate(f *faults) {
 	}
 	atLeast(f, "database.max_connections", d.MaxConnections, 2)
 	atLeast(f, "database.connect_timeout", d.ConnectTimeout, time.Millisecond)
+	atLeast(f, "database.wal_budget", d.WALBudget, 0)
 }
 
 func (t Tenants) validate(f *faults) {

@@ -33,9 +33,14 @@ CREATE TABLE IF NOT EXISTS outbox_relay.schema_migrations (
 
 const printSlot = `
 -- A slot. It waits for the transactions that are open now to end, and must not run in a transaction that has written.
-SELECT pg_create_logical_replication_slot('%[1]s', 'pgoutput')
- WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '%[1]s')
-   AND NOT EXISTS (SELECT FROM outbox_relay.progress WHERE slot = '%[1]s');
+DO $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '%[1]s') AND NOT EXISTS (SELECT FROM outbox_relay.progress WHERE slot = '%[1]s') THEN
+    EXECUTE 'SELECT pg_create_logical_replication_slot(''%[1]s'', ''pgoutput'''
+      || CASE WHEN current_setting('server_version_num')::int >= 170000 THEN ', failover => true' ELSE '' END || ')';
+  END IF;
+END
+$$;
 INSERT INTO outbox_relay.progress (slot, shard) VALUES ('%[1]s', %[2]d) ON CONFLICT DO NOTHING;
 `
 

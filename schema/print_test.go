@@ -24,7 +24,7 @@ const catalog = `
 	UNION ALL SELECT 'publication ' || pubname || pubinsert || pubupdate || pubdelete || pubtruncate || pubviaroot FROM pg_publication
 	UNION ALL SELECT 'published ' || pubname || ' ' || schemaname || '.' || tablename FROM pg_publication_tables
 	UNION ALL SELECT 'version ' || version_id || is_applied FROM outbox_relay.schema_migrations
-	UNION ALL SELECT 'slot ' || plugin || (p.slot IS NOT NULL) FROM pg_replication_slots s LEFT JOIN outbox_relay.progress p ON p.slot = s.slot_name
+	UNION ALL SELECT 'slot ' || plugin || (p.slot IS NOT NULL) || coalesce(to_jsonb(s) ->> 'failover', '') FROM pg_replication_slots s LEFT JOIN outbox_relay.progress p ON p.slot = s.slot_name
 	  WHERE s.database = current_database()
 	ORDER BY 1`
 

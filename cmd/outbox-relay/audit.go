@@ -63,8 +63,12 @@ Exit codes: 0 nothing is missing, or it has been queued; 1 deliveries are missin
 			}
 			now := time.Now()
 			o.Since, o.Until = since.from(now), until.from(now)
-			if keep := c.Retention.Deliveries; keep > 0 && o.Since.Before(now.Add(-keep)) {
-				return usage("--since reaches back further than retention.deliveries (%s): what was delivered before has no row any more and would count as missing", keep)
+			if border := now.Add(-c.Retention.Deliveries); c.Retention.Deliveries > 0 && o.Since.Before(border) {
+				if cmd.Flags().Changed("since") {
+					return usage("--since %s: reaches back further than retention.deliveries (%s): what was delivered before has no row any more and would count as missing; begin at %s or later",
+						o.Since.UTC().Format(time.RFC3339), durationText(c.Retention.Deliveries), border.Add(time.Minute).UTC().Truncate(time.Minute).Format(time.RFC3339))
+				}
+				o.Since = border
 			}
 			if len(args) > 0 { // of one database: the others have tenants of their own
 				o.Tenants = args

@@ -81,3 +81,15 @@ func TestAudit(t *testing.T) {
 	_, _, code := s.desk(t, "audit", "--since", "3000d")
 	require.Equal(t, exitUsage, code)
 }
+
+// Without --since an audit reaches back as far as there are records; who asks for more is told where they begin.
+func TestAuditWithinRetention(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	env := append(d.env, "OUTBOX_RELAY_RETENTION_DELIVERIES=2h")
+	o := invoke(t, env, "audit")
+	assert.Contains(t, o.err, "nothing has been handled yet", "which is what it asks the database next")
+	o = invoke(t, env, "audit", "--since", "1d")
+	assert.Equal(t, exitUsage, o.code, o.out)
+	assert.Regexp(t, `--since \S+Z: reaches back further than retention.deliveries \(2h\): .*; begin at \S+Z or later`, o.err)
+}

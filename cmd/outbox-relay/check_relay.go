@@ -189,6 +189,9 @@ func (k *checker) progress(ctx context.Context, name, slot string) error {
 		k.fail(name, "nothing is known of slot "+slot, migrateRemedy)
 	case err != nil:
 		return err
+	case systemID != "" && systemID != k.systemID && instanceID != "" && instanceID == ours:
+		k.warn(name, "was made on another cluster, "+systemID+", by this instance: the database was restored or moved",
+			"start a relay: it queues what occurred since an hour before its last record and has no delivery")
 	case systemID != "" && systemID != k.systemID:
 		k.fail(name, "was made on another cluster, "+systemID+": this database is a copy, or was restored",
 			"if this relay shall take over, clear system_identifier in outbox_relay.progress; else let it alone, or real receivers are called twice")
@@ -212,7 +215,8 @@ func (k *checker) role(ctx context.Context) error {
 		       ARRAY(SELECT w.p || ' on ' || w.t FROM (VALUES
 		           ('outbox_relay.progress', 'SELECT'), ('outbox_relay.progress', 'INSERT'), ('outbox_relay.progress', 'UPDATE'),
 		           ('outbox_relay.retry_queue', 'SELECT'), ('outbox_relay.retry_queue', 'INSERT'), ('outbox_relay.retry_queue', 'UPDATE'),
-		           ('outbox_relay.retry_queue', 'DELETE'), ('outbox_relay.tenants', 'SELECT')) w (t, p)
+		           ('outbox_relay.retry_queue', 'DELETE'), ('outbox_relay.tenants', 'SELECT'), ('outbox_relay.endpoint_health', 'DELETE'),
+		           ('outbox_relay.recoveries', 'UPDATE'), ('outbox_relay.endpoint_verification', 'UPDATE')) w (t, p)
 		        WHERE NOT has_table_privilege(w.t, w.p))`).Scan(&super, &denied)
 	switch {
 	case err != nil:

@@ -28,23 +28,29 @@ type tenantFacts struct {
 }
 
 const tenantFactsSQL = `
-WITH wanted (tbl, pub, privileges) AS (VALUES
-  ('webhook_events', 'outbox_relay_events', '{SELECT}'::text[]),
-  ('webhook_endpoints', 'outbox_relay_registry', '{SELECT}'),
-  ('webhook_event_types', 'outbox_relay_registry', '{SELECT}'),
-  ('webhook_event_subscriptions', 'outbox_relay_registry', '{SELECT}'),
-  ('webhook_subscriptions', 'outbox_relay_registry', '{SELECT}'),
-  ('webhook_deliveries', NULL, '{SELECT,INSERT,UPDATE}'),
-  ('webhook_delivery_attempts', NULL, '{SELECT,INSERT}'),
-  ('webhook_dead_letters', NULL, '{SELECT,INSERT}'),
-  ('webhook_delivery_stats', NULL, '{SELECT,INSERT,UPDATE}'))
+WITH wanted (tbl, pub) AS (VALUES
+  ('webhook_events', 'outbox_relay_events'),
+  ('webhook_endpoints', 'outbox_relay_registry'),
+  ('webhook_event_types', 'outbox_relay_registry'),
+  ('webhook_event_subscriptions', 'outbox_relay_registry'),
+  ('webhook_subscriptions', 'outbox_relay_registry'),
+  ('webhook_deliveries', NULL),
+  ('webhook_delivery_attempts', NULL),
+  ('webhook_dead_letters', NULL),
+  ('webhook_delivery_stats', NULL)),
+rights AS MATERIALIZED ( -- SELECT, UPDATE (paused_at, …)
+  SELECT g.tbl, m[1] AS privilege, c.col FROM outbox_relay.tenant_grants() g, regexp_matches(g.privileges, '([A-Z]+)(?: \(([^)]*)\))?', 'g') m
+    LEFT JOIN LATERAL regexp_split_to_table(m[2], ', *') c (col) ON true)
 SELECT t.schema, n.oid IS NULL, t.version < outbox_relay.shape_version(),
   ARRAY(SELECT w.tbl FROM wanted w WHERE n.oid IS NOT NULL AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relname = w.tbl)),
   ARRAY(SELECT w.tbl FROM wanted w JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.tbl
           JOIN pg_catalog.pg_publication p ON p.pubname = w.pub -- a missing one has been reported
          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = c.oid)),
-  ARRAY(SELECT v.p || ' on ' || w.tbl FROM wanted w JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.tbl, unnest(w.privileges) v (p)
-         WHERE NOT has_table_privilege(c.oid, v.p))
+  ARRAY(SELECT r.privilege || coalesce(' (' || r.col || ')', '') || ' on ' || r.tbl FROM rights r
+          JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = r.tbl
+          LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = r.col
+         WHERE CASE WHEN r.col IS NULL THEN NOT has_table_privilege(c.oid, r.privilege)
+                    ELSE a.attnum IS NOT NULL AND NOT has_column_privilege(c.oid, a.attnum, r.privilege) END)
 FROM outbox_relay.tenants t LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema ORDER BY t.schema`
 
 // tenants looks at each registered tenant this relay serves.

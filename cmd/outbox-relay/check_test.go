@@ -221,6 +221,29 @@ func TestCheckOfAnotherInstance(t *testing.T) {
 	assert.Contains(t, failures(o)[0], `progress: belongs to instance "production", database.instance_id is "staging"`)
 }
 
+func TestCheckAfterARestore(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	d.exec(t, "UPDATE outbox_relay.progress SET system_identifier = '42', instance_id = 'production'")
+	o := invoke(t, append(d.env, "OUTBOX_RELAY_DATABASE_INSTANCE_ID=production"), "check")
+	assert.Equal(t, exitOK, o.code, o.out)
+	assert.Contains(t, o.out, "warn  progress: was made on another cluster, 42, by this instance: the database was restored or moved → start a relay")
+}
+
+func TestCheckFindsMissingRights(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	env := d.as(t, "REPLICATION IN ROLE outbox_relay_runner")
+	d.exec(t, `REVOKE INSERT ON acme.webhook_events FROM outbox_relay_runner; REVOKE DELETE ON acme.webhook_dead_letters FROM outbox_relay_runner;
+		REVOKE UPDATE (paused_at) ON acme.webhook_endpoints FROM outbox_relay_runner; REVOKE UPDATE ON outbox_relay.recoveries FROM outbox_relay_runner`)
+	o := invoke(t, env, "check")
+	require.Len(t, failures(o), 2, o.out)
+	assert.Contains(t, failures(o)[0], "role: lacks UPDATE on outbox_relay.recoveries")
+	for _, right := range []string{"INSERT on webhook_events", "DELETE on webhook_dead_letters", "UPDATE (paused_at) on webhook_endpoints"} {
+		assert.Contains(t, failures(o)[1], right)
+	}
+}
+
 func TestCheckNamesInvalidRows(t *testing.T) {
 	t.Parallel()
 	d := installed(t)

@@ -296,8 +296,8 @@ func durationText(d time.Duration) string {
 	return s
 }
 
-// hidePassword shows a DSN only if it is one: where the password of another begins and ends nobody knows. It lets pgx do the work on URLs: it knows every place that holds a password, but offers that only through its error. In the
-// keyword form it misses blanks around the sign and quotes inside quotes.
+// hidePassword shows a DSN only if it is one: where the password of another begins and ends nobody knows. URLs are left to pgx, which knows every place
+// that holds a password, but offers that only through its error. In the keyword form it misses blanks around the sign and quotes inside quotes.
 func hidePassword(dsn string) string {
 	if relay.DSNFault(dsn) != "" {
 		return "(hidden: not a DSN)"

@@ -235,3 +235,12 @@ func most(counts map[pair]int) int {
 	}
 	return slices.Max(list)
 }
+
+func TestTenantToChoose(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	d.exec(t, "CREATE SCHEMA zebra; SELECT outbox_relay.add_tenant('zebra')")
+	o := invoke(t, d.env, "deliveries", "list")
+	require.Equal(t, exitUsage, o.code)
+	require.Contains(t, o.err, "name one of them with --tenant: acme, zebra")
+}

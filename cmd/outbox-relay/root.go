@@ -40,6 +40,9 @@ var errFailed = errors.New("failed")
 // usageError is a fault of the command line that cobra did not find.
 type usageError struct{ error }
 
+// Unwrap gives the fault itself, which may have more to say.
+func (e usageError) Unwrap() error { return e.error }
+
 func usage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 // subcommandMissing is what a command runs that only holds others.

@@ -36,8 +36,11 @@ outbox_relay.add_tenant('schema').`,
 
 // oneSchema checks the arguments of the commands for one tenant.
 func oneSchema(_ *cobra.Command, args []string) error {
-	if len(args) != 1 || args[0] == "" {
+	switch {
+	case len(args) != 1:
 		return usage("name one schema, not %d", len(args))
+	case args[0] == "":
+		return usage("the name of the schema is empty: name one, such as acme")
 	}
 	return nil
 }

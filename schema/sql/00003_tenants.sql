@@ -36,7 +36,7 @@ BEGIN
   IF faults IS NOT NULL THEN
     RAISE EXCEPTION 'schema "%" does not fit the relay', schema
       USING ERRCODE = 'OR003', DETAIL = faults,
-            HINT = 'Change these tables as the tenant shape in the relay''s documentation says, then add the tenant again.';
+            HINT = 'Change these tables as each line says; SELECT * FROM outbox_relay.tenant_tables() shows their shape. Then add the tenant again.';
   END IF;
 END
 $$;
@@ -212,7 +212,7 @@ BEGIN
 
   IF backfill IS NOT NULL AND EXISTS (SELECT FROM outbox_relay.tenants n WHERE n.schema = add_tenant.schema AND n.backfill IS NOT NULL AND n.backfill_done_at IS NULL) THEN
     RAISE EXCEPTION 'a backfill of tenant "%" is not done yet', schema
-      USING ERRCODE = 'OR002', HINT = 'Wait until outbox-relay tenants list shows it as done: another one in its place would forget what is still to be queued.';
+      USING ERRCODE = 'OR002', HINT = 'Wait until outbox-relay tenants list shows it as queued: another one in its place would forget what is still to be queued.';
   END IF;
 
   IF to_regclass(format('%I.webhook_deliveries', schema)) IS NULL AND to_regclass(format('%I.webhook_endpoints', schema)) IS NULL THEN
@@ -360,7 +360,7 @@ BEGIN
   END IF;
   IF t.backfill IS NOT NULL AND t.backfill_done_at IS NULL THEN
     RAISE EXCEPTION 'earlier events of tenant "%" are still being queued', schema
-      USING ERRCODE = 'OR002', HINT = 'Wait until outbox-relay tenants list shows it as done: after a move that takes running relays for both shards.';
+      USING ERRCODE = 'OR002', HINT = 'Wait until outbox-relay tenants list shows it as queued: after a move that takes running relays for both shards.';
   END IF;
   -- Of two slots for one shard nobody can tell which is read. One of them belongs to a relay that is not used any more.
   IF (SELECT count(*) FROM outbox_relay.progress g WHERE g.shard = move_tenant.shard) <> 1 THEN

@@ -21,6 +21,7 @@ COMMENT ON COLUMN outbox_relay.endpoint_verification.tries IS 'that have failed'
 COMMENT ON COLUMN outbox_relay.endpoint_verification.next_at IS 'when the leader tries again; null: it does not';
 COMMENT ON COLUMN outbox_relay.endpoint_verification.error IS 'why the last try failed; null: it did not';
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay.endpoint_verification TO outbox_relay_runner;
+GRANT EXECUTE ON FUNCTION outbox_relay.tenant_grants() TO outbox_relay_runner; -- for `check`
 
 CREATE OR REPLACE FUNCTION outbox_relay.shape_version() RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 3';
 
