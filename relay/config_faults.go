@@ -116,7 +116,7 @@ func (d Database) validate(f *faults) {
 	case len(d.Slot) <= maxSlotName && len(d.ShardSlot(d.Shards-1)) > maxSlotName:
 		f.add("database.slot", strconv.Quote(d.Slot), "must be shorter: the slot of the last shard is %s, and a slot's name has at most %d characters", d.ShardSlot(d.Shards-1), maxSlotName)
 	}
-	atLeast(f, "database.max_connections", d.MaxConnections, 2)
+	atLeast(f, "database.max_connections", d.MaxConnections, 3) // one records, and one is held by a heal that needs another
 	atLeast(f, "database.connect_timeout", d.ConnectTimeout, time.Millisecond)
 	atLeast(f, "database.wal_budget", d.WALBudget, 0)
 }

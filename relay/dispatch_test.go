@@ -2,6 +2,8 @@ package relay
 
 import (
 	"context"
+	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -367,4 +369,48 @@ func TestDrainDefersTheRest(t *testing.T) {
 	default:
 		require.Fail(t, "not drained")
 	}
+}
+
+// TestAllWorkersComeBack: lanes that became ready while the database was behind are worked on by as many as there are, however little it takes at first.
+func TestAllWorkersComeBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const window, lanes = 50, 200
+		b := newBench(window)
+		var begun atomic.Int32
+		answer := make(chan struct{})
+		b.spawn = func() {
+			go func() {
+				for j := b.take(); j != nil; j = b.take() {
+					begun.Add(1)
+					<-answer
+				}
+			}()
+		}
+		var first []*job
+		for i := range window {
+			j := b.job(fmt.Sprint("first ", i), 1)
+			first = append(first, j)
+			b.admit(t.Context(), j)
+			synctest.Wait()
+			b.finish(j, verdict{})
+		}
+		for range window {
+			answer <- struct{}{}
+		}
+		begun.Store(0)
+		for i := range lanes {
+			j := b.job(fmt.Sprint("lane ", i), 1)
+			j.ledger, j.mine = nil, b.now().Add(time.Hour)
+			b.offer([]offered{{job: j}})
+		}
+		synctest.Wait()
+		require.Zero(t, begun.Load(), "as much as may be waits to be recorded")
+		b.release(first[:1])
+		b.release(first[1:])
+		synctest.Wait()
+		require.EqualValues(t, lanes, begun.Load())
+		close(answer)
+		b.close()
+	})
 }

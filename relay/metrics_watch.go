@@ -35,7 +35,7 @@ func (m *metrics) watch(d *dispatcher, r *recorder, pool func() store.Pool) {
 			ConstLabels: prometheus.Labels{"state": state},
 		}, value))
 	}
-	limit := d.cfg.Window // it stays as it is, see Config.Reloaded
+	limit, workers := d.cfg.Window, d.cfg.Delivery.Workers // they stay as they are, see Config.Reloaded
 	gauge("window_bytes", "Memory that deliveries of the stream occupy, bodies included.", func() float64 { _, n, _, _ := d.load(); return float64(n) })
 	gauge("window_limit_deliveries", "Deliveries of the stream that may be in the window: window.deliveries. A burst may hold five times as many.", func() float64 { return float64(limit.Deliveries) })
 	gauge("window_limit_bytes", "Memory that deliveries of the stream may occupy: window.bytes.", func() float64 { return float64(limit.Bytes) })
@@ -46,7 +46,7 @@ func (m *metrics) watch(d *dispatcher, r *recorder, pool func() store.Pool) {
 		return float64(2 * d.cfg.Queue.Batch)
 	})
 	gauge("in_flight", "Deliveries being attempted, of the stream and of the retry queue.", func() float64 { _, _, _, n := d.load(); return float64(n) })
-	gauge("in_flight_limit", "Deliveries that may be attempted at the same time: delivery.workers.", func() float64 { return float64(d.cfg.Delivery.Workers) })
+	gauge("in_flight_limit", "Deliveries that may be attempted at the same time: delivery.workers.", func() float64 { return float64(workers) })
 	gauge("record_pending", "Outcomes that wait to be recorded.", func() float64 { return float64(r.pending()) })
 	gauge("restart_lag_seconds", "Age of the oldest commit that is not recorded whole, from which on a restart would look again; 0 when there is none.",
 		func() float64 { return r.restartLag(time.Now()).Seconds() })

@@ -52,17 +52,21 @@ func (e *engine) reconfigure(next Config) {
 		tenants := slices.Collect(maps.Values(s.tenants))
 		s.mu.Unlock()
 		for _, t := range tenants {
-			s.setDefaults(t, &defaults)
+			s.setDefaults(t)
 		}
 	}
 	e.dispatcher.reconfigure(&next, defaults)
 	signal(e.claim) // it may be waiting for as long as queue.poll was
 }
 
-func (s *session) setDefaults(t *tenant, d *delivery.Defaults) {
+// setDefaults has the endpoints of a tenant follow the configuration. It counts as a change of the routing table, since one that could not be used may match
+// from now on, or the other way round.
+func (s *session) setDefaults(t *tenant) {
 	t.mu.Lock()
-	invalid := t.table.SetDefaults(*d)
+	invalid := t.table.SetDefaults(*s.defaults.Load())
+	t.changes++
 	t.mu.Unlock()
+	signal(s.verify)
 	for _, row := range invalid {
 		s.complain(t, row.Table, row.ID, row.Err)
 	}
@@ -126,9 +130,7 @@ func (p *pace) setRate(now time.Time, rate float64) {
 func (d *dispatcher) renewBreaker(l *lane) {
 	was := l.breaker.State()
 	l.breaker, l.state = d.newBreaker(l), gobreaker.StateClosed
-	if was == gobreaker.StateOpen {
-		d.metrics.breakerChanged(was, gobreaker.StateClosed)
-	}
+	d.metrics.breakerChanged(was, gobreaker.StateClosed)
 	if was == gobreaker.StateClosed {
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/sony/gobreaker/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -156,6 +157,11 @@ func TestBreakersFollow(t *testing.T) {
 		require.Equal(t, gobreaker.StateOpen, state("many"))
 		b.finish(probe, verdict{attempted: true})
 		require.Equal(t, gobreaker.StateOpen, state("many"))
+		for _, l := range b.lanes {
+			b.forget(l.key, l)
+		}
+		require.Zero(t, testutil.ToFloat64(b.metrics.breakersOpen))
+		require.Zero(t, testutil.ToFloat64(b.metrics.breakersHalfOpen))
 	})
 }
 

@@ -245,18 +245,22 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 		}
 		s.lost(err)
 		fenced = true
-		if err := r.writeClaimed(ctx, out); err != nil {
+		claimed, err := r.writeClaimed(ctx, out)
+		if err != nil {
 			return false, err
 		}
+		r.durable(claimed)
 	} else {
 		r.durable(out)
 	}
 	due := false
 	for i := range out {
-		r.metrics.outcome(&out[i])
-		r.metrics.recorded(jobs[i])
-		if span := jobs[i].span; span != nil && (!fenced || out[i].Delivery.Queued) {
-			endDelivery(span, &out[i])
+		if !fenced || out[i].Delivery.Queued {
+			r.metrics.outcome(&out[i])
+			r.metrics.recorded(jobs[i])
+			if span := jobs[i].span; span != nil {
+				endDelivery(span, &out[i])
+			}
 		}
 		due = due || nextDue(&out[i])
 	}
@@ -347,18 +351,18 @@ func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) e
 	}
 }
 
-// writeClaimed records what does not depend on leadership after another replica has taken over the slot; the rest is the new leader's to send.
-func (r *recorder) writeClaimed(ctx context.Context, out []store.Outcome) error {
-	var claimed []store.Outcome
+// writeClaimed records what does not depend on leadership after another replica has taken over the slot, and returns that; the rest is the new leader's to
+// send.
+func (r *recorder) writeClaimed(ctx context.Context, out []store.Outcome) (claimed []store.Outcome, err error) {
 	for i := range out {
 		if out[i].Delivery.Queued {
 			claimed = append(claimed, out[i])
 		}
 	}
 	if len(claimed) == 0 {
-		return nil
+		return nil, nil
 	}
-	return r.write(ctx, nil, claimed)
+	return claimed, r.write(ctx, nil, claimed)
 }
 
 // done lets go of a batch.

@@ -32,7 +32,7 @@ type tenant struct {
 	state    string
 	filling  bool // earlier events are still being queued: what has an order goes behind them
 	table    *route.Tenant
-	changes  uint64         // of the table, by the log
+	changes  uint64         // of the table, by the log or another configuration
 	snapshot store.Snapshot // what the table was loaded from
 	loaded   wal.LSN        // commits from here on are not in the snapshot
 
@@ -199,7 +199,7 @@ func (s *session) load(ctx context.Context, schemas []string) (loaded int, err e
 		s.tenants[rows.Schema] = t
 		s.mu.Unlock()
 		if now := s.defaults.Load(); now != defaults { // they were changed before the tenant could be seen
-			s.setDefaults(t, now)
+			s.setDefaults(t)
 		}
 		if rows.Err == nil || rows.State == stateSuspended {
 			continue

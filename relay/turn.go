@@ -71,6 +71,15 @@ func (d *dispatcher) wake() {
 	}
 }
 
+// rally wakes a worker for each lane that may start: those that became ready while nothing was to begin have woken nobody who is still awake.
+func (d *dispatcher) rally() {
+	for _, p := range d.ring.items[d.ring.head:] {
+		for range p.ring.len() {
+			d.wake()
+		}
+	}
+}
+
 // take waits for a delivery to attempt. It returns nil once the dispatcher is closed.
 func (d *dispatcher) take() *job {
 	d.mu.Lock()
@@ -282,11 +291,11 @@ func (d *dispatcher) release(jobs []*job) {
 			b.unrecorded--
 		}
 	}
-	if d.choked && d.unrecorded < d.cfg.Window.Deliveries {
-		d.choked, d.relieved = false, d.now()
-		for range min(len(jobs), len(d.resting)) {
-			d.wake()
+	if d.unrecorded < d.cfg.Window.Deliveries {
+		if d.choked {
+			d.choked, d.relieved = false, d.now()
 		}
+		d.rally()
 	}
 	d.checkDrained()
 	fewer := d.claimed < before

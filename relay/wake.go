@@ -21,13 +21,13 @@ const (
 type waker struct{ looked, reason time.Time }
 
 func (w *waker) wake(ctx context.Context, s *session) error {
-	for _, key := range s.takeWoken() {
-		if err := s.store.Wake(ctx, key.tenant, key.endpoint, wakeWithin); err != nil {
+	woken := s.takeWoken()
+	for i, key := range woken {
+		if err := s.wakeEndpoint(ctx, key); err != nil {
+			s.mu.Lock()
+			s.woken = append(woken[i:], s.woken...)
+			s.mu.Unlock()
 			return fmt.Errorf("wake the deliveries of endpoint %s: %w", key.endpoint, err)
-		}
-		signal(s.claim)
-		if err := s.store.ForgetHealth(ctx, store.Endpoint{Tenant: key.tenant, ID: key.endpoint}); err != nil {
-			return err
 		}
 	}
 	if keys, stamps := s.dispatcher.blockedKeys(); len(keys) > 0 {
@@ -49,6 +49,14 @@ func (w *waker) wake(ctx context.Context, s *session) error {
 	}
 	signal(s.claim)
 	return nil
+}
+
+func (s *session) wakeEndpoint(ctx context.Context, key laneKey) error {
+	if err := s.store.Wake(ctx, key.tenant, key.endpoint, wakeWithin); err != nil {
+		return err
+	}
+	signal(s.claim)
+	return s.store.ForgetHealth(ctx, store.Endpoint{Tenant: key.tenant, ID: key.endpoint})
 }
 
 // takesAgain notes an endpoint that was inactive or paused and is not any more.

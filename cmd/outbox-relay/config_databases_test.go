@@ -110,7 +110,7 @@ func TestFaultsOfTheListNameTheEntry(t *testing.T) {
 			`databases.a.slot: "A": must be 1 to 63 of a-z, 0-9 and _, as PostgreSQL demands of a slot's name`,
 		}},
 		"common fault is said once": {"database: {max_connections: 1}\ndatabases: [{name: a, url: postgres://h/a}, {name: b, url: postgres://i/a}]", []string{
-			"database.max_connections: 1: must be at least 2",
+			"database.max_connections: 1: must be at least 3",
 		}},
 		"same database": {"databases: [{name: a, url: 'postgres://u@H:5432/x'}, {name: b, url: 'host=h user=v dbname=x', slot: s}]", []string{
 			"databases.b.url: leads to the same database as databases.a.url: drop one of the two entries",

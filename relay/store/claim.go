@@ -83,7 +83,7 @@ SELECT l.n::int4, t.* FROM (SELECT count(*) AS n FROM looked) l LEFT JOIN taken 
 // say) is waited for once, for claimPatience, and then for a while not any more.
 const (
 	claimPatience = `SELECT pg_catalog.set_config('lock_timeout', '1s', true)`
-	claimAlone    = `SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1::text, 8245937120485516402))`
+	claimAlone    = `SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1::text, ` + lockClaim + `))`
 )
 
 const queueColumns = `q.delivery_id, q.tenant, q.endpoint_id, q.order_key, q.order_lsn, q.order_n, q.due_at`
@@ -184,6 +184,7 @@ type claimer struct {
 	n      int                 // deliveries claimed
 	of     map[outbox.UUID]int // these by endpoint
 	budget int64               // of bodies, for each tenant; zero: no bound
+	first  string              // the tenant whose first body is read however large it is: any of them, so that each gets its turn
 	groups map[string]*claimedTenant
 }
 
@@ -227,7 +228,9 @@ func (c *claimer) claim(ctx context.Context, o ClaimOptions, look string) (looke
 		c.store.crowded.Store(time.Now().UnixMilli())
 		err = take(false)
 	}
-	c.budget = o.Bytes / int64(max(len(c.groups), 1))
+	if o.Bytes > 0 {
+		c.budget = max(o.Bytes/int64(max(len(c.groups), 1)), 1)
+	}
 	return looked, err
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"math/rand/v2"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
@@ -14,14 +15,17 @@ import (
 	"github.com/neo-commons/outbox-relay/outbox"
 )
 
-// loadClaimed reads bodies up to a number of bytes, those of one key in their order.
+// loadClaimed reads bodies up to a number of bytes ($2), those of one key in their order; $4: the first in any case. Where the body is not kept, the event
+// it is made of counts.
 const loadClaimed = `
 SELECT d.id, d.webhook_event_id, d.webhook_endpoint_id, coalesce(d.request_url, ''), coalesce(d.request_method, ''), coalesce(d.request_headers, '{}')::text,
-  CASE WHEN d.before <= $2::int8 THEN d.request_body END, d.before > $2::int8,
+  CASE WHEN NOT d.over THEN d.request_body END, d.over,
   d.delivery_status::text, d.attempt_number::int4, d.replay::int4, e.id IS NOT NULL, ` + verifiedOnly + `, ` + endpointColumns + `
-FROM (SELECT d.*, coalesce(sum(octet_length(d.request_body)) OVER (ORDER BY q.order_lsn NULLS FIRST, q.order_n, d.id
-    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before
-  FROM {tenant}.webhook_deliveries d LEFT JOIN outbox_relay.retry_queue q ON q.delivery_id = d.id WHERE d.id = ANY($1::uuid[])) d
+FROM (SELECT d.*, sum(d.size) OVER place > $2::int8 AND NOT ($4::bool AND row_number() OVER place = 1) AS over
+  FROM (SELECT d.*, q.order_lsn, q.order_n, coalesce(octet_length(d.request_body), (
+      SELECT octet_length(coalesce(e.event_data::text, '')) + octet_length(coalesce(e.event_metadata::text, '')) FROM {tenant}.webhook_events e WHERE e.id = d.webhook_event_id), 0) AS size
+    FROM {tenant}.webhook_deliveries d LEFT JOIN outbox_relay.retry_queue q ON q.delivery_id = d.id WHERE d.id = ANY($1::uuid[])) d
+  WINDOW place AS (ORDER BY d.order_lsn NULLS FIRST, d.order_n, d.id ROWS UNBOUNDED PRECEDING)) d
 LEFT JOIN {tenant}.webhook_endpoints e ON e.id = d.webhook_endpoint_id` + verificationOf + `$3::text`
 
 // verifiedOnly tells whether the event is of a type that goes to verified endpoints only. Where there is no such type, no event is looked up.
@@ -42,6 +46,9 @@ func (c *claimer) load(ctx context.Context) ([]Claimed, error) {
 		}
 	}
 	slices.Sort(names)
+	if len(names) > 0 {
+		c.first = names[rand.IntN(len(names))] //nolint:gosec // G404: nobody gains from knowing which
+	}
 	err := c.loadTenants(ctx, names)
 	if err != nil && !isTenants(err) {
 		return nil, err
@@ -90,7 +97,7 @@ func (c *claimer) loadTenants(ctx context.Context, names []string) error {
 	b := &pgx.Batch{}
 	for _, name := range names {
 		g := c.groups[name]
-		b.Queue(forTenant(loadClaimed, name), g.ids, cmp.Or(c.budget, math.MaxInt64), name).Query(func(rows pgx.Rows) error { return g.collect(rows, name) })
+		b.Queue(forTenant(loadClaimed, name), g.ids, cmp.Or(c.budget, math.MaxInt64), name, name == c.first).Query(func(rows pgx.Rows) error { return g.collect(rows, name) })
 	}
 	if err := c.conn.SendBatch(ctx, b).Close(); err != nil {
 		return err

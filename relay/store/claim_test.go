@@ -3,7 +3,9 @@ package store_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -151,7 +153,7 @@ func TestClaimsInTurn(t *testing.T) {
 	stuck, err := b.admin.Begin(t.Context())
 	require.NoError(t, err)
 	defer func() { _ = stuck.Rollback(context.WithoutCancel(t.Context())) }()
-	const lock = "SELECT pg_advisory_xact_lock(hashtextextended($1, 8245937120485516402))"
+	const lock = "SELECT pg_advisory_xact_lock(hashtextextended($1, 8245937120485516403))"
 	_, err = stuck.Exec(t.Context(), lock, b.slot)
 	require.NoError(t, err)
 	claimed := make(chan int, 1)
@@ -161,6 +163,10 @@ func TestClaimsInTurn(t *testing.T) {
 			WHERE d.datname = current_database() AND l.locktype = 'advisory' AND NOT l.granted`).Scan(&waiting))
 		require.Empty(t, claimed, "it did not wait for its turn")
 	}
+	unlock, locked, err := b.store.LockHeal(t.Context())
+	require.NoError(t, err)
+	require.True(t, locked, "a heal waits for no claim")
+	unlock()
 	require.NoError(t, stuck.Rollback(t.Context()))
 	assert.Equal(t, 1, <-claimed)
 
@@ -172,6 +178,52 @@ func TestClaimsInTurn(t *testing.T) {
 	began := time.Now()
 	assert.Len(t, b.claim(b.owner, 1, time.Hour), 1)
 	assert.Less(t, time.Since(began), time.Second, "what is stuck is waited for once")
+}
+
+// TestClaimBoundsBodies: what a claim reads is bounded whether bodies are kept or made of their events, with many tenants as well, and each gets its turn.
+func TestClaimBoundsBodies(t *testing.T) {
+	t.Parallel()
+	const size, many = 100_000, 10
+	b := setup(t, "a")
+	a := b.endpoint("a")
+	big := func(tenant string, endpoint outbox.UUID) store.Outcome {
+		d := deliver(tenant, endpoint)
+		d.Message.Body = []byte(`{"data":"` + strings.Repeat("x", size) + `"}`)
+		return deferred(d, 0)
+	}
+	claim := func(bytes int64) (ids []outbox.UUID) {
+		t.Helper()
+		claimed, _, err := b.store.Claim(t.Context(), outbox.NewUUID(), store.ClaimOptions{N: 100, Lease: time.Hour, Bytes: bytes})
+		require.NoError(t, err)
+		for i := range claimed {
+			ids = append(ids, claimed[i].ID)
+		}
+		return ids
+	}
+	for range many {
+		b.record(big("a", a))
+	}
+	b.exec(`INSERT INTO a.webhook_events (id, event_type, aggregate_id, aggregate_type, event_data)
+		SELECT d.webhook_event_id, 'order.created', gen_random_uuid(), 'order', d.request_body::jsonb FROM a.webhook_deliveries d`)
+	b.exec("UPDATE a.webhook_deliveries SET request_body = NULL")
+	assert.Len(t, claim(3*size+size/2), 3, "bodies that are made of their events")
+	assert.Len(t, claim(1), 1, "one is read in any case")
+
+	b.exec("TRUNCATE outbox_relay.retry_queue, a.webhook_deliveries CASCADE")
+	for i := range many {
+		tenant := fmt.Sprintf("tenant_%d", i)
+		b.addTenant(tenant)
+		b.record(big(tenant, b.endpoint(tenant)))
+	}
+	seen := make(map[outbox.UUID]struct{})
+	for len(seen) < many {
+		ids := claim(3 * size)
+		require.NotEmpty(t, ids)
+		require.LessOrEqual(t, len(ids), 4)
+		for _, id := range ids {
+			seen[id] = struct{}{}
+		}
+	}
 }
 
 // TestClaimPastABacklog: the longest due are of endpoints that can take no more now, or few. What else is due is claimed all the same, and once there is
@@ -279,4 +331,21 @@ func TestClaimSortsOut(t *testing.T) {
 	assert.Contains(t, log.String(), "tenant=broken")
 	assert.Contains(t, log.String(), `reason="the tenant's schema is gone"`)
 	assert.NotContains(t, log.String(), "tenant=paused")
+}
+
+// TestLockHealLeavesAConnection: who heals looks at the database meanwhile, with the fewest connections there may be.
+func TestLockHealLeavesAConnection(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	db, err := store.New(t.Context(), store.Config{URL: b.url, Slot: b.slot, MaxConns: 2, Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	t.Cleanup(db.Close)
+	unlock, locked, err := db.LockHeal(t.Context())
+	require.NoError(t, err)
+	require.True(t, locked)
+	defer unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	_, err = db.Publications(ctx, []string{"outbox_relay_events"})
+	require.NoError(t, err)
 }

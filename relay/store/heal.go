@@ -72,7 +72,7 @@ func (s *Store) LockHeal(ctx context.Context) (unlock func(), locked bool, err e
 		return nil, false, fmt.Errorf("lock healing: %w", err)
 	}
 	unlock = func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }
-	err = tx.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended($1::text, 8245937120485516402))`, s.slot).Scan(&locked)
+	err = tx.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended($1::text, `+lockHeal+`))`, s.slot).Scan(&locked)
 	if err != nil || !locked {
 		unlock()
 	}

@@ -19,7 +19,7 @@ import (
 // lockOrder takes the locks in the order of their numbers: a set-returning function in FROM is scanned as it comes.
 const lockOrder = `
 SELECT pg_catalog.pg_advisory_xact_lock(s.h)
-FROM (SELECT DISTINCT pg_catalog.hashtextextended(e::text, 8245937120485516401) AS h FROM unnest($1::uuid[]) e ORDER BY 1 OFFSET 0) s`
+FROM (SELECT DISTINCT pg_catalog.hashtextextended(e::text, ` + lockEndpoint + `) AS h FROM unnest($1::uuid[]) e ORDER BY 1 OFFSET 0) s`
 
 const behind = `(SELECT FROM outbox_relay.retry_queue h WHERE h.endpoint_id = q.endpoint_id AND h.order_key = q.order_key
     AND (h.order_lsn, h.order_n, h.delivery_id) < (q.order_lsn, q.order_n, q.delivery_id))`

@@ -110,7 +110,10 @@ func (p *pipeline) addAll(list []statement) {
 
 // run sends the pipeline and waits for all answers. It returns the first error. The connection is closed if a value cannot be encoded, which no
 // value of ours should be.
-func (p *pipeline) run() error {
+func (p *pipeline) run() (err error) {
+	if p.prepared != nil {
+		defer func() { p.prepared.settle(err) }()
+	}
 	if p.err != nil {
 		return errors.Join(p.err, p.line.Close())
 	}
@@ -118,9 +121,5 @@ func (p *pipeline) run() error {
 		return err
 	}
 	failpoint.Hit(failpoint.Committing)
-	err := p.line.Close()
-	if p.prepared != nil {
-		p.prepared.settle(err)
-	}
-	return err
+	return p.line.Close()
 }

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -469,4 +470,45 @@ func TestRecordPrepared(t *testing.T) {
 		record()
 	}
 	assert.Zero(t, prepared(), "not again on this connection")
+}
+
+// TestRecordReadsLittle: the plan of what is recorded over and over was made while the queue was empty, and is good when it is not any more.
+func TestRecordReadsLittle(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	b.exec("VACUUM ANALYZE outbox_relay.retry_queue")
+	db, err := store.New(t.Context(), store.Config{URL: b.url, Slot: b.slot, Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	record := func(n int) {
+		t.Helper()
+		for range n {
+			b.record(deferred(deliver("a", e), 0))
+		}
+		claimed, _, err := db.Claim(t.Context(), b.owner, store.ClaimOptions{N: n, Lease: time.Hour})
+		require.NoError(t, err)
+		require.Len(t, claimed, n)
+		outcomes := make([]store.Outcome, n)
+		for i := range claimed {
+			outcomes[i] = succeeded(&claimed[i].Delivery)
+		}
+		broken, err := db.Record(t.Context(), b.owner, nil, outcomes)
+		require.NoError(t, err)
+		require.Empty(t, broken)
+	}
+	for range 3 {
+		record(1)
+	}
+	b.exec(`INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at)
+		SELECT gen_random_uuid(), 'a', $1, now() + interval '1 hour' FROM generate_series(1, 20000) i`, e)
+	record(10)
+	db.Close() // its statistics are complete when its connections have ended
+	read := func() int {
+		return get[int](b, `SELECT coalesce(sum(seq_tup_read), 0)::int FROM pg_stat_all_tables WHERE schemaname = 'outbox_relay' AND relname = 'retry_queue'`)
+	}
+	written := func() int {
+		return get[int](b, `SELECT coalesce(sum(n_tup_del), 0)::int FROM pg_stat_all_tables WHERE schemaname = 'outbox_relay' AND relname = 'retry_queue'`)
+	}
+	require.Eventually(t, func() bool { return written() == 13 }, 10*time.Second, 10*time.Millisecond)
+	assert.Less(t, read(), 5000)
 }

@@ -56,6 +56,14 @@ type Store struct {
 	crowded   atomic.Int64 // when a claim waited in vain for its turn, in milliseconds of Unix time
 }
 
+// What advisory locks are about: each is taken for an endpoint or a slot, hashed with its number. 8245937120485516401 as it is, without anything hashed,
+// is that of the SQL functions that add, move and remove tenants.
+const (
+	lockEndpoint = "8245937120485516401" // also taken in schema/sql
+	lockHeal     = "8245937120485516402"
+	lockClaim    = "8245937120485516403"
+)
+
 // sessionSQL makes every session alike, whatever role, database or server configuration say: names must be qualified, a commit that
 // was reported is durable, no timeout of an administrator's ends a statement half-way, and a lock is waited for only so long, since
 // all tenants wait with us. pg_settings leaves out what this server's version does not know.
@@ -75,7 +83,7 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.MaxConns <= 0 {
 		pc.MaxConns = 3
 	}
-	pc.MaxConns = max(pc.MaxConns, 1)
+	pc.MaxConns = max(pc.MaxConns, 2) // LockHeal holds one
 	pc.MinConns, pc.MinIdleConns = 0, 0
 	pc.BeforeConnect = func(_ context.Context, conn *pgx.ConnConfig) error {
 		fresh, err := cfg.fresh()
