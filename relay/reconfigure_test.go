@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/relay/route"
 )
 
 // reconfigured has the bench follow a change.
@@ -192,4 +193,19 @@ func TestPurgerFollows(t *testing.T) {
 	p.follow(Retention{Deliveries: 90 * day})
 	assert.Empty(t, p.todo)
 	assert.True(t, p.began.IsZero(), "the next one begins at once")
+}
+
+// TestDefaultsChangeRouting: what an endpoint is may depend on the configuration, so another one counts as a change of routing, to the audit and to verification.
+func TestDefaultsChangeRouting(t *testing.T) {
+	t.Parallel()
+	c := DefaultConfig()
+	defaults := c.EndpointDefaults()
+	e := &engine{}
+	e.defaults.Store(&defaults)
+	s := &session{engine: e, verify: make(chan struct{}, 1)}
+	of := &tenant{schema: "acme", table: route.NewTenant("acme", defaults)}
+	before := of.changed()
+	s.setDefaults(of)
+	assert.NotEqual(t, before, of.changed())
+	assert.Len(t, s.verify, 1)
 }
