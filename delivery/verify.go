@@ -53,13 +53,19 @@ func (c *Client) Verify(ctx context.Context, ep *Endpoint, how, source string) V
 	switch {
 	case !res.OK():
 		v.Reason = res.Err
-	case how == VerifyHead || echoes(res.Body, challenge) && !bytes.Equal(res.Body, m.Body): // what sends back all it gets has understood nothing
+	case how == VerifyHead || echoes(res.Body, challenge) && !sameJSON(res.Body, m.Body): // what sends back all it gets has understood nothing
 		v.OK, res.Body = true, nil
 	default:
 		v.Reason = fmt.Sprintf("answered %d, but did not send the challenge back", res.Status)
 		res.Body = bytes.Clone(res.Body[:min(len(res.Body), c.live.Load().keepResponseBytes)])
 	}
 	return v
+}
+
+// sameJSON tells whether two documents are the same but for white space.
+func sameJSON(a, b []byte) bool {
+	var x, y bytes.Buffer
+	return json.Compact(&x, a) == nil && json.Compact(&y, b) == nil && bytes.Equal(x.Bytes(), y.Bytes())
 }
 
 // challengeEvent is the event that a challenge comes in. It is in no table.

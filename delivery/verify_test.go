@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -70,6 +71,8 @@ func TestVerifyByChallenge(t *testing.T) {
 		}
 		answer = func(w http.ResponseWriter, _ string, body []byte) { _, _ = w.Write(body) }
 		assert.False(t, verify().OK, "%s: a mirror", format)
+		answer = func(w http.ResponseWriter, _ string, body []byte) { _, _ = w.Write(bytes.ReplaceAll(append(body, '\n'), []byte(": "), []byte(":"))) }
+		assert.False(t, verify().OK, "%s: one that prints it anew", format)
 	}
 	format = FormatStandard
 	const unanswered = "answered 200, but did not send the challenge back"

@@ -2,9 +2,12 @@ package route
 
 import (
 	"bytes"
+	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -20,9 +23,12 @@ const (
 	stepsPerByte     = 16 // of the payload
 	stepsOfAnything  = 10_000
 	maxSteps         = 2_000_000
+	stepsToExplain   = 20_000 // each may be an error that the library keeps, with a path of its depth
+	maxNumber        = 1000   // characters, and exponent: exact arithmetic takes the square of that
 	placesShown      = 3
 	placesCollected  = 100
 	schemaURL        = "schema:///payload"
+	verdictURL       = "schema:///verdict"
 	vocabularyOfWork = "schema:///work"
 )
 
@@ -30,7 +36,8 @@ const (
 // lets everything pass.
 type PayloadSchema struct {
 	compiled *jsonschema.Schema
-	err      error // why there is none
+	verdict  *jsonschema.Schema // not the compiled one: what only has to say yes or no keeps no errors
+	err      error              // why there is none
 
 	mu   sync.Mutex // of what follows, and so of validation
 	left int        // steps
@@ -75,6 +82,9 @@ func (s *PayloadSchema) compile(text string) (err error) {
 	if nodes, depth := measure(doc); nodes > maxSchemaNodes || depth > maxSchemaDepth {
 		return fmt.Errorf("has %d values in %d levels, more than %d or %d", nodes, depth, maxSchemaNodes, maxSchemaDepth)
 	}
+	if hugeNumber(doc) {
+		return fmt.Errorf("has a number of more than %d digits", maxNumber)
+	}
 	var all []*jsonschema.Schema
 	c := jsonschema.NewCompiler()
 	c.UseLoader(nil)
@@ -88,7 +98,13 @@ func (s *PayloadSchema) compile(text string) (err error) {
 	if err := c.AddResource(schemaURL, doc); err != nil {
 		return err
 	}
+	if err := c.AddResource(verdictURL, map[string]any{"not": map[string]any{"$ref": schemaURL}}); err != nil {
+		return err
+	}
 	if s.compiled, err = c.Compile(schemaURL); err != nil {
+		return err
+	}
+	if s.verdict, err = c.Compile(verdictURL); err != nil {
 		return err
 	}
 	heaviest := 1
@@ -118,6 +134,25 @@ func measure(doc any) (nodes, depth int) {
 		}
 	}
 	return nodes + 1, depth + 1
+}
+
+// hugeNumber tells whether a document has a number whose exact value takes long to reckon with.
+func hugeNumber(doc any) bool {
+	switch doc := doc.(type) {
+	case map[string]any:
+		for _, v := range doc {
+			if hugeNumber(v) {
+				return true
+			}
+		}
+	case []any:
+		return slices.ContainsFunc(doc, hugeNumber)
+	case json.Number:
+		_, exponent, _ := strings.Cut(strings.ToLower(doc.String()), "e")
+		n, err := strconv.Atoi(cmp.Or(exponent, "0"))
+		return len(doc) > maxNumber || err != nil || n > maxNumber || n < -maxNumber
+	}
+	return false
 }
 
 // comparisons is about how many values are compared for enum and const.
@@ -192,11 +227,28 @@ func (s *PayloadSchema) Check(payload []byte) (fault string) {
 	if err != nil {
 		return "payload_schema: the payload cannot be parsed" // it is nested too deeply
 	}
+	if hugeNumber(doc) {
+		panic(errTooMuch)
+	}
 	s.left = min(stepsOfAnything+stepsPerByte*len(payload), maxSteps)
-	err = s.compiled.Validate(doc)
-	if err == nil {
+	if s.verdict.Validate(doc) != nil {
 		return ""
 	}
+	return s.explain(doc)
+}
+
+// explain says where a document that does not match does not, as far as that can be told with little work.
+func (s *PayloadSchema) explain(doc any) (fault string) {
+	defer func() {
+		if r := recover(); r == errTooMuch {
+			fault = "payload_schema: the payload does not match"
+		} else if r != nil {
+			panic(r)
+		}
+	}()
+	_, depth := measure(doc)
+	s.left = stepsToExplain / (1 + depth/8)
+	err := s.compiled.Validate(doc)
 	invalid, ok := errors.AsType[*jsonschema.ValidationError](err)
 	if !ok {
 		return "payload_schema: the payload cannot be held against it"

@@ -2,6 +2,7 @@ package route
 
 import (
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -75,6 +76,8 @@ func TestPayloadSchemasThatCannotBeUsed(t *testing.T) {
 		"a pattern of ECMA's": `{"pattern": "(?=a)"}`,
 		"a huge pattern":      `{"pattern": "(abcdefghij){1000}"}`,
 		"many large patterns": `{"allOf": [` + strings.TrimSuffix(strings.Repeat(`{"pattern": "a{1,1000}"},`, 60), ",") + `]}`,
+		"a huge number":       `{"minimum": ` + strings.Repeat("9", maxNumber+1) + `}`,
+		"a huge exponent":     `{"const": 1e-9999}`,
 		"too large":           `{"title": "` + strings.Repeat("a", maxSchemaSize) + `"}`,
 		"too many":            `{"enum": [` + strings.TrimSuffix(strings.Repeat("1,", maxSchemaNodes), ",") + `]}`,
 		"too deep":            strings.Repeat(`{"not":`, maxSchemaDepth) + "{}" + strings.Repeat("}", maxSchemaDepth),
@@ -116,6 +119,8 @@ func TestWorkOfPayloadSchemas(t *testing.T) {
 		"dynamic":                {`{"$defs": {"n": {"$dynamicAnchor": "x", ` + strings.ReplaceAll(twice[1:], `"$ref": "#/$defs/n"`, `"$dynamicRef": "#x"`) + `}, "$dynamicRef": "#x"}`, deep},
 		"draft 7":                {`{"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"n": ` + strings.ReplaceAll(twice, "$defs", "definitions") + `}, "allOf": [{"$ref": "#/definitions/n"}]}`, deep},
 		"a large enum":           {`{"items": {"enum": [` + strings.TrimSuffix(strings.Repeat("1.5,", 4000), ",") + `]}}`, "[" + strings.TrimSuffix(strings.Repeat("2.5,", 200_000), ",") + "]"},
+		"a long number":          {`{"minimum": 0}`, strings.Repeat("9", 100_000)},
+		"a huge exponent":        {`{"type": "integer"}`, `1e1000000`},
 		"a slow pattern":         {`{"pattern": "^(a?){500}(a|b)*(b|a)*c$"}`, `"` + strings.Repeat("a", 3_000_000) + `"`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -129,6 +134,19 @@ func TestWorkOfPayloadSchemas(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestMemoryOfPayloadSchemas: of all that does not match nothing is kept but what is said of it. It is not parallel, since it looks at what is allocated.
+func TestMemoryOfPayloadSchemas(t *testing.T) { //nolint:paralleltest // see above
+	const levels, values = 1000, 1800
+	s := compiled(t, `{"$defs": {"n": {"if": {"type": "array"}, "then": {"items": {"$ref": "#/$defs/n"}}, "else": {"anyOf": [`+
+		strings.TrimSuffix(strings.Repeat(`{"type": "string"},`, 100), ",")+`]}}}, "$ref": "#/$defs/n"}`)
+	payload := strings.Repeat("[", levels) + strings.TrimSuffix(strings.Repeat("1    ,", values), ",") + strings.Repeat("]", levels)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	require.Contains(t, s.Check([]byte(payload)), "payload_schema: the payload does not match")
+	runtime.ReadMemStats(&after)
+	assert.Less(t, (after.TotalAlloc-before.TotalAlloc)>>20, uint64(256))
 }
 
 // TestWorkOfOrdinarySchemas: what is asked for in earnest is far below the bounds.
