@@ -71,7 +71,9 @@ func TestVerifyByChallenge(t *testing.T) {
 		}
 		answer = func(w http.ResponseWriter, _ string, body []byte) { _, _ = w.Write(body) }
 		assert.False(t, verify().OK, "%s: a mirror", format)
-		answer = func(w http.ResponseWriter, _ string, body []byte) { _, _ = w.Write(bytes.ReplaceAll(append(body, '\n'), []byte(": "), []byte(":"))) }
+		answer = func(w http.ResponseWriter, _ string, body []byte) {
+			_, _ = w.Write(bytes.ReplaceAll(append(body, '\n'), []byte(": "), []byte(":")))
+		}
 		assert.False(t, verify().OK, "%s: one that prints it anew", format)
 	}
 	format = FormatStandard

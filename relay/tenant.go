@@ -270,12 +270,13 @@ func (s *session) tenantChanged(ctx context.Context, c *wal.Change) error {
 		}
 		s.log.Info("tenant joins", "tenant", schema, "state", state)
 	default:
-		s.tenants[schema].setState(state)
-		s.tenants[schema].setFilling(backfill != "" && filled.IsZero())
-		if state == stateActive {
+		t, filling := s.tenants[schema], backfill != "" && filled.IsZero()
+		if state == stateActive && (!t.is(stateActive) || t.isFilling() && !filling) { // not at each page of a backfill
 			s.resumed.Store(true)
 			signal(s.attention)
 		}
+		t.setState(state)
+		t.setFilling(filling)
 		signal(s.backfill)
 	}
 	return nil

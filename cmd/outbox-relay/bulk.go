@@ -32,12 +32,17 @@ type plan struct {
 	Done   int64       `json:"done"`
 }
 
-func (a *app) replayMany(ctx context.Context, d *desk.Desk, b *bulk) error {
-	filter := b.at(d.Now())
-	// What dies again meanwhile is not for this command: it would never end.
-	if filter.Until.IsZero() || filter.Until.After(d.Now()) {
-		filter.Until = d.Now()
+// soFar leaves out what dies from now on: nobody has been shown it, and what dies again while it is replayed would have no end.
+func (b *bulk) soFar(now time.Time) desk.LetterFilter {
+	filter := b.at(now)
+	if filter.Until.IsZero() || filter.Until.After(now) {
+		filter.Until = now
 	}
+	return filter
+}
+
+func (a *app) replayMany(ctx context.Context, d *desk.Desk, b *bulk) error {
+	filter := b.soFar(d.Now())
 	p, err := newPlan(ctx, d, filter)
 	if err != nil {
 		return err
@@ -83,7 +88,7 @@ func (a *app) replayMany(ctx context.Context, d *desk.Desk, b *bulk) error {
 }
 
 func (a *app) discardMany(ctx context.Context, d *desk.Desk, b *bulk) error {
-	filter := b.at(d.Now())
+	filter := b.soFar(d.Now())
 	p, err := newPlan(ctx, d, filter)
 	if err != nil {
 		return err

@@ -240,9 +240,11 @@ func (s *PayloadSchema) Check(payload []byte) (fault string) {
 // explain says where a document that does not match does not, as far as that can be told with little work.
 func (s *PayloadSchema) explain(doc any) (fault string) {
 	defer func() {
-		if r := recover(); r == errTooMuch {
+		switch r := recover(); r {
+		case nil:
+		case errTooMuch:
 			fault = "payload_schema: the payload does not match"
-		} else if r != nil {
+		default:
 			panic(r)
 		}
 	}()

@@ -41,7 +41,8 @@ WHERE r.done_at IS NULL AND coalesce(t.shard, 0) = $2::int4 ORDER BY r.id`, s.sl
 	if err != nil || !fresh {
 		return list, wrap(err, "list recoveries")
 	}
-	_, err = s.pool.Exec(ctx, `UPDATE outbox_relay.recoveries r SET upto_lsn = pg_current_wal_insert_lsn()
+	// What was committed while the request was being made has been read by the log before it, perhaps to no end: it is asked for as well.
+	_, err = s.pool.Exec(ctx, `UPDATE outbox_relay.recoveries r SET upto_lsn = pg_current_wal_insert_lsn(), upto = pg_current_snapshot()
 WHERE r.upto_lsn IS NULL AND r.done_at IS NULL AND EXISTS (SELECT FROM outbox_relay.progress p WHERE p.slot = $1::text AND p.epoch = $2::int8)`, s.slot, epoch)
 	return list, wrap(err, "begin recoveries")
 }

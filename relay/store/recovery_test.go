@@ -68,3 +68,30 @@ func TestRecoveryAfterALogicalRestore(t *testing.T) {
 	assert.Equal(t, []outbox.UUID{old, restored}, ids, "what was committed after the request comes by the log")
 	assert.True(t, page.Done)
 }
+
+// TestRecoveryOfWhatIsCommittedMeanwhile: an application resumes an endpoint and asks for what it missed in one transaction. What others commit before it ends
+// comes in the log before that, when the endpoint takes nothing yet.
+func TestRecoveryOfWhatIsCommittedMeanwhile(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
+	require.NoError(t, err)
+	tx, err := b.admin.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), `SELECT outbox_relay.recover_endpoint('a', $1, since => now() - interval '1 day')`, e)
+	require.NoError(t, err)
+	event := outbox.NewUUID()
+	b.exec(`INSERT INTO a.webhook_events (id, event_type, aggregate_id, aggregate_type) VALUES ($1::uuid, 'x.y', $1::uuid, 'x')`, event)
+	require.NoError(t, tx.Commit(t.Context()))
+	for range 2 { // it begins, and is there
+		list, err := b.store.Recoveries(t.Context(), p.Epoch)
+		require.NoError(t, err)
+		require.Len(t, list, 1)
+		list[0].Ready = true
+		page, err := b.store.RecoveryPage(t.Context(), list[0], 500)
+		require.NoError(t, err)
+		require.Len(t, page.Events, 1)
+		assert.Equal(t, event, page.Events[0].ID)
+	}
+}
