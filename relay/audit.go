@@ -195,6 +195,10 @@ func (a *auditor) look(u *store.Unaccounted, out []store.Outcome) []store.Outcom
 	return out
 }
 
+// auditReach is how old what an event tells of may be when it is committed, to be looked at as it comes. Rows of a logical restore carry transaction ids of another
+// cluster: for years to come there may be some that seem to have been committed just now. They are old by then, and nobody waits for them any more.
+const auditReach = 7 * 24 * time.Hour
+
 // audit looks, before a snapshot is saved, at what it shows and the one before does not. A tenant whose subscriptions have changed meanwhile is left
 // out: what they would match now they did not match then.
 func (s *session) audit(ctx context.Context, from, to store.Snapshot, changes map[string]uint64) error {
@@ -217,7 +221,8 @@ func (s *session) audit(ctx context.Context, from, to store.Snapshot, changes ma
 		if t == nil {
 			continue
 		}
-		a := auditor{store: s.store, cfg: s.cfg(), table: t, inspector: s.inspector, span: store.Range{Tenant: name, From: from, To: to}, epoch: s.epoch, repair: true}
+		a := auditor{store: s.store, cfg: s.cfg(), table: t, inspector: s.inspector, span: store.Range{Tenant: name, From: from, To: to, Since: time.Now().Add(-auditReach)},
+			epoch: s.epoch, repair: true}
 		err := a.run(ctx)
 		if _, broken := errors.AsType[*store.TenantError](err); broken {
 			s.log.Warn("audit: the tenant's tables cannot be read", "tenant", name, "error", err)
