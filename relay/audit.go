@@ -221,8 +221,10 @@ func (s *session) audit(ctx context.Context, from, to store.Snapshot, changes ma
 		if t == nil {
 			continue
 		}
-		a := auditor{store: s.store, cfg: s.cfg(), table: t, inspector: s.inspector, span: store.Range{Tenant: name, From: from, To: to, Since: time.Now().Add(-auditReach)},
-			epoch: s.epoch, repair: true}
+		a := auditor{
+			store: s.store, cfg: s.cfg(), table: t, inspector: s.inspector, span: store.Range{Tenant: name, From: from, To: to, Since: time.Now().Add(-auditReach)},
+			epoch: s.epoch, repair: true,
+		}
 		err := a.run(ctx)
 		if _, broken := errors.AsType[*store.TenantError](err); broken {
 			s.log.Warn("audit: the tenant's tables cannot be read", "tenant", name, "error", err)
