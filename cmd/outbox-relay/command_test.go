@@ -167,7 +167,7 @@ func TestMigratePrintNeedsNoDatabase(t *testing.T) {
 	o := invoke(t, []string{"OUTBOX_RELAY_DATABASE_SLOT=my_slot"}, "migrate", "--print")
 	require.Equal(t, exitOK, o.code, o.err)
 	assert.Contains(t, o.out, "CREATE PUBLICATION outbox_relay_events")
-	assert.Contains(t, o.out, "pg_create_logical_replication_slot('my_slot', 'pgoutput')")
+	assert.Contains(t, o.out, "pg_create_logical_replication_slot(''my_slot'', ''pgoutput''")
 	o = invoke(t, []string{"OUTBOX_RELAY_DATABASE_SLOT=My Slot"}, "migrate", "--print")
 	assert.Equal(t, exitUsage, o.code)
 	assert.NotContains(t, o.err, "database.url")

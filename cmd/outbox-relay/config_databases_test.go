@@ -218,7 +218,7 @@ func TestWhichDatabase(t *testing.T) {
 	}
 	o := invoke(t, nil, "migrate", "--print", "--database", "billing", "--config", file)
 	require.Equal(t, exitOK, o.code, o.err)
-	assert.Contains(t, o.out, "pg_create_logical_replication_slot('slot_b', 'pgoutput')")
+	assert.Contains(t, o.out, "pg_create_logical_replication_slot(''slot_b'', ''pgoutput''")
 	o = invoke(t, []string{"OUTBOX_RELAY_DATABASE_URL=" + dsn}, "check", "--database", "orders")
 	assert.Equal(t, exitUsage, o.code)
 	assert.Contains(t, o.err, "the configuration has no list of databases")
