@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -21,13 +22,16 @@ const (
 type waker struct{ looked, reason time.Time }
 
 func (w *waker) wake(ctx context.Context, s *session) error {
-	woken := s.takeWoken()
-	for i, key := range woken {
+	var failed error // of some endpoints; it is no reason to leave out the others
+	for _, key := range s.takeWoken() {
+		if t := s.tenant(key.tenant); t == nil || t.is(stateSuspended) {
+			continue // what waits is woken when it is resumed
+		}
 		if err := s.wakeEndpoint(ctx, key); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("wake the deliveries of endpoint %s: %w", key.endpoint, err))
 			s.mu.Lock()
-			s.woken = append(woken[i:], s.woken...)
+			s.woken = append(s.woken, key)
 			s.mu.Unlock()
-			return fmt.Errorf("wake the deliveries of endpoint %s: %w", key.endpoint, err)
 		}
 	}
 	if keys, stamps := s.dispatcher.blockedKeys(); len(keys) > 0 {
@@ -41,14 +45,14 @@ func (w *waker) wake(ctx context.Context, s *session) error {
 		w.reason = time.Now()
 	}
 	if time.Since(w.reason) > wakeAgain && time.Since(w.looked) < wakeEvery {
-		return nil
+		return failed
 	}
 	w.looked = time.Now()
 	if err := s.store.WakeParkedHeads(ctx); err != nil {
 		return fmt.Errorf("look for deliveries parked for no reason: %w", err)
 	}
 	signal(s.claim)
-	return nil
+	return failed
 }
 
 func (s *session) wakeEndpoint(ctx context.Context, key laneKey) error {
