@@ -186,10 +186,10 @@ func (m *metrics) outcome(o *store.Outcome) {
 	}
 }
 
-// recorded notes that a delivery of the stream is durable.
-func (m *metrics) recorded(j *job) {
+// recorded notes that a delivery of the stream is durable, as all of its batch are since now.
+func (m *metrics) recorded(j *job, now time.Time) {
 	if j.ledger != nil && !j.committed.IsZero() {
-		m.toRecord.Observe(max(time.Since(j.committed).Seconds(), 0))
+		m.toRecord.Observe(max(now.Sub(j.committed).Seconds(), 0))
 	}
 }
 

@@ -192,7 +192,7 @@ func TestMetricsCostNoMemory(t *testing.T) { //nolint:paralleltest // AllocsPerR
 		j.owed.Store(false)
 		m.tried(j, res)
 		m.outcome(o)
-		m.recorded(j)
+		m.recorded(j, time.Now())
 	}
 	one() // a bucket of a native histogram is made when it is first needed
 	assert.Less(t, testing.AllocsPerRun(1000, one), 1.0)

@@ -253,11 +253,11 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 	} else {
 		r.durable(out)
 	}
-	due := false
+	due, now := false, time.Now()
 	for i := range out {
 		if !fenced || out[i].Delivery.Queued {
 			r.metrics.outcome(&out[i])
-			r.metrics.recorded(jobs[i])
+			r.metrics.recorded(jobs[i], now)
 			if span := jobs[i].span; span != nil {
 				endDelivery(span, &out[i])
 			}
