@@ -173,7 +173,8 @@ func (a *auditor) run(ctx context.Context) error {
 func (a *auditor) look(u *store.Unaccounted, out []store.Outcome) []store.Outcome {
 	var m messages
 	var refused *refusal
-	for _, target := range a.table.Match(&u.Event, nil) {
+	targets := a.table.Match(&u.Event, nil)
+	for _, target := range targets {
 		if slices.Contains(u.Delivered, target.Endpoint.ID) {
 			continue
 		}
@@ -187,7 +188,7 @@ func (a *auditor) look(u *store.Unaccounted, out []store.Outcome) []store.Outcom
 			continue
 		}
 		if refused == nil {
-			r := a.inspector.look(a.span.Tenant, a.table, &u.Event)
+			r := a.inspector.look(a.span.Tenant, a.table, &u.Event, targets)
 			refused = &r
 		}
 		out = append(out, missed(a.span.Tenant, &u.Event, target, &m, 0, a.cfg.Delivery.Source, deferAudit, *refused))
@@ -255,7 +256,7 @@ func missed(tenant string, e *outbox.Event, target route.Target, m *messages, at
 		},
 		Status: store.Pending, Reason: reason, Park: ep.Paused,
 	}
-	if refused.code != "" {
+	if refused = refused.of(&target); refused.code != "" {
 		o.Status, o.Code, o.Reason, o.Park = store.Failed, refused.code, refused.reason, false
 	}
 	return o

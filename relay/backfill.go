@@ -79,7 +79,7 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 			continue
 		}
 		var m messages
-		refused := s.inspector.look(t.schema, t, e)
+		refused := s.inspector.look(t.schema, t, e, targets)
 		for _, target := range targets {
 			out = append(out, missed(t.schema, e, target, &m, page.Places[i], s.cfg().Delivery.Source, deferBackfill, refused))
 		}

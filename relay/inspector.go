@@ -1,7 +1,9 @@
 package relay
 
 import (
+	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,12 +13,20 @@ import (
 
 // What error_code says of events that are dead letters from the start.
 const (
-	codeEvent  = "event_invalid"  // it breaks a bound of Config.Validation
+	codeEvent  = "event_invalid"  // it breaks a bound of Config.Validation, or that of filters
 	codeSchema = "schema_invalid" // it does not match the payload_schema of its type
 )
 
 // A refusal says why an event is not sent. The zero value says that it is.
 type refusal struct{ code, reason string }
+
+// of is what is refused for one endpoint: also an event of which nobody knows whether it wants it. It must not be lost without a word, and not be sent by chance.
+func (r refusal) of(t *route.Target) refusal {
+	if r.code == "" && t.Undecided {
+		return refusal{codeEvent, fmt.Sprintf("not held against the filter of subscription %s: filters walk over no more than %v of JSON for one event", t.Subscription, ByteSize(route.MatchBudget))}
+	}
+	return r
+}
 
 // An inspector holds matched events against the bounds and the schemas of the configuration. It is safe for concurrent use.
 type inspector struct {
@@ -52,12 +62,15 @@ type schemaTable interface {
 	PayloadSchema(eventType string) *route.PayloadSchema
 }
 
-// look says whether a matched event is to be sent.
-func (i *inspector) look(tenant string, table schemaTable, e *outbox.Event) refusal {
+// look says whether a matched event is to be sent, as far as that is the same for all its targets.
+func (i *inspector) look(tenant string, table schemaTable, e *outbox.Event, targets []route.Target) refusal {
 	if err := i.limits.Check(e); err != nil {
 		r := refusal{codeEvent, err.Error()}
 		i.complain(tenant, e, r, false)
 		return r
+	}
+	if n := slices.IndexFunc(targets, func(t route.Target) bool { return t.Undecided }); n >= 0 {
+		i.complain(tenant, e, refusal{}.of(&targets[n]), false)
 	}
 	if i.schemas == SchemaOff {
 		return refusal{}

@@ -138,13 +138,13 @@ func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error
 	if len(s.targets) == 0 {
 		return nil
 	}
-	refused := s.inspector.look(t.schema, t, &e)
+	refused := s.inspector.look(t.schema, t, &e, s.targets)
 	if s.tx.entry == noCommit {
 		s.tx.entry = s.ledger.begin(s.tx.begin.CommitLSN, s.tx.begin.CommitTime)
 	}
 	jobs := s.jobs(t, &e)
-	for _, j := range jobs {
-		j.refused = refused
+	for i, j := range jobs {
+		j.refused = refused.of(&s.targets[i])
 	}
 	failpoint.Hit(failpoint.Decoded)
 	for range jobs {

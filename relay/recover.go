@@ -70,11 +70,12 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 	for i := range page.Events {
 		e := &page.Events[i]
 		var m messages
-		for _, target := range t.Match(e, nil) {
+		targets := t.Match(e, nil)
+		for _, target := range targets {
 			if target.Endpoint.ID != r.ID {
 				continue
 			}
-			o := missed(t.schema, e, target, &m, 0, s.cfg().Delivery.Source, deferRecovery, s.inspector.look(t.schema, t, e))
+			o := missed(t.schema, e, target, &m, 0, s.cfg().Delivery.Source, deferRecovery, s.inspector.look(t.schema, t, e, targets))
 			if page.Rate > 0 {
 				o.Due = page.Due + time.Duration(float64(len(out))/page.Rate*float64(time.Second))
 			}

@@ -163,3 +163,35 @@ func TestSchemasThatOnlyWarn(t *testing.T) {
 	assert.Contains(t, log, "payload does not match #/required")
 	assert.NotContains(t, log, "planted-secret")
 }
+
+// TestFiltersAreBounded: an event that filters would look at for too long is a dead letter for those whose filter was not asked, and holds up nobody.
+func TestFiltersAreBounded(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	s := newSite(t, "", func(outbox.UUID, string) int { return http.StatusOK }, "acme")
+	all, some := s.endpoint(t, "acme", 0), s.endpoint(t, "acme", 0)
+	var keys []string
+	for i := range 500 {
+		keys = append(keys, fmt.Sprintf(`{"key%d": 1}`, i))
+	}
+	s.subscribe(t, "acme", all, "order.created", "{}")
+	s.subscribe(t, "acme", some, "order.created", `{"$or": [`+strings.Join(keys, ",")+`]}`)
+	p := startBinary(t, binary(t), s.config)
+	commit := func(data string) (id outbox.UUID) {
+		id = outbox.NewUUID()
+		s.exec(t, `INSERT INTO acme.webhook_events (id, event_type, aggregate_id, aggregate_type, event_data) VALUES ($1, 'order.created', $1, 'order', $2)`, id, data)
+		return id
+	}
+	large := commit(`{"note": "` + strings.Repeat("x", 600_000) + `", "key499": 1}`)
+	small, other := commit(`{"key499": 1}`), commit(`{"key500": 1}`)
+	s.receiver.await(ctx, t, "all", func() bool { return len(s.fates(ctx, t, all)) == 3 && len(s.fates(ctx, t, some)) == 2 })
+	assert.Equal(t, map[outbox.UUID]string{large: "success", small: "success", other: "success"}, s.fates(ctx, t, all))
+	assert.Equal(t, map[outbox.UUID]string{large: "event_invalid", small: "success"}, s.fates(ctx, t, some))
+	var reason string
+	require.NoError(t, s.pool.QueryRow(ctx, `SELECT last_error FROM acme.webhook_dead_letters`).Scan(&reason))
+	assert.Contains(t, reason, "filters walk over no more than 256MiB of JSON for one event")
+	_, err := p.stop(t)
+	require.NoError(t, err)
+	assert.Regexp(t, `an event is not valid.*event_invalid`, p.said(t))
+}

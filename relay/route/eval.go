@@ -2,6 +2,7 @@ package route
 
 import (
 	"bytes"
+	"math"
 
 	"github.com/neo-commons/outbox-relay/outbox"
 )
@@ -9,14 +10,37 @@ import (
 // Match reports whether e passes the filter. It reads e.Data and e.Metadata as they are, building nothing: each key that the filter
 // names costs a walk over the object it is in. It allocates only to unescape a long string. JSON that is found broken does not match.
 func (f *Filter) Match(e *outbox.Event) bool {
-	m := matcher{event: e}
-	return m.holds(&f.root, value{}) && !m.bad
+	left := math.MaxInt
+	matches, _ := f.match(e, &left)
+	return matches
+}
+
+// match is Match within a budget: left is how many bytes of JSON may still be walked over, and is taken from. Nothing is decided once it is used up.
+func (f *Filter) match(e *outbox.Event, left *int) (matches, decided bool) {
+	m := matcher{event: e, left: *left}
+	matches = m.holds(&f.root, value{}) && !m.bad
+	*left = m.left
+	return matches, m.left > 0
 }
 
 type matcher struct {
 	event   *outbox.Event
+	left    int      // bytes that may still be walked over
 	bad     bool     // the JSON is broken
 	scratch [64]byte // for strings that are not in the JSON as they are
+}
+
+// walked takes what lies between two places of a document from what may still be walked over, and tells whether anything is left. What is found after that does
+// not count.
+func (m *matcher) walked(from, to int) bool {
+	m.left -= max(to-from, 1)
+	return m.left > 0
+}
+
+// over ends a walk over an array or an object: at is the last value that was come to, end where the whole ends, bad that it is broken.
+func (m *matcher) over(at, end int, bad bool) {
+	m.walked(at, end)
+	m.bad = m.bad || bad
 }
 
 // value is a place in a document, or a column of the event that is text. The zero value is missing.
@@ -84,12 +108,12 @@ func (m *matcher) walk(n *node, v value, path []string) bool {
 		return m.walk(n, m.find(v, path[0]), path[1:])
 	}
 	e := elementsOf(v.doc, v.at)
-	for e.advance() {
+	for last := e.at; e.advance() && m.walked(last, e.at); last = e.at {
 		if w := valueAt(v.doc, e.at); w.kind != kindArray && m.walk(n, m.find(w, path[0]), path[1:]) {
 			return true
 		}
 	}
-	m.bad = m.bad || e.bad
+	m.over(e.at, e.end, e.bad)
 	return false
 }
 
@@ -99,14 +123,14 @@ func (m *matcher) find(v value, key string) value {
 		return value{}
 	}
 	it := membersOf(v.doc, v.at)
-	for it.advance() {
+	for last := v.at; it.advance() && m.walked(last, it.at); last = it.at {
 		if m.isKey(it.key, key) {
 			w := valueAt(v.doc, it.at)
 			m.bad = m.bad || w.kind == kindBad
 			return w
 		}
 	}
-	m.bad = m.bad || it.bad
+	m.over(it.at, it.next, it.bad)
 	return value{}
 }
 
@@ -130,12 +154,12 @@ func (m *matcher) pass(n *node, v value) bool {
 		return true
 	}
 	e := elementsOf(v.doc, v.at)
-	for e.advance() {
+	for last := e.at; e.advance() && m.walked(last, e.at); last = e.at {
 		if w := valueAt(v.doc, e.at); (whole || w.kind != kindArray) && m.passOne(n, w) {
 			return true
 		}
 	}
-	m.bad = m.bad || e.bad
+	m.over(e.at, e.end, e.bad)
 	return false
 }
 
@@ -213,7 +237,9 @@ func (m *matcher) compare(v value, l *literal) (int, bool) {
 
 // number reads the number v.
 func (m *matcher) number(v value) (decimal, bool) {
-	d, ok := parseDecimal(v.doc[v.at:skip(v.doc, v.at)])
+	end := skip(v.doc, v.at)
+	m.walked(v.at, end)
+	d, ok := parseDecimal(v.doc[v.at:end])
 	m.bad = m.bad || !ok
 	return d, ok
 }
@@ -235,6 +261,7 @@ func (m *matcher) text(v value) []byte {
 		m.bad = true
 		return nil
 	}
+	m.walked(v.at, end)
 	inside := v.doc[v.at+1 : end-1]
 	if !isEscaped(inside) {
 		return inside
@@ -265,7 +292,7 @@ func (m *matcher) equal(v value, l *literal) bool {
 func (m *matcher) equalArray(v value, l *literal) bool {
 	count := 0
 	e := elementsOf(v.doc, v.at)
-	for e.advance() {
+	for last := e.at; e.advance() && m.walked(last, e.at); last = e.at {
 		if e.depth > 1 {
 			continue
 		}
@@ -274,7 +301,7 @@ func (m *matcher) equalArray(v value, l *literal) bool {
 		}
 		count++
 	}
-	m.bad = m.bad || e.bad
+	m.over(e.at, e.end, e.bad)
 	return count == len(l.items)
 }
 
@@ -282,7 +309,7 @@ func (m *matcher) equalArray(v value, l *literal) bool {
 func (m *matcher) equalObject(v value, l *literal) bool {
 	count := 0
 	it := membersOf(v.doc, v.at)
-	for it.advance() {
+	for last := v.at; it.advance() && m.walked(last, it.at); last = it.at {
 		if count == len(l.keys) {
 			return false
 		}
@@ -295,6 +322,6 @@ func (m *matcher) equalObject(v value, l *literal) bool {
 		}
 		count++
 	}
-	m.bad = m.bad || it.bad
+	m.over(it.at, it.next, it.bad)
 	return count == len(l.keys)
 }

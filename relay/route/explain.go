@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
@@ -208,7 +209,7 @@ func (b *blame) add(p part, operator string, operand json.RawMessage) {
 
 // found tells the JSON types at a place of the event.
 func (b *blame) found(p part) string {
-	m := matcher{event: b.event}
+	m := matcher{event: b.event, left: math.MaxInt}
 	var kinds []string
 	m.kinds(m.start(p.from, value{}), p.path, func(k kind) {
 		if text := (&literal{kind: k}).describe(); k != kindBad && !slices.Contains(kinds, text) {

@@ -164,6 +164,7 @@ func (m *members) broken() bool {
 type elements struct {
 	doc   []byte
 	at    int // the index of the current element; at first of the array itself
+	end   int // the index of what ended the array, once advance has returned false
 	depth int
 	bad   bool
 }
@@ -195,6 +196,7 @@ func (e *elements) advance() bool {
 		case ']':
 			e.depth--
 			if e.depth == 0 {
+				e.end = i
 				return false
 			}
 		default:
