@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 func TestRampBeginsLowAndGrowsWithSuccess(t *testing.T) {
@@ -169,7 +170,7 @@ func TestPauseAskedByTheReceiver(t *testing.T) {
 		require.Nil(t, b.nextJob())
 		b.admit(t.Context(), b.job("one", 1))
 		require.Equal(t, []string{deferThrottled, deferThrottled}, b.deferrals)
-		require.Equal(t, 0, b.caps()[b.ids["one"]])
+		require.Equal(t, 0, b.caps()[store.Endpoint{Tenant: "t", ID: b.ids["one"]}])
 		time.Sleep(10 * time.Second)
 		b.admit(t.Context(), b.job("one", 1))
 		require.NotNil(t, b.nextJob())

@@ -8,6 +8,7 @@ import (
 	"github.com/sony/gobreaker/v2"
 
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // sweep looks after what has been in memory for longer than hold: what waits in a queue is deferred, what runs is handed to the retry queue
@@ -77,10 +78,10 @@ func (d *dispatcher) goQuiet(l *lane) {
 }
 
 // caps tells how many deliveries may be claimed for the endpoints whose lanes cannot take any number.
-func (d *dispatcher) caps() map[outbox.UUID]int {
+func (d *dispatcher) caps() map[store.Endpoint]int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	caps := make(map[outbox.UUID]int)
+	caps := make(map[store.Endpoint]int)
 	for key, l := range d.lanes {
 		n := l.queue.n + l.behind
 		takes := l.fits(time.Second)
@@ -95,7 +96,7 @@ func (d *dispatcher) caps() map[outbox.UUID]int {
 			takes = 0
 		}
 		if takes < math.MaxInt {
-			caps[key.endpoint] = max(takes-n, 0)
+			caps[store.Endpoint{Tenant: key.tenant, ID: key.endpoint}] = max(takes-n, 0)
 		}
 	}
 	return caps

@@ -27,11 +27,14 @@ func (w *waker) wake(ctx context.Context, s *session) error {
 		if t := s.tenant(key.tenant); t == nil || t.is(stateSuspended) {
 			continue // what waits is woken when it is resumed
 		}
-		if err := s.wakeEndpoint(ctx, key); err != nil {
+		more, err := s.wakeEndpoint(ctx, key)
+		if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("wake the deliveries of endpoint %s: %w", key.endpoint, err))
 			s.mu.Lock()
 			s.woken = append(s.woken, key)
 			s.mu.Unlock()
+		} else if more {
+			s.takesAgain(key)
 		}
 	}
 	if keys, stamps := s.dispatcher.blockedKeys(); len(keys) > 0 {
@@ -48,19 +51,24 @@ func (w *waker) wake(ctx context.Context, s *session) error {
 		return failed
 	}
 	w.looked = time.Now()
-	if err := s.store.WakeParkedHeads(ctx); err != nil {
+	more, err := s.store.WakeParkedHeads(ctx)
+	if err != nil {
 		return fmt.Errorf("look for deliveries parked for no reason: %w", err)
+	}
+	if more {
+		s.resumed.Store(true)
 	}
 	signal(s.claim)
 	return failed
 }
 
-func (s *session) wakeEndpoint(ctx context.Context, key laneKey) error {
-	if err := s.store.Wake(ctx, key.tenant, key.endpoint, wakeWithin); err != nil {
-		return err
+func (s *session) wakeEndpoint(ctx context.Context, key laneKey) (more bool, err error) {
+	more, err = s.store.Wake(ctx, key.tenant, key.endpoint, wakeWithin)
+	if err != nil {
+		return false, err
 	}
 	signal(s.claim)
-	return s.store.ForgetHealth(ctx, store.Endpoint{Tenant: key.tenant, ID: key.endpoint})
+	return more, s.store.ForgetHealth(ctx, store.Endpoint{Tenant: key.tenant, ID: key.endpoint})
 }
 
 // takesAgain notes an endpoint that was inactive or paused and is not any more.

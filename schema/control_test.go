@@ -195,7 +195,7 @@ func TestReplayWaitsForWhatIsInFlight(t *testing.T) {
 	// What the recorder does once an attempt has ended.
 	ended := func(n string) {
 		b.exec("DELETE FROM outbox_relay.retry_queue WHERE delivery_id = $1", delivery(n))
-		b.exec("SELECT outbox_relay.wake_next(ARRAY[$1::uuid], ARRAY[$1::uuid])", endpointID)
+		b.exec("SELECT outbox_relay.wake_next('acme', ARRAY[$1::uuid], ARRAY[$1::uuid])", endpointID)
 	}
 	for _, wake := range []string{"wake('acme', '" + endpointID + "')", "wake_parked_heads()", "resume_endpoint('acme', '" + endpointID + "')"} {
 		b.exec("SELECT outbox_relay." + wake)
@@ -214,13 +214,27 @@ func TestReplayWaitsForWhatIsInFlight(t *testing.T) {
 	require.Equal(t, "1 4 5*", get[string](b, waiting))
 }
 
+// TestControlSeesItsOwnTenant: another one has the same ids, with a delivery in flight that would be the first of the key.
+func TestControlSeesItsOwnTenant(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	b.exec("INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at, leased_by, order_key, order_lsn, order_n) "+
+		"VALUES ($1, 'copy', $2, now() + interval '1 h', gen_random_uuid(), $2, '0/1', 0)", delivery("0"), endpointID)
+	require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery("1")))
+	require.Equal(t, "0 2 3* 4* 5*", get[string](b, waiting))
+	require.True(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery("1")))
+	require.Equal(t, "0 1 2* 3* 4* 5*", get[string](b, waiting), "by its place")
+	b.exec("UPDATE outbox_relay.retry_queue SET due_at = 'infinity' WHERE tenant = 'acme'")
+	require.Equal(t, int64(1), get[int64](b, "SELECT outbox_relay.wake('acme', $1)", endpointID))
+}
+
 // TestRowsOfTheLogWaitForABackfill: what the log brought of a key does not go before events that are still to be queued from the tables.
 func TestRowsOfTheLogWaitForABackfill(t *testing.T) {
 	t.Parallel()
 	b := controlled(t)
 	b.exec("UPDATE outbox_relay.retry_queue SET due_at = 'infinity'")
 	b.exec("UPDATE outbox_relay.tenants SET backfill = 'missed', backfill_upto = pg_current_snapshot(), backfill_done_at = NULL")
-	wakes := []string{"wake_parked_heads()", "wake('acme', '" + endpointID + "')", "wake_next(ARRAY['" + endpointID + "'::uuid], ARRAY['" + endpointID + "'::uuid])"}
+	wakes := []string{"wake_parked_heads()", "wake('acme', '" + endpointID + "')", "wake_next('acme', ARRAY['" + endpointID + "'::uuid], ARRAY['" + endpointID + "'::uuid])"}
 	for _, wake := range wakes {
 		require.Zero(t, get[int64](b, "SELECT outbox_relay."+wake), wake)
 	}

@@ -139,11 +139,11 @@ func TestNothingIsWokenBeforeAMoveIsOver(t *testing.T) {
 		return get[int64](b, "SELECT count(*) FROM outbox_relay.retry_queue WHERE due_at = 'infinity'")
 	}
 	row(2, "moved_lsn + 100")
-	b.exec("SELECT outbox_relay.wake_next(ARRAY['" + endpoint + "']::uuid[], ARRAY['" + endpoint + "']::uuid[])")
+	b.exec("SELECT outbox_relay.wake_next('one', ARRAY['" + endpoint + "']::uuid[], ARRAY['" + endpoint + "']::uuid[])")
 	b.exec("SELECT outbox_relay.wake('one', '" + endpoint + "')")
 	assert.Equal(t, int64(1), parked())
 	row(1, "moved_lsn - 100") // of the slot before
-	b.exec("SELECT outbox_relay.wake_next(ARRAY['" + endpoint + "']::uuid[], ARRAY['" + endpoint + "']::uuid[])")
+	b.exec("SELECT outbox_relay.wake_next('one', ARRAY['" + endpoint + "']::uuid[], ARRAY['" + endpoint + "']::uuid[])")
 	assert.Equal(t, int64(1), parked(), "the first of the key")
 	b.exec("DELETE FROM outbox_relay.retry_queue WHERE due_at < 'infinity'; UPDATE outbox_relay.tenants SET backfill_done_at = now()")
 	b.exec("SELECT outbox_relay.wake('one', '" + endpoint + "')")

@@ -172,7 +172,7 @@ ORDER BY 1, 2, 3`, id, attemptsShown)
 // place looks up where a delivery stands; nil: it has no order to keep.
 func (d *Desk) place(ctx context.Context, id outbox.UUID) (*Place, error) {
 	const op = "look up order"
-	const same = `FROM outbox_relay.retry_queue h WHERE h.endpoint_id = q.endpoint_id AND h.order_key = q.order_key`
+	const same = `FROM outbox_relay.retry_queue h WHERE h.lane = q.lane AND h.order_key = q.order_key`
 	const position = ` (h.order_lsn, h.order_n, h.delivery_id) `
 	var head outbox.UUID
 	places, err := collect(ctx, d, op, func(row pgx.CollectableRow) (p Place, err error) {

@@ -60,10 +60,10 @@ FROM s GROUP BY GROUPING SETS ((), (s.tenant, s.endpoint_id)) ORDER BY grouping(
 	// What waits for a paused endpoint has a head that is parked as well.
 	queueBlocked = `
 SELECT k.tenant, k.endpoint_id, k.order_key, k.n, h.delivery_id, h.due_at
-FROM (SELECT s.tenant, s.endpoint_id, s.order_key, count(*) AS n
-  FROM (SELECT q.tenant, q.endpoint_id, q.order_key FROM outbox_relay.retry_queue q WHERE q.due_at = 'infinity' LIMIT $1::int4) s
-  WHERE s.order_key IS NOT NULL GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3 LIMIT $2::int4) k
-CROSS JOIN LATERAL (SELECT q.delivery_id, q.due_at FROM outbox_relay.retry_queue q WHERE q.endpoint_id = k.endpoint_id AND q.order_key = k.order_key
+FROM (SELECT s.tenant, s.endpoint_id, s.order_key, count(*) AS n, s.lane
+  FROM (SELECT q.tenant, q.endpoint_id, q.order_key, q.lane FROM outbox_relay.retry_queue q WHERE q.due_at = 'infinity' LIMIT $1::int4) s
+  WHERE s.order_key IS NOT NULL GROUP BY 1, 2, 3, 5 ORDER BY 4 DESC, 1, 2, 3 LIMIT $2::int4) k
+CROSS JOIN LATERAL (SELECT q.delivery_id, q.due_at FROM outbox_relay.retry_queue q WHERE q.lane = k.lane AND q.order_key = k.order_key
   ORDER BY q.order_lsn, q.order_n, q.delivery_id LIMIT 1) h WHERE h.due_at < 'infinity' ORDER BY 4 DESC, 1, 2, 3`
 
 	reasonColumn = `coalesce(CASE WHEN d.error_code = 'deferred' THEN d.error_message ELSE d.error_code END, '')::text`
@@ -71,7 +71,7 @@ CROSS JOIN LATERAL (SELECT q.delivery_id, q.due_at FROM outbox_relay.retry_queue
 	queueReasons = `
 SELECT coalesce((SELECT e.name FROM {tenant}.webhook_endpoints e WHERE e.id = $1::uuid), '')::text,
   coalesce((SELECT jsonb_object_agg(r.reason, r.n) FROM (SELECT ` + reasonColumn + ` AS reason, count(*) AS n
-    FROM (SELECT q.delivery_id FROM outbox_relay.retry_queue q WHERE q.endpoint_id = $1::uuid ORDER BY q.due_at LIMIT 100) q
+    FROM (SELECT q.delivery_id FROM outbox_relay.retry_queue q WHERE q.lane = outbox_relay.lane($2::text, $1::uuid) ORDER BY q.due_at LIMIT 100) q
     JOIN {tenant}.webhook_deliveries d ON d.id = q.delivery_id GROUP BY 1) r), '{}')`
 )
 
@@ -117,7 +117,7 @@ func (d *Desk) surveyQueue(ctx context.Context, o *Overview) error {
 	for i := range q.Worst {
 		w := &q.Worst[i]
 		w.Reasons = map[string]int64{}
-		if err := d.lookInto(ctx, o, w.Tenant, queueReasons, []any{w.EndpointID}, &w.Name, &w.Reasons); err != nil {
+		if err := d.lookInto(ctx, o, w.Tenant, queueReasons, []any{w.EndpointID, w.Tenant}, &w.Name, &w.Reasons); err != nil {
 			return err
 		}
 	}

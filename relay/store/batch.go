@@ -101,7 +101,7 @@ func (t *tenantBatch) statements(owner outbox.UUID) []statement {
 	add(insertOutcomes, first, true, owner, t.tenant)
 	add(updateDelivered, won, false)
 	add(updateOutcomes, later, true, owner)
-	list = append(list, arrange(first, won, later)...)
+	list = append(list, arrange(t.tenant, first, won, later)...)
 	if ids, reasons := t.disabled(); len(ids) > 0 {
 		list = append(list, statement{sql: forTenant(disableEndpoints, t.tenant), args: []any{ids, reasons}})
 	}

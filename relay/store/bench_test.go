@@ -68,7 +68,7 @@ func BenchmarkClaim(b *testing.B) {
 				}
 				s.record(outcomes...)
 				b.StartTimer()
-				claimed, _, err := s.store.Claim(b.Context(), s.owner, store.ClaimOptions{N: 500, Lease: time.Hour, Run: 1, Caps: map[outbox.UUID]int{full: 0}})
+				claimed, _, err := s.store.Claim(b.Context(), s.owner, store.ClaimOptions{N: 500, Lease: time.Hour, Run: 1, Caps: map[store.Endpoint]int{{Tenant: "a", ID: full}: 0}})
 				require.NoError(b, err)
 				require.Len(b, claimed, n)
 			}

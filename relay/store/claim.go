@@ -34,7 +34,7 @@ type ClaimOptions struct {
 	Run   int           // deliveries of one ordered key, the first one included
 	Lease time.Duration // how long they are the owner's
 	// Caps is for endpoints that can take only so many of N now; 0: none. The others can take any number.
-	Caps map[outbox.UUID]int
+	Caps map[Endpoint]int
 	// Tenants are those whose deliveries may be claimed; nil: all.
 	Tenants []string
 	// Bytes is about how much of bodies is loaded at most; what exceeds it goes back. Zero: no bound. The first delivery always fits.
@@ -47,24 +47,24 @@ type ClaimOptions struct {
 // the head is taken, and with it the rows behind it, up to the first that somebody else holds, or that events still to be queued from the tables will come
 // in front of.
 const claimDue = `
-WITH RECURSIVE {looked},
+WITH RECURSIVE cap AS MATERIALIZED (SELECT outbox_relay.lane(u.t, u.e) AS lane, u.n FROM unnest($4::text[], $5::uuid[], $6::int4[]) AS u (t, e, n)),
+{looked},
 ranked AS (
-  SELECT q.*, row_number() OVER (PARTITION BY q.endpoint_id ORDER BY q.due_at) AS rank FROM looked q
-  WHERE q.endpoint_id <> ALL($4::uuid[]) AND ($8::text[] IS NULL OR q.tenant = ANY($8::text[])) AND (q.order_key IS NULL OR NOT EXISTS ` + behind + `)),
+  SELECT q.*, row_number() OVER (PARTITION BY q.lane ORDER BY q.due_at) AS rank FROM looked q
+  WHERE ` + notFull + ` AND ($7::text[] IS NULL OR q.tenant = ANY($7::text[])) AND (q.order_key IS NULL OR NOT EXISTS ` + behind + `)),
 chosen AS (
-  SELECT r.delivery_id FROM ranked r LEFT JOIN unnest($5::uuid[], $6::int4[]) AS cap (endpoint_id, n) USING (endpoint_id)
-  WHERE cap.n IS NULL OR r.rank <= cap.n ORDER BY r.rank, r.due_at),
+  SELECT r.delivery_id FROM ranked r LEFT JOIN cap USING (lane) WHERE cap.n IS NULL OR r.rank <= cap.n ORDER BY r.rank, r.due_at),
 head AS MATERIALIZED (
   SELECT h.*, CASE WHEN h.order_key IS NOT NULL THEN outbox_relay.filling_place(h.tenant) END AS filling FROM chosen c CROSS JOIN LATERAL (
-    SELECT q.tenant, q.delivery_id, q.endpoint_id, q.order_key, q.order_lsn, q.order_n FROM outbox_relay.retry_queue q
+    SELECT q.tenant, q.delivery_id, q.lane, q.order_key, q.order_lsn, q.order_n FROM outbox_relay.retry_queue q
     WHERE q.delivery_id = c.delivery_id AND q.due_at <= now() FOR UPDATE SKIP LOCKED) h
   LIMIT $2::int4),
 follower AS MATERIALIZED (
   SELECT h.delivery_id AS head, n.delivery_id, n.nr FROM head h CROSS JOIN LATERAL (
     SELECT q.delivery_id, row_number() OVER (ORDER BY q.order_lsn, q.order_n, q.delivery_id) AS nr FROM outbox_relay.retry_queue q
-    WHERE q.endpoint_id = h.endpoint_id AND q.order_key = h.order_key
+    WHERE q.lane = h.lane AND q.order_key = h.order_key
       AND (q.order_lsn, q.order_n, q.delivery_id) > (h.order_lsn, h.order_n, h.delivery_id) AND (q.order_lsn <= h.filling) IS NOT FALSE
-    ORDER BY q.order_lsn, q.order_n, q.delivery_id LIMIT $7::int4 - 1) n
+    ORDER BY q.order_lsn, q.order_n, q.delivery_id LIMIT $8::int4 - 1) n
   WHERE h.order_key IS NOT NULL),
 held AS MATERIALIZED (
   SELECT q.delivery_id FROM outbox_relay.retry_queue q
@@ -86,7 +86,10 @@ const (
 	claimAlone    = `SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1::text, ` + lockClaim + `))`
 )
 
-const queueColumns = `q.delivery_id, q.tenant, q.endpoint_id, q.order_key, q.order_lsn, q.order_n, q.due_at`
+// notFull leaves out what is of an endpoint that can take nothing.
+const notFull = `q.lane <> ALL(ARRAY(SELECT c.lane FROM cap c WHERE c.n = 0))`
+
+const queueColumns = `q.delivery_id, q.tenant, q.lane, q.order_key, q.order_lsn, q.order_n, q.due_at`
 
 // What is looked at. Usually that is the longest due, which costs the same whatever else waits. Where these are of endpoints that can take no more now, a
 // million of them perhaps, the others are found endpoint by endpoint, each with its part of the look. Its conditions are for the index of both columns: with
@@ -96,18 +99,18 @@ const (
   SELECT ` + queueColumns + ` FROM outbox_relay.retry_queue q WHERE q.due_at <= now() ORDER BY q.due_at LIMIT $2::int4 * 4)`
 
 	dueByEndpoint = `queued AS (
-  (SELECT q.endpoint_id, q.tenant FROM outbox_relay.retry_queue q ORDER BY q.endpoint_id LIMIT 1)
+  (SELECT q.lane, q.tenant FROM outbox_relay.retry_queue q ORDER BY q.lane LIMIT 1)
   UNION ALL
   SELECT n.* FROM queued CROSS JOIN LATERAL (
-    SELECT q.endpoint_id, q.tenant FROM outbox_relay.retry_queue q WHERE q.endpoint_id > queued.endpoint_id ORDER BY q.endpoint_id LIMIT 1) n),
+    SELECT q.lane, q.tenant FROM outbox_relay.retry_queue q WHERE q.lane > queued.lane ORDER BY q.lane LIMIT 1) n),
 open AS MATERIALIZED (
-  SELECT o.endpoint_id FROM queued o WHERE o.endpoint_id <> ALL($4::uuid[]) AND ($8::text[] IS NULL OR o.tenant = ANY($8::text[]))),
+  SELECT q.lane FROM queued q WHERE ` + notFull + ` AND ($7::text[] IS NULL OR q.tenant = ANY($7::text[]))),
 looked AS MATERIALIZED (
   SELECT l.* FROM open o CROSS JOIN LATERAL (
     SELECT ` + queueColumns + ` FROM outbox_relay.retry_queue q
-    WHERE (q.endpoint_id, q.due_at) > (o.endpoint_id, '-infinity') AND (q.endpoint_id, q.due_at) <= (o.endpoint_id, now())
+    WHERE (q.lane, q.due_at) > (o.lane, '-infinity') AND (q.lane, q.due_at) <= (o.lane, now())
       AND (q.order_key IS NULL OR NOT EXISTS ` + behind + `)
-    ORDER BY q.endpoint_id, q.due_at LIMIT (SELECT greatest($2::int4 * 4 / count(*), 1) FROM open)) l)`
+    ORDER BY q.lane, q.due_at LIMIT (SELECT greatest($2::int4 * 4 / count(*), 1) FROM open)) l)`
 )
 
 // mine locks which of $2 are leased to $1, in one order for everybody.
@@ -136,7 +139,7 @@ func (s *Store) Claim(ctx context.Context, owner outbox.UUID, o ClaimOptions) (c
 		return nil, false, fmt.Errorf("claim deliveries: %w", err)
 	}
 	defer conn.Release()
-	c := claimer{store: s, conn: conn.Conn(), owner: owner, groups: make(map[string]*claimedTenant), of: make(map[outbox.UUID]int)}
+	c := claimer{store: s, conn: conn.Conn(), owner: owner, groups: make(map[string]*claimedTenant), of: make(map[Endpoint]int)}
 	looked, err := c.claim(ctx, o, longestDue)
 	if more = looked >= 4*o.N; err == nil && more && c.n < o.N {
 		_, err = c.claim(ctx, o, dueByEndpoint)
@@ -181,10 +184,10 @@ type claimer struct {
 	store  *Store
 	conn   *pgx.Conn
 	owner  outbox.UUID
-	n      int                 // deliveries claimed
-	of     map[outbox.UUID]int // these by endpoint
-	budget int64               // of bodies, for each tenant; zero: no bound
-	first  string              // the tenant whose first body is read however large it is: any of them, so that each gets its turn
+	n      int              // deliveries claimed
+	of     map[Endpoint]int // these by endpoint
+	budget int64            // of bodies, for each tenant; zero: no bound
+	first  string           // the tenant whose first body is read however large it is: any of them, so that each gets its turn
 	groups map[string]*claimedTenant
 }
 
@@ -202,15 +205,12 @@ type claimedTenant struct {
 
 // claim claims up to what is left of o.N, of what a look finds, and returns how much that was.
 func (c *claimer) claim(ctx context.Context, o ClaimOptions, look string) (looked int, err error) {
-	none, capped, caps := []outbox.UUID{}, []outbox.UUID{}, []int32{}
-	for id, n := range o.Caps {
-		if n -= c.of[id]; n <= 0 {
-			none = append(none, id)
-		} else {
-			capped, caps = append(capped, id), append(caps, int32(n)) //nolint:gosec // no more than a window
-		}
+	tenants, endpoints, caps := make([]string, 0, len(o.Caps)), make([]outbox.UUID, 0, len(o.Caps)), make([]int32, 0, len(o.Caps))
+	for e, n := range o.Caps {
+		tenants, endpoints = append(tenants, e.Tenant), append(endpoints, e.ID)
+		caps = append(caps, int32(max(n-c.of[e], 0))) //nolint:gosec // no more than a window
 	}
-	args := []any{c.owner, o.N - c.n, o.Lease.Microseconds(), none, capped, caps, max(o.Run, 1), o.Tenants}
+	args := []any{c.owner, o.N - c.n, o.Lease.Microseconds(), tenants, endpoints, caps, o.Tenants, max(o.Run, 1)}
 	take := func(alone bool) error {
 		b := &pgx.Batch{}
 		if alone {
@@ -251,7 +251,7 @@ func (c *claimer) taken(rows pgx.Rows) (looked int, err error) {
 			c.groups[*tenant] = g
 		}
 		c.n++
-		c.of[endpoint]++
+		c.of[Endpoint{*tenant, endpoint}]++
 		if lsn != nil && n != nil {
 			at, err := pglogrepl.ParseLSN(*lsn)
 			if err != nil {

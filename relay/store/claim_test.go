@@ -19,9 +19,9 @@ import (
 
 func (b *bundle) claim(owner outbox.UUID, n int, lease time.Duration, busy ...outbox.UUID) []store.Claimed {
 	b.t.Helper()
-	o := store.ClaimOptions{N: n, Lease: lease, Run: 100, Caps: make(map[outbox.UUID]int)}
+	o := store.ClaimOptions{N: n, Lease: lease, Run: 100, Caps: make(map[store.Endpoint]int)}
 	for _, id := range busy {
-		o.Caps[id] = 0
+		o.Caps[store.Endpoint{Tenant: "a", ID: id}] = 0
 	}
 	claimed, _, err := b.store.Claim(b.t.Context(), owner, o)
 	require.NoError(b.t, err)
@@ -244,7 +244,7 @@ func TestClaimPastABacklog(t *testing.T) {
 	add("a", free, 3, time.Second)
 	add("b", other, 3, time.Second)
 	b.record(outcomes...)
-	o := store.ClaimOptions{N: n, Lease: time.Hour, Caps: map[outbox.UUID]int{full: 0, few: 2}}
+	o := store.ClaimOptions{N: n, Lease: time.Hour, Caps: map[store.Endpoint]int{{Tenant: "a", ID: full}: 0, {Tenant: "a", ID: few}: 2}}
 	claim := func() (map[outbox.UUID]int, bool) {
 		claimed, more, err := b.store.Claim(t.Context(), b.owner, o)
 		require.NoError(t, err)

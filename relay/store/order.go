@@ -11,7 +11,7 @@ import (
 	"github.com/neo-commons/outbox-relay/outbox"
 )
 
-// The order of the retry queue. Of the rows with one (endpoint_id, order_key) the first by (order_lsn, order_n, delivery_id) is the head; all
+// The order of the retry queue. Of the rows with one (lane, order_key) the first by (order_lsn, order_n, delivery_id) is the head; all
 // others are parked. Two transactions must not arrange the rows of one endpoint at the same time: the one that takes the head away would not see
 // the row that the other parks behind it, and nobody would ever wake that. So whoever does one or the other locks the endpoint first, in one
 // order for everybody. The SQL functions of the schema package take the same lock.
@@ -21,7 +21,7 @@ const lockOrder = `
 SELECT pg_catalog.pg_advisory_xact_lock(s.h)
 FROM (SELECT DISTINCT pg_catalog.hashtextextended(e::text, ` + lockEndpoint + `) AS h FROM unnest($1::uuid[]) e ORDER BY 1 OFFSET 0) s`
 
-const behind = `(SELECT FROM outbox_relay.retry_queue h WHERE h.endpoint_id = q.endpoint_id AND h.order_key = q.order_key
+const behind = `(SELECT FROM outbox_relay.retry_queue h WHERE h.lane = q.lane AND h.order_key = q.order_key
     AND (h.order_lsn, h.order_n, h.delivery_id) < (q.order_lsn, q.order_n, q.delivery_id))`
 
 // parkRows parks those of the rows just written that are not the head of their key, and the row that each of them has come in front of: it may
@@ -30,7 +30,7 @@ const parkRows = `
 WITH pushed AS MATERIALIZED (
   SELECT n.delivery_id FROM outbox_relay.retry_queue r CROSS JOIN LATERAL (
     SELECT n.delivery_id FROM outbox_relay.retry_queue n
-    WHERE n.endpoint_id = r.endpoint_id AND n.order_key = r.order_key AND (n.order_lsn, n.order_n, n.delivery_id) > (r.order_lsn, r.order_n, r.delivery_id)
+    WHERE n.lane = r.lane AND n.order_key = r.order_key AND (n.order_lsn, n.order_n, n.delivery_id) > (r.order_lsn, r.order_n, r.delivery_id)
     ORDER BY n.order_lsn, n.order_n, n.delivery_id LIMIT 1) n
   WHERE r.delivery_id = ANY($1::uuid[]))
 UPDATE outbox_relay.retry_queue q SET due_at = 'infinity'
@@ -38,7 +38,7 @@ WHERE q.delivery_id = ANY($1::uuid[] || ARRAY(SELECT p.delivery_id FROM pushed p
   AND q.due_at < 'infinity' AND EXISTS ` + behind
 
 // wakeNext makes the heads of keys due after those before them have gone.
-const wakeNext = `SELECT outbox_relay.wake_next($1::uuid[], $2::uuid[])`
+const wakeNext = `SELECT outbox_relay.wake_next($1::text, $2::uuid[], $3::uuid[])`
 
 // ordered lists the endpoints whose rows in the queue the batches rearrange.
 func ordered(batches ...tenantBatch) []outbox.UUID {
@@ -55,8 +55,8 @@ func ordered(batches ...tenantBatch) []outbox.UUID {
 	return endpoints
 }
 
-// arrange returns the statements that keep the order of the queue after the outcomes have been written.
-func arrange(first, won, later []*Outcome) []statement {
+// arrange returns the statements that keep the order of the queue after the outcomes of a tenant have been written.
+func arrange(tenant string, first, won, later []*Outcome) []statement {
 	var rows, endpoints, keys []outbox.UUID
 	for _, list := range [][]*Outcome{first, won, later} {
 		for _, o := range list {
@@ -78,7 +78,7 @@ func arrange(first, won, later []*Outcome) []statement {
 		list = append(list, statement{sql: parkRows, args: []any{rows}})
 	}
 	if len(keys) > 0 {
-		list = append(list, statement{sql: wakeNext, args: []any{endpoints, keys}})
+		list = append(list, statement{sql: wakeNext, args: []any{tenant, endpoints, keys}})
 	}
 	return list
 }
@@ -102,13 +102,13 @@ WHERE q.order_key IS NOT NULL AND q.tenant = ANY($1::text[])`, tenants)
 
 // StillBlocked tells of each key whether it has rows in the retry queue.
 func (s *Store) StillBlocked(ctx context.Context, keys []OrderedKey) ([]bool, error) {
-	endpoints, ids := make([]outbox.UUID, len(keys)), make([]outbox.UUID, len(keys))
+	tenants, endpoints, ids := make([]string, len(keys)), make([]outbox.UUID, len(keys)), make([]outbox.UUID, len(keys))
 	for i, k := range keys {
-		endpoints[i], ids[i] = k.Endpoint, k.Key
+		tenants[i], endpoints[i], ids[i] = k.Tenant, k.Endpoint, k.Key
 	}
 	rows, err := s.pool.Query(ctx, `
-SELECT EXISTS (SELECT FROM outbox_relay.retry_queue q WHERE q.endpoint_id = k.e AND q.order_key = k.k)
-FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS k (e, k, i) ORDER BY k.i`, endpoints, ids)
+SELECT EXISTS (SELECT FROM outbox_relay.retry_queue q WHERE q.lane = outbox_relay.lane(k.t, k.e) AND q.order_key = k.k)
+FROM unnest($1::text[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS k (t, e, k, i) ORDER BY k.i`, tenants, endpoints, ids)
 	if err != nil {
 		return nil, fmt.Errorf("look up ordered keys: %w", err)
 	}
@@ -124,23 +124,29 @@ const forgetDisabled = `
 UPDATE {tenant}.webhook_endpoints e SET disabled_reason = NULL, disabled_at = NULL
 WHERE e.id = $1::uuid AND e.is_active AND (e.disabled_reason IS NOT NULL OR e.disabled_at IS NOT NULL)`
 
-// Wake makes the deliveries due that are parked for an endpoint which takes them again, at random times within the given one.
-func (s *Store) Wake(ctx context.Context, tenant string, endpoint outbox.UUID, within time.Duration) error {
-	_, err := s.pool.Exec(ctx, `SELECT outbox_relay.wake($1::text, $2::uuid, $3::int8 * interval '1 microsecond')`, tenant, endpoint, within.Microseconds())
+// wakePart is how many rows outbox_relay.wake makes due at once.
+const wakePart = 20_000
+
+// Wake makes deliveries due that are parked for an endpoint which takes them again, at random times within the given one. more tells that there may be others:
+// call it again.
+func (s *Store) Wake(ctx context.Context, tenant string, endpoint outbox.UUID, within time.Duration) (more bool, err error) {
+	var n int64
+	err = s.pool.QueryRow(ctx, `SELECT outbox_relay.wake($1::text, $2::uuid, $3::int8 * interval '1 microsecond')`, tenant, endpoint, within.Microseconds()).Scan(&n)
 	if err == nil {
 		_, err = s.pool.Exec(ctx, forTenant(forgetDisabled, tenant), endpoint)
 	}
 	if err != nil && !isTenants(err) {
-		return fmt.Errorf("wake deliveries: %w", err)
+		return false, fmt.Errorf("wake deliveries: %w", err)
 	}
-	return nil
+	return n >= wakePart, nil
 }
 
 // WakeParkedHeads makes due what is parked and waits for nothing: of endpoints that take deliveries, rows without an order and first rows of
-// their key.
-func (s *Store) WakeParkedHeads(ctx context.Context) error {
-	if _, err := s.pool.Exec(ctx, `SELECT outbox_relay.wake_parked_heads()`); err != nil {
-		return fmt.Errorf("wake parked deliveries: %w", err)
+// their key. more tells that there may be others: call it again.
+func (s *Store) WakeParkedHeads(ctx context.Context) (more bool, err error) {
+	var n int64
+	if err := s.pool.QueryRow(ctx, `SELECT outbox_relay.wake_parked_heads()`).Scan(&n); err != nil {
+		return false, fmt.Errorf("wake parked deliveries: %w", err)
 	}
-	return nil
+	return n >= wakePart, nil
 }

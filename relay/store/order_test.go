@@ -20,10 +20,15 @@ import (
 // backlog records n deliveries of one key as the stream defers them: the first is due, the others wait behind it.
 func (b *bundle) backlog(endpoint, key outbox.UUID, n int) []*store.Delivery {
 	b.t.Helper()
+	return b.backlogOf("a", endpoint, key, n)
+}
+
+func (b *bundle) backlogOf(tenant string, endpoint, key outbox.UUID, n int) []*store.Delivery {
+	b.t.Helper()
 	list := make([]*store.Delivery, n)
 	outcomes := make([]store.Outcome, n)
 	for i := range list {
-		list[i] = deliver("a", endpoint)
+		list[i] = deliver(tenant, endpoint)
 		list[i].Order = store.Place{Key: key, LSN: pglogrepl.LSN(1000 + i/2), N: int32(i % 2)}
 		outcomes[i] = deferred(list[i], 0)
 		outcomes[i].Park = i > 0
@@ -70,6 +75,40 @@ func TestClaimRun(t *testing.T) {
 	b.exec(`UPDATE outbox_relay.retry_queue SET due_at = now() - interval '1 second' WHERE delivery_id = $1`, ids[3])
 	b.record(succeeded(list[1]), failed(list[2], store.Failed))
 	require.Equal(t, ids[3:], b.claimRun(b.owner, 6), "a dead letter lets those behind it go on")
+}
+
+// TestTenantsShareNoOrder: a tenant that was made as a copy of another has endpoints and aggregates of the same ids. Neither waits for the other, nor is it
+// kept out by what the other's receiver can take.
+func TestTenantsShareNoOrder(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a", "b")
+	e, key, other := b.endpoint("a"), outbox.NewUUID(), outbox.NewUUID()
+	b.exec("INSERT INTO b.webhook_endpoints SELECT * FROM a.webhook_endpoints")
+	before, after := b.backlogOf("a", e, key, 4), b.backlogOf("b", e, key, 4)
+	claim := func(o store.ClaimOptions) (ids []outbox.UUID) {
+		o.Run, o.Lease = 2, time.Hour
+		claimed, _, err := b.store.Claim(t.Context(), other, o)
+		require.NoError(t, err)
+		for i := range claimed {
+			ids = append(ids, claimed[i].ID)
+		}
+		return ids
+	}
+	require.Equal(t, []outbox.UUID{after[0].ID, after[1].ID}, claim(store.ClaimOptions{N: 10, Caps: map[store.Endpoint]int{{Tenant: "a", ID: e}: 0}}))
+	require.Equal(t, []outbox.UUID{before[0].ID, before[1].ID}, claim(store.ClaimOptions{N: 10}))
+
+	for _, d := range [][]*store.Delivery{after, before} {
+		d[0].Queued, d[1].Queued = true, true
+		b.record(succeeded(d[0]), succeeded(d[1]))
+		require.Equal(t, []outbox.UUID{d[2].ID, d[3].ID}, claim(store.ClaimOptions{N: 10}), "while the other's are in flight, or gone")
+	}
+	for _, d := range after[2:] {
+		d.Queued = true
+		b.record(succeeded(d))
+	}
+	still, err := b.store.StillBlocked(t.Context(), []store.OrderedKey{{Tenant: "a", Endpoint: e, Key: key}, {Tenant: "b", Endpoint: e, Key: key}})
+	require.NoError(t, err)
+	require.Equal(t, []bool{true, false}, still)
 }
 
 // TestOrderAmongReplicas has several replicas work one queue with failures, deferrals and skipped heads. Whoever claims a run of a key has the
@@ -225,4 +264,31 @@ func TestClaimReadsLittle(t *testing.T) {
 	}
 	require.Eventually(t, func() bool { return read() > 0 }, 10*time.Second, 10*time.Millisecond)
 	assert.Less(t, read(), 5000)
+}
+
+// TestWakesInParts: many deliveries of an endpoint are made due part by part, so that those who record others of it get a turn.
+func TestWakesInParts(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	const n = 12_000
+	for _, key := range []string{"NULL", "gen_random_uuid()"} {
+		b.exec(`INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at, order_key, order_lsn, order_n)
+			SELECT gen_random_uuid(), 'a', $1, 'infinity', `+key+`, '0/1', i FROM generate_series(1, $2) i`, e, n)
+	}
+	parked := func() int { return b.count("outbox_relay.retry_queue WHERE due_at = 'infinity'") }
+	for _, wake := range []func() (bool, error){
+		func() (bool, error) { return b.store.Wake(t.Context(), "a", e, time.Second) },
+		func() (bool, error) { return b.store.WakeParkedHeads(t.Context()) },
+	} {
+		b.exec("UPDATE outbox_relay.retry_queue SET due_at = 'infinity'")
+		more, err := wake()
+		require.NoError(t, err)
+		require.True(t, more)
+		require.Equal(t, 4000, parked())
+		more, err = wake()
+		require.NoError(t, err)
+		require.False(t, more)
+		require.Zero(t, parked())
+	}
 }

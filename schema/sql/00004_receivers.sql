@@ -1,15 +1,24 @@
 -- +goose Up
 -- What the relay needs to live with receivers that misbehave: order in the retry queue, the health of endpoints, replays, recoveries.
 
--- Rows of an endpoint that promises an order carry a key and the place of their event in the log. Of each (endpoint_id, order_key) only the
+-- Names the endpoint of a tenant by one value. A tenant chooses the ids of its rows, and one that was made as a copy of another has the same: neither is to wait
+-- for the other, in its order or for what its receiver can take. One value, since the planner thinks little of two conditions and takes any index then.
+CREATE OR REPLACE FUNCTION outbox_relay.lane(schema text, endpoint uuid) RETURNS uuid
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT pg_catalog.md5(schema OPERATOR(pg_catalog.||) endpoint::text)::uuid $$;
+REVOKE ALL ON FUNCTION outbox_relay.lane(text, uuid) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION outbox_relay.lane(text, uuid) TO outbox_relay_runner;
+ALTER TABLE outbox_relay.retry_queue ADD COLUMN IF NOT EXISTS lane uuid NOT NULL GENERATED ALWAYS AS (md5(tenant || endpoint_id::text)::uuid) STORED;
+COMMENT ON COLUMN outbox_relay.retry_queue.lane IS 'outbox_relay.lane(tenant, endpoint_id)';
+
+-- Rows of an endpoint that promises an order carry a key and the place of their event in the log. Of each (lane, order_key) only the
 -- first row by (order_lsn, order_n, delivery_id) may be attempted; those behind it are parked (due_at = infinity) until it has ended.
 ALTER TABLE outbox_relay.retry_queue ADD COLUMN IF NOT EXISTS order_key uuid;
 ALTER TABLE outbox_relay.retry_queue ADD COLUMN IF NOT EXISTS order_lsn pg_lsn;
 ALTER TABLE outbox_relay.retry_queue ADD COLUMN IF NOT EXISTS order_n int;
-CREATE INDEX IF NOT EXISTS retry_queue_order_idx ON outbox_relay.retry_queue (endpoint_id, order_key, order_lsn, order_n, delivery_id)
+CREATE INDEX IF NOT EXISTS retry_queue_order_idx ON outbox_relay.retry_queue (lane, order_key, order_lsn, order_n, delivery_id)
  WHERE order_key IS NOT NULL;
 -- What waits until its endpoint is resumed, and everything else about one endpoint.
-CREATE INDEX IF NOT EXISTS retry_queue_endpoint_idx ON outbox_relay.retry_queue (endpoint_id, due_at);
+CREATE INDEX IF NOT EXISTS retry_queue_lane_idx ON outbox_relay.retry_queue (lane, due_at);
 COMMENT ON COLUMN outbox_relay.retry_queue.due_at IS 'infinity: parked, until what it waits for is over';
 COMMENT ON COLUMN outbox_relay.retry_queue.order_key IS 'the endpoint (strict) or the aggregate whose order holds; null: none';
 COMMENT ON COLUMN outbox_relay.retry_queue.order_lsn IS 'commit of the event; 0/0 for one that did not come from the log';

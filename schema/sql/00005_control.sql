@@ -70,12 +70,12 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- Finds what of a key is in flight. Only ordered rows under a lease are in it.
-CREATE INDEX IF NOT EXISTS retry_queue_leased_idx ON outbox_relay.retry_queue (endpoint_id, order_key) WHERE order_key IS NOT NULL AND leased_by IS NOT NULL;
+CREATE INDEX IF NOT EXISTS retry_queue_leased_idx ON outbox_relay.retry_queue (lane, order_key) WHERE order_key IS NOT NULL AND leased_by IS NOT NULL;
 
 -- Tells whether somebody has a delivery of the key under a lease that has not run out. One that is put in front of it meanwhile has to wait until it ends.
-CREATE OR REPLACE FUNCTION outbox_relay.in_flight(endpoint uuid, key uuid) RETURNS boolean
+CREATE OR REPLACE FUNCTION outbox_relay.in_flight(lane uuid, key uuid) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-  SELECT EXISTS (SELECT FROM outbox_relay.retry_queue q WHERE q.endpoint_id = endpoint AND q.order_key = key
+  SELECT EXISTS (SELECT FROM outbox_relay.retry_queue q WHERE q.lane = in_flight.lane AND q.order_key = key
                     AND q.leased_by IS NOT NULL AND q.due_at > now() AND q.due_at < 'infinity')
 $$;
 
@@ -88,14 +88,15 @@ $$;
 
 -- Makes the first row of each key due, if it is parked and nothing of the key is in flight: the one before it has gone. The caller holds the lock of the
 -- endpoints.
-CREATE OR REPLACE FUNCTION outbox_relay.wake_next(endpoints uuid[], keys uuid[]) RETURNS bigint
+CREATE OR REPLACE FUNCTION outbox_relay.wake_next(schema text, endpoints uuid[], keys uuid[]) RETURNS bigint
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
   WITH head AS (
-    SELECT n.delivery_id FROM (SELECT DISTINCT u.e, u.k FROM unnest(endpoints, keys) u (e, k)) p
-     CROSS JOIN LATERAL (SELECT q.delivery_id, q.due_at, q.order_lsn, q.tenant FROM outbox_relay.retry_queue q WHERE q.endpoint_id = p.e AND q.order_key = p.k
+    SELECT n.delivery_id FROM (SELECT DISTINCT outbox_relay.lane(wake_next.schema, u.e) AS lane, u.k FROM unnest(endpoints, keys) u (e, k)) p
+     CROSS JOIN LATERAL (SELECT q.delivery_id, q.due_at, q.order_lsn FROM outbox_relay.retry_queue q
+                          WHERE q.lane = p.lane AND q.order_key = p.k
                           ORDER BY q.order_lsn, q.order_n, q.delivery_id LIMIT 1) n
      WHERE CASE WHEN n.due_at = 'infinity' -- which few are asked
-       THEN NOT outbox_relay.in_flight(p.e, p.k) AND (n.order_lsn <= outbox_relay.filling_place(n.tenant)) IS NOT FALSE END
+       THEN NOT outbox_relay.in_flight(p.lane, p.k) AND (n.order_lsn <= outbox_relay.filling_place(wake_next.schema)) IS NOT FALSE END
   ), woken AS (
     UPDATE outbox_relay.retry_queue q SET due_at = now() FROM head h WHERE q.delivery_id = h.delivery_id RETURNING 1
   )
@@ -107,21 +108,24 @@ $$;
 CREATE OR REPLACE FUNCTION outbox_relay.parked_heads(schema text, endpoint uuid) RETURNS SETOF uuid
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   WITH RECURSIVE head AS (
-    (SELECT q.order_key, q.delivery_id, q.due_at, q.tenant, q.order_lsn FROM outbox_relay.retry_queue q WHERE q.endpoint_id = endpoint AND q.order_key IS NOT NULL
+    (SELECT q.order_key, q.delivery_id, q.due_at, q.order_lsn FROM outbox_relay.retry_queue q
+      WHERE q.lane = outbox_relay.lane(schema, endpoint) AND q.order_key IS NOT NULL
       ORDER BY q.order_key, q.order_lsn, q.order_n, q.delivery_id LIMIT 1)
     UNION ALL
     SELECT n.* FROM head h CROSS JOIN LATERAL (
-      SELECT q.order_key, q.delivery_id, q.due_at, q.tenant, q.order_lsn FROM outbox_relay.retry_queue q WHERE q.endpoint_id = endpoint AND q.order_key > h.order_key
+      SELECT q.order_key, q.delivery_id, q.due_at, q.order_lsn FROM outbox_relay.retry_queue q
+       WHERE q.lane = outbox_relay.lane(schema, endpoint) AND q.order_key > h.order_key
        ORDER BY q.order_key, q.order_lsn, q.order_n, q.delivery_id LIMIT 1) n
   )
-  SELECT h.delivery_id FROM head h WHERE h.tenant = schema AND CASE WHEN h.due_at = 'infinity'
-    THEN NOT outbox_relay.in_flight(endpoint, h.order_key) AND (h.order_lsn <= outbox_relay.filling_place(schema)) IS NOT FALSE END
+  SELECT h.delivery_id FROM head h WHERE CASE WHEN h.due_at = 'infinity'
+    THEN NOT outbox_relay.in_flight(outbox_relay.lane(schema, endpoint), h.order_key) AND (h.order_lsn <= outbox_relay.filling_place(schema)) IS NOT FALSE END
   UNION ALL
   SELECT q.delivery_id FROM outbox_relay.retry_queue q
-   WHERE q.endpoint_id = endpoint AND q.due_at = 'infinity' AND q.order_key IS NULL AND q.tenant = schema
+   WHERE q.lane = outbox_relay.lane(schema, endpoint) AND q.due_at = 'infinity' AND q.order_key IS NULL
 $$;
 
--- Makes due what is parked for an endpoint and waits for no other row.
+-- Makes due what is parked for an endpoint and waits for no other row, 20,000 rows at most: whoever records deliveries of the endpoint waits until this commits.
+-- The leader calls it again for the rest. (A function in the list of SELECT is left as soon as there is enough of it.)
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.wake(schema text, endpoint uuid, within interval DEFAULT '0') RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -131,7 +135,7 @@ BEGIN
   PERFORM outbox_relay.check_control(schema);
   PERFORM outbox_relay.lock_order(ARRAY[endpoint]);
   UPDATE outbox_relay.retry_queue q SET due_at = now() + random() * wake.within
-   WHERE q.delivery_id = ANY(ARRAY(SELECT outbox_relay.parked_heads(schema, endpoint))) AND q.due_at = 'infinity';
+   WHERE q.delivery_id = ANY(ARRAY(SELECT outbox_relay.parked_heads(schema, endpoint) LIMIT 20000)) AND q.due_at = 'infinity';
   GET DIAGNOSTICS n = ROW_COUNT;
   RETURN n;
 END
@@ -144,6 +148,8 @@ $$;
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.enqueue(schema text, delivery uuid, endpoint uuid, due timestamptz, key uuid, lsn pg_lsn, n int) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  own uuid := outbox_relay.lane(schema, endpoint);
 BEGIN
   PERFORM outbox_relay.check_control(schema);
   PERFORM outbox_relay.lock_order(ARRAY[endpoint]);
@@ -152,9 +158,9 @@ BEGIN
     n := NULL;
   ELSE
     -- Whoever claims a key locks its first row. He has done so before us, and the lease is seen below, or comes after us, and sees who is first now.
-    PERFORM FROM outbox_relay.retry_queue q WHERE q.endpoint_id = endpoint AND q.order_key = key
+    PERFORM FROM outbox_relay.retry_queue q WHERE q.lane = own AND q.order_key = key
       ORDER BY q.order_lsn, q.order_n, q.delivery_id LIMIT 1 FOR UPDATE;
-    IF outbox_relay.in_flight(endpoint, key) OR EXISTS (SELECT FROM outbox_relay.retry_queue h WHERE h.endpoint_id = endpoint AND h.order_key = key
+    IF outbox_relay.in_flight(own, key) OR EXISTS (SELECT FROM outbox_relay.retry_queue h WHERE h.lane = own AND h.order_key = key
          AND (h.order_lsn, h.order_n, h.delivery_id) < (lsn, n, delivery)) THEN
       due := 'infinity';
     END IF;
@@ -165,7 +171,7 @@ BEGIN
     RETURN false;
   END IF;
   UPDATE outbox_relay.retry_queue q SET due_at = 'infinity', leased_by = NULL
-   WHERE q.delivery_id = (SELECT b.delivery_id FROM outbox_relay.retry_queue b WHERE b.endpoint_id = endpoint AND b.order_key = key AND b.tenant = schema
+   WHERE q.delivery_id = (SELECT b.delivery_id FROM outbox_relay.retry_queue b WHERE b.lane = own AND b.order_key = key
                              AND (b.order_lsn, b.order_n, b.delivery_id) > (lsn, n, delivery) ORDER BY b.order_lsn, b.order_n, b.delivery_id LIMIT 1)
      AND q.due_at < 'infinity' AND (q.leased_by IS NULL OR q.due_at <= now()); -- what is behind that one is parked already
   RETURN true;
@@ -196,7 +202,7 @@ BEGIN
   END IF;
   DELETE FROM outbox_relay.retry_queue r WHERE r.delivery_id = delivery;
   IF q.order_key IS NOT NULL THEN
-    PERFORM outbox_relay.wake_next(ARRAY[q.endpoint_id], ARRAY[q.order_key]);
+    PERFORM outbox_relay.wake_next(schema, ARRAY[q.endpoint_id], ARRAY[q.order_key]);
   END IF;
   RETURN q;
 END
@@ -258,7 +264,7 @@ BEGIN
   END LOOP;
   -- Each lock is kept to the end, and there is room for so many only.
   FOR p IN SELECT u.tenant, u.id FROM unnest(tenants, endpoints) u (tenant, id)
-            WHERE EXISTS (SELECT FROM outbox_relay.parked_heads(u.tenant, u.id)) LIMIT 500 LOOP
+            WHERE (SELECT outbox_relay.parked_heads(u.tenant, u.id) LIMIT 1) IS NOT NULL LIMIT 500 LOOP
     IF pg_try_advisory_xact_lock(hashtextextended(p.id::text, 8245937120485516401)) THEN -- as lock_order does
       n := n + outbox_relay.wake(p.tenant, p.id, '1 s');
     END IF;
@@ -527,7 +533,7 @@ $fn$;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
 -- An application needs all of these but filling_place, wake_next, in_flight, parked_heads and wake_parked_heads: the functions that it calls call the others with its rights.
-GRANT EXECUTE ON FUNCTION outbox_relay.check_control(text), outbox_relay.lock_order(uuid[]), outbox_relay.wake_next(uuid[], uuid[]),
+GRANT EXECUTE ON FUNCTION outbox_relay.check_control(text), outbox_relay.lock_order(uuid[]), outbox_relay.wake_next(text, uuid[], uuid[]),
   outbox_relay.filling_place(text), outbox_relay.in_flight(uuid, uuid), outbox_relay.parked_heads(text, uuid), outbox_relay.wake(text, uuid, interval),
   outbox_relay.enqueue(text, uuid, uuid, timestamptz, uuid, pg_lsn, int), outbox_relay.unqueue(text, uuid),
   outbox_relay.forget_health(text, uuid), outbox_relay.request_recovery(text, uuid, timestamptz, numeric), outbox_relay.wake_parked_heads(),
