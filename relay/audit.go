@@ -175,7 +175,8 @@ func (a *auditor) look(u *store.Unaccounted, out []store.Outcome) []store.Outcom
 	var refused *refusal
 	targets := a.table.Match(&u.Event, nil)
 	for _, target := range targets {
-		if slices.Contains(u.Delivered, target.Endpoint.ID) {
+		// Which are undecided is a matter of chance: the stream may have found out that the endpoint does not want it.
+		if target.Undecided || slices.Contains(u.Delivered, target.Endpoint.ID) {
 			continue
 		}
 		if a.missing++; a.first.IsZero() {

@@ -23,7 +23,8 @@ type refusal struct{ code, reason string }
 // of is what is refused for one endpoint: also an event of which nobody knows whether it wants it. It must not be lost without a word, and not be sent by chance.
 func (r refusal) of(t *route.Target) refusal {
 	if r.code == "" && t.Undecided {
-		return refusal{codeEvent, fmt.Sprintf("not held against the filter of subscription %s: filters walk over no more than %v of JSON for one event", t.Subscription, ByteSize(route.MatchBudget))}
+		return refusal{codeEvent, fmt.Sprintf("not held against the filter of subscription %s to the end: for one event all filters walk over %v of JSON at most, each over a quarter of that", t.Subscription,
+			ByteSize(route.MatchBudget))}
 	}
 	return r
 }

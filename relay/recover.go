@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
@@ -69,18 +71,16 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 	var out []store.Outcome
 	for i := range page.Events {
 		e := &page.Events[i]
-		var m messages
-		targets := t.Match(e, nil)
-		for _, target := range targets {
-			if target.Endpoint.ID != r.ID {
-				continue
-			}
-			o := missed(t.schema, e, target, &m, 0, s.cfg().Delivery.Source, deferRecovery, s.inspector.look(t.schema, t, e, targets))
-			if page.Rate > 0 {
-				o.Due = page.Due + time.Duration(float64(len(out))/page.Rate*float64(time.Second))
-			}
-			out = append(out, o)
+		target, ok := t.matchFor(e, r.ID)
+		if !ok {
+			continue
 		}
+		refused := s.inspector.look(t.schema, t, e, []route.Target{target})
+		o := missed(t.schema, e, target, &messages{}, 0, s.cfg().Delivery.Source, deferRecovery, refused)
+		if page.Rate > 0 {
+			o.Due = page.Due + time.Duration(float64(len(out))/page.Rate*float64(time.Second))
+		}
+		out = append(out, o)
 	}
 	if err := s.store.RecordRecovery(ctx, s.epoch, page, out); err != nil {
 		return fmt.Errorf("recover endpoint %s: %w", r.ID, err)
@@ -90,6 +90,13 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 		s.log.Info("recovery done", "tenant", r.Tenant, "endpoint", r.ID, "recovery", r.Number)
 	}
 	return nil
+}
+
+// matchFor is that of the routing table.
+func (t *tenant) matchFor(e *outbox.Event, endpoint outbox.UUID) (route.Target, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.table.MatchFor(e, endpoint)
 }
 
 // queued wakes the claimer for rows that were written past the recorder, and makes the stream queue behind those that are ordered.

@@ -11,13 +11,14 @@ import (
 // names costs a walk over the object it is in. It allocates only to unescape a long string. JSON that is found broken does not match.
 func (f *Filter) Match(e *outbox.Event) bool {
 	left := math.MaxInt
-	matches, _ := f.match(e, &left)
+	matches, _ := f.match(e, nil, &left)
 	return matches
 }
 
-// match is Match within a budget: left is how many bytes of JSON may still be walked over, and is taken from. Nothing is decided once it is used up.
-func (f *Filter) match(e *outbox.Event, left *int) (matches, decided bool) {
-	m := matcher{event: e, left: *left}
+// match is Match within a budget: left is how many bytes of JSON may still be walked over, and is taken from. Nothing is decided once it is used up. o is the
+// outline of e, or nil.
+func (f *Filter) match(e *outbox.Event, o *outline, left *int) (matches, decided bool) {
+	m := matcher{event: e, outline: o, left: *left}
 	matches = m.holds(&f.root, value{}) && !m.bad
 	*left = m.left
 	return matches, m.left > 0
@@ -25,10 +26,14 @@ func (f *Filter) match(e *outbox.Event, left *int) (matches, decided bool) {
 
 type matcher struct {
 	event   *outbox.Event
+	outline *outline // of the event; nil: there is none
 	left    int      // bytes that may still be walked over
 	bad     bool     // the JSON is broken
 	scratch [64]byte // for strings that are not in the JSON as they are
 }
+
+// stepCost is how many bytes a step costs that walks over none.
+const stepCost = 8
 
 // walked takes what lies between two places of a document from what may still be walked over, and tells whether anything is left. What is found after that does
 // not count.
@@ -49,6 +54,7 @@ type value struct {
 	doc    []byte
 	at     int
 	column source // fromValue: a place in doc
+	isData bool   // all of the event's data
 }
 
 func valueAt(doc []byte, i int) value { return value{kind: kindAt(doc, i), doc: doc, at: i} }
@@ -84,7 +90,9 @@ func (m *matcher) allHold(nodes []node, v value) bool {
 func (m *matcher) start(from source, v value) value {
 	switch from {
 	case fromData:
-		return valueAt(m.event.Data, space(m.event.Data, 0))
+		data := valueAt(m.event.Data, space(m.event.Data, 0))
+		data.isData = true
+		return data
 	case fromMetadata:
 		return valueAt(m.event.Metadata, space(m.event.Metadata, 0))
 	case fromType, fromAggregateType:
@@ -101,7 +109,10 @@ func (m *matcher) start(from source, v value) value {
 
 // walk reports whether a value at path, seen from v, passes n.
 func (m *matcher) walk(n *node, v value, path []string) bool {
-	if len(path) == 0 {
+	if m.left -= stepCost; m.left <= 0 {
+		return false
+	}
+	if len(path) == 0 || v.kind == kindBad {
 		return m.pass(n, v)
 	}
 	if v.kind != kindArray {
@@ -121,6 +132,9 @@ func (m *matcher) walk(n *node, v value, path []string) bool {
 func (m *matcher) find(v value, key string) value {
 	if v.kind != kindObject {
 		return value{}
+	}
+	if v.isData && m.outline != nil && m.outline.make(m.event) {
+		return m.outlined(key)
 	}
 	it := membersOf(v.doc, v.at)
 	for last := v.at; it.advance() && m.walked(last, it.at); last = it.at {
@@ -177,6 +191,7 @@ func (m *matcher) passTests(tests []test, v value) bool {
 }
 
 func (m *matcher) passTest(t *test, v value) bool {
+	m.left -= stepCost
 	switch t.op {
 	case testEqual:
 		return m.equal(v, &t.operand)
@@ -218,6 +233,9 @@ func (m *matcher) in(v value, t *test) bool {
 	for i := range t.operand.items {
 		if m.equal(v, &t.operand.items[i]) {
 			return true
+		}
+		if m.left <= 0 {
+			return false
 		}
 	}
 	return false
@@ -271,6 +289,7 @@ func (m *matcher) text(v value) []byte {
 
 // equal compares v with l, whole objects and arrays too. Its recursion is as deep as l.
 func (m *matcher) equal(v value, l *literal) bool {
+	m.left -= stepCost
 	if v.kind != l.kind {
 		return false
 	}

@@ -21,6 +21,7 @@ type index struct {
 	schemas  map[outbox.UUID]*PayloadSchema // of the types that have one
 	plans    map[string]*plan               // for the types seen since their buckets or rows last changed
 	round    uint64
+	outline  outline // of the event that is matched
 }
 
 // maxPlans bounds the memory for event types that come once and never again. A plan is quickly made.

@@ -11,14 +11,17 @@ import (
 type Target struct {
 	Endpoint     *delivery.Endpoint
 	Subscription outbox.UUID
-	// Undecided says that the filter of the subscription was not held against the event: those before it had used up MatchBudget.
+	// Undecided says that the filter of the subscription was not held against the event to the end: see MatchBudget.
 	Undecided bool
 }
 
-// MatchBudget is over how many bytes of JSON the filters of all subscriptions may walk for one event, some tenths of a second. Every condition walks over the object
-// that it looks into: 100,000 subscriptions with a filter stay below that with a payload of 1 KiB, and few come near it with one of any size. What is over it would
-// hold up the events of all tenants, and let a connection to the server run out of time in the end.
-const MatchBudget = 256 << 20
+// MatchBudget is over how many bytes of JSON the filters of all subscriptions may walk for one event, and a quarter of it is for one filter: half a second or so. They
+// walk over what they look into, not over what stands beside it: no more than a few thousand conditions on data of any size come near it, unless they look for something in
+// arrays of some MiB. What is over it would hold up the events of all tenants, and let a connection to the server run out of time in the end.
+const (
+	MatchBudget  = 256 << 20
+	filterBudget = MatchBudget / 4
+)
 
 // Match appends one target for each active endpoint that a subscription sends e to, in no particular order.
 func (t *Tenant) Match(e *outbox.Event, dst []Target) []Target {
@@ -26,15 +29,36 @@ func (t *Tenant) Match(e *outbox.Event, dst []Target) []Target {
 	if p.disabled {
 		return dst
 	}
+	r := round{event: e, verifiedOnly: p.verifiedOnly, targets: dst}
+	t.match(p, &r)
+	return r.targets
+}
+
+// MatchFor is Match for one endpoint, with a budget of its own. It returns false if the event does not go there.
+func (t *Tenant) MatchFor(e *outbox.Event, endpoint outbox.UUID) (Target, bool) {
+	p := t.index.plan(e.Type)
+	only := t.endpoints[endpoint]
+	if p.disabled || only == nil {
+		return Target{}, false
+	}
+	r := round{event: e, verifiedOnly: p.verifiedOnly, only: only}
+	t.match(p, &r)
+	if len(r.targets) == 0 {
+		return Target{}, false
+	}
+	return r.targets[0], true
+}
+
+func (t *Tenant) match(p *plan, r *round) {
 	t.index.round++
-	r := round{number: t.index.round, event: e, left: MatchBudget, verifiedOnly: p.verifiedOnly, targets: dst}
+	r.number, r.left, r.outline = t.index.round, MatchBudget, &t.index.outline
+	defer r.outline.drop()
 	for _, b := range p.buckets {
 		r.choose(b.lists[outbox.UUID{}])
-		if !e.ContextID.IsZero() {
-			r.choose(b.lists[e.ContextID])
+		if id := r.event.ContextID; !id.IsZero() {
+			r.choose(b.lists[id])
 		}
 	}
-	return r.targets
 }
 
 // Wants tells whether any subscription is for the type: whether Match may have targets for an event of it.
@@ -47,7 +71,9 @@ func (t *Tenant) Wants(eventType string) bool {
 type round struct {
 	number       uint64
 	event        *outbox.Event
-	left         int // of MatchBudget
+	outline      *outline
+	left         int       // of MatchBudget
+	only         *endpoint // nil: any
 	verifiedOnly bool
 	targets      []Target
 }
@@ -59,7 +85,7 @@ func (r *round) choose(l *list) {
 	}
 	for _, s := range l.subscriptions {
 		e := s.endpoint
-		if e.usable == nil || !e.usable.Active || r.verifiedOnly && !e.usable.Verified {
+		if r.only != nil && e != r.only || e.usable == nil || !e.usable.Active || r.verifiedOnly && !e.usable.Verified {
 			continue
 		}
 		chosen := e.round == r.number
@@ -68,7 +94,7 @@ func (r *round) choose(l *list) {
 		}
 		matches, decided := true, true
 		if s.filter != nil {
-			matches, decided = s.filter.match(r.event, &r.left)
+			matches, decided = r.filter(s.filter)
 		}
 		switch {
 		case decided && !matches, !decided && chosen:
@@ -80,4 +106,16 @@ func (r *round) choose(l *list) {
 		e.round, e.target = r.number, len(r.targets)
 		r.targets = append(r.targets, Target{Endpoint: e.usable, Subscription: s.row.ID, Undecided: !decided})
 	}
+}
+
+// filter holds a filter against the event.
+func (r *round) filter(f *Filter) (matches, decided bool) {
+	part := min(r.left, filterBudget)
+	if part <= 0 {
+		return false, false
+	}
+	r.left -= part
+	matches, decided = f.match(r.event, r.outline, &part)
+	r.left += part
+	return matches, decided
 }

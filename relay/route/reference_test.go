@@ -333,6 +333,7 @@ func TestFilterAgainstReference(t *testing.T) {
 		e := someEvent(t, data)
 		got := f.Match(e)
 		require.Equal(t, referenceMatch(t, filter, e), got, "%s on %s", filter, data)
+		require.Equal(t, got, outlinedMatch(f, e), "%s on %s", filter, data)
 		if got {
 			matched++
 		}
@@ -372,6 +373,7 @@ func FuzzFilterMatch(f *testing.F) {
 		}
 		e := someEvent(t, string(data))
 		got := filter.Match(e)
+		require.Equal(t, got, outlinedMatch(filter, e))
 		if isPlain(doc) && isPlain(data) {
 			require.Equal(t, referenceMatch(t, string(doc), e), got)
 		}
