@@ -24,8 +24,12 @@ type waker struct{ looked, reason time.Time }
 func (w *waker) wake(ctx context.Context, s *session) error {
 	var failed error // of some endpoints; it is no reason to leave out the others
 	for _, key := range s.takeWoken() {
-		if t := s.tenant(key.tenant); t == nil || t.is(stateSuspended) {
+		t := s.tenant(key.tenant)
+		if t == nil || t.is(stateSuspended) {
 			continue // what waits is woken when it is resumed
+		}
+		if ep := t.endpoint(key.endpoint); ep != nil && (!ep.Active || ep.Paused) {
+			continue // again, between two parts of it
 		}
 		more, err := s.wakeEndpoint(ctx, key)
 		if err != nil {
@@ -57,6 +61,7 @@ func (w *waker) wake(ctx context.Context, s *session) error {
 	}
 	if more {
 		s.resumed.Store(true)
+		signal(s.attention)
 	}
 	signal(s.claim)
 	return failed

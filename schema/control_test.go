@@ -226,6 +226,15 @@ func TestControlSeesItsOwnTenant(t *testing.T) {
 	require.Equal(t, "0 1 2* 3* 4* 5*", get[string](b, waiting), "by its place")
 	b.exec("UPDATE outbox_relay.retry_queue SET due_at = 'infinity' WHERE tenant = 'acme'")
 	require.Equal(t, int64(1), get[int64](b, "SELECT outbox_relay.wake('acme', $1)", endpointID))
+
+	// Its delivery has the id of ours as well: nobody takes that for ours.
+	require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery("1")))
+	b.exec("UPDATE outbox_relay.retry_queue SET delivery_id = $1 WHERE tenant = 'copy'", delivery("1"))
+	for _, call := range []string{"resend('acme', $1)", "replay('acme', event => (SELECT webhook_event_id FROM acme.webhook_deliveries WHERE id = $1))"} {
+		_, err := b.conn.Exec(b.ctx, "SELECT outbox_relay."+call, delivery("1"))
+		require.ErrorContains(t, err, "waits for another tenant", call)
+	}
+	require.Equal(t, int64(1), get[int64](b, "SELECT count(*) FROM acme.webhook_dead_letters WHERE replayed_at IS NULL"))
 }
 
 // TestRowsOfTheLogWaitForABackfill: what the log brought of a key does not go before events that are still to be queued from the tables.
@@ -277,7 +286,7 @@ func TestControlLocksTheOrderFirst(t *testing.T) {
 		{"skip('acme', '" + delivery("4") + "')", "UPDATE acme.webhook_deliveries SET attempted_at = now()"},
 	} {
 		b.exec("BEGIN")
-		b.exec("SELECT outbox_relay.lock_order(ARRAY[$1::uuid])", endpointID)
+		b.exec("SELECT outbox_relay.lock_order('acme', ARRAY[$1::uuid])", endpointID)
 		done := b.meanwhile("SELECT outbox_relay." + step.call + "::text")
 		b.exec(step.want)
 		b.exec("COMMIT")
@@ -304,7 +313,7 @@ func TestWakingWaitsForNobody(t *testing.T) {
 	require.NoError(t, err)
 	b.exec("BEGIN")
 	b.exec("LOCK TABLE b.webhook_endpoints")
-	b.exec("SELECT outbox_relay.lock_order(ARRAY(SELECT id FROM f.webhook_endpoints))")
+	b.exec("SELECT outbox_relay.lock_order('f', ARRAY(SELECT id FROM f.webhook_endpoints))")
 	began := time.Now()
 	var n int64
 	require.NoError(t, relay.QueryRow(b.ctx, "SELECT outbox_relay.wake_parked_heads()").Scan(&n))

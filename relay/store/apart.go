@@ -126,8 +126,8 @@ func (w *writer) tryTenant(ctx context.Context, conn *pgx.Conn, t *tenantBatch) 
 		}
 	}
 	p := beginPipeline(ctx, conn)
-	if endpoints := ordered(kept); len(endpoints) > 0 {
-		p.add(lockOrder, endpoints) // an application may hold one in a transaction of its own for as long as it likes
+	if tenants, endpoints := ordered(kept); len(endpoints) > 0 {
+		p.add(lockOrder, tenants, endpoints) // an application may hold one in a transaction of its own for as long as it likes
 	}
 	p.addAll(kept.statements(w.owner))
 	p.add("RELEASE SAVEPOINT tenant")

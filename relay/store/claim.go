@@ -87,7 +87,7 @@ const (
 )
 
 // notFull leaves out what is of an endpoint that can take nothing.
-const notFull = `q.lane <> ALL(ARRAY(SELECT c.lane FROM cap c WHERE c.n = 0))`
+const notFull = `NOT EXISTS (SELECT FROM cap c WHERE c.n = 0 AND c.lane = q.lane)`
 
 const queueColumns = `q.delivery_id, q.tenant, q.lane, q.order_key, q.order_lsn, q.order_n, q.due_at`
 

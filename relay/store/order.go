@@ -19,7 +19,8 @@ import (
 // lockOrder takes the locks in the order of their numbers: a set-returning function in FROM is scanned as it comes.
 const lockOrder = `
 SELECT pg_catalog.pg_advisory_xact_lock(s.h)
-FROM (SELECT DISTINCT pg_catalog.hashtextextended(e::text, ` + lockEndpoint + `) AS h FROM unnest($1::uuid[]) e ORDER BY 1 OFFSET 0) s`
+FROM (SELECT DISTINCT pg_catalog.hashtextextended(outbox_relay.lane(u.t, u.e)::text, ` + lockEndpoint + `) AS h
+  FROM unnest($1::text[], $2::uuid[]) AS u (t, e) ORDER BY 1 OFFSET 0) s`
 
 const behind = `(SELECT FROM outbox_relay.retry_queue h WHERE h.lane = q.lane AND h.order_key = q.order_key
     AND (h.order_lsn, h.order_n, h.delivery_id) < (q.order_lsn, q.order_n, q.delivery_id))`
@@ -41,18 +42,18 @@ WHERE q.delivery_id = ANY($1::uuid[] || ARRAY(SELECT p.delivery_id FROM pushed p
 const wakeNext = `SELECT outbox_relay.wake_next($1::text, $2::uuid[], $3::uuid[])`
 
 // ordered lists the endpoints whose rows in the queue the batches rearrange.
-func ordered(batches ...tenantBatch) []outbox.UUID {
-	var endpoints []outbox.UUID
+func ordered(batches ...tenantBatch) (tenants []string, endpoints []outbox.UUID) {
 	for i := range batches {
+		from := len(endpoints) // of this tenant
 		for _, o := range batches[i].outcomes {
 			d := o.Delivery
-			if d.Order.Key.IsZero() || o.Status == Success && !d.Queued || slices.Contains(endpoints, d.EndpointID) {
+			if d.Order.Key.IsZero() || o.Status == Success && !d.Queued || slices.Contains(endpoints[from:], d.EndpointID) {
 				continue
 			}
-			endpoints = append(endpoints, d.EndpointID)
+			tenants, endpoints = append(tenants, d.Tenant), append(endpoints, d.EndpointID)
 		}
 	}
-	return endpoints
+	return tenants, endpoints
 }
 
 // arrange returns the statements that keep the order of the queue after the outcomes of a tenant have been written.

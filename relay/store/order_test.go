@@ -102,10 +102,15 @@ func TestTenantsShareNoOrder(t *testing.T) {
 		b.record(succeeded(d[0]), succeeded(d[1]))
 		require.Equal(t, []outbox.UUID{d[2].ID, d[3].ID}, claim(store.ClaimOptions{N: 10}), "while the other's are in flight, or gone")
 	}
+	tx, err := b.admin.Begin(t.Context()) // somebody who controls the other one keeps its order locked
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "SELECT outbox_relay.lock_order('a', ARRAY[$1::uuid])", e)
+	require.NoError(t, err)
 	for _, d := range after[2:] {
 		d.Queued = true
 		b.record(succeeded(d))
 	}
+	require.NoError(t, tx.Rollback(t.Context()))
 	still, err := b.store.StillBlocked(t.Context(), []store.OrderedKey{{Tenant: "a", Endpoint: e, Key: key}, {Tenant: "b", Endpoint: e, Key: key}})
 	require.NoError(t, err)
 	require.Equal(t, []bool{true, false}, still)
@@ -271,24 +276,32 @@ func TestWakesInParts(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a")
 	e := b.endpoint("a")
-	const n = 12_000
-	for _, key := range []string{"NULL", "gen_random_uuid()"} {
+	park := func(e outbox.UUID, n int, key string) {
 		b.exec(`INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at, order_key, order_lsn, order_n)
 			SELECT gen_random_uuid(), 'a', $1, 'infinity', `+key+`, '0/1', i FROM generate_series(1, $2) i`, e, n)
 	}
+	park(e, 12_000, "NULL")
+	park(e, 12_000, "gen_random_uuid()")
 	parked := func() int { return b.count("outbox_relay.retry_queue WHERE due_at = 'infinity'") }
-	for _, wake := range []func() (bool, error){
-		func() (bool, error) { return b.store.Wake(t.Context(), "a", e, time.Second) },
-		func() (bool, error) { return b.store.WakeParkedHeads(t.Context()) },
-	} {
-		b.exec("UPDATE outbox_relay.retry_queue SET due_at = 'infinity'")
+	wake := func() (bool, error) { return b.store.Wake(t.Context(), "a", e, time.Second) }
+	more := func() bool {
+		t.Helper()
 		more, err := wake()
 		require.NoError(t, err)
-		require.True(t, more)
-		require.Equal(t, 4000, parked())
-		more, err = wake()
-		require.NoError(t, err)
-		require.False(t, more)
-		require.Zero(t, parked())
+		return more
 	}
+	require.True(t, more())
+	require.Equal(t, 4000, parked())
+	require.False(t, more())
+	require.Zero(t, parked())
+
+	b.exec("UPDATE outbox_relay.retry_queue SET due_at = 'infinity'")
+	park(b.endpoint("a"), 15_000, "NULL")
+	park(b.endpoint("a"), 15_000, "gen_random_uuid()")
+	wake = func() (bool, error) { return b.store.WakeParkedHeads(t.Context()) }
+	require.True(t, more())
+	require.GreaterOrEqual(t, parked(), 19_000, "several endpoints take turns as well")
+	for more() {
+	}
+	require.Zero(t, parked())
 }

@@ -93,8 +93,8 @@ func (w *writer) writeAtOnce(ctx context.Context, conn *pgx.Conn) error {
 		p.prepared = preparedOn(conn)
 	}
 	w.begin(p)
-	if endpoints := ordered(w.batches...); len(endpoints) > 0 {
-		p.add(lockOrder, endpoints)
+	if tenants, endpoints := ordered(w.batches...); len(endpoints) > 0 {
+		p.add(lockOrder, tenants, endpoints)
 	}
 	for i := range w.batches {
 		p.addAll(w.batches[i].statements(w.owner))

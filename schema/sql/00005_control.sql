@@ -62,12 +62,17 @@ END
 $$;
 -- +goose StatementEnd
 
--- Locks the order of endpoints, always in the same order.
-CREATE OR REPLACE FUNCTION outbox_relay.lock_order(endpoints uuid[]) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-  SELECT pg_advisory_xact_lock(s.h)
-    FROM (SELECT DISTINCT hashtextextended(e::text, 8245937120485516401) AS h FROM unnest(endpoints) e ORDER BY 1 OFFSET 0) s
+-- Locks the order of endpoints of a tenant, always in the same order.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.lock_order(schema text, endpoints uuid[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM outbox_relay.check_control(schema);
+  PERFORM pg_advisory_xact_lock(s.h)
+     FROM (SELECT DISTINCT hashtextextended(outbox_relay.lane(schema, e)::text, 8245937120485516401) AS h FROM unnest(endpoints) e ORDER BY 1 OFFSET 0) s;
+END
 $$;
+-- +goose StatementEnd
 
 -- Finds what of a key is in flight. Only ordered rows under a lease are in it.
 CREATE INDEX IF NOT EXISTS retry_queue_leased_idx ON outbox_relay.retry_queue (lane, order_key) WHERE order_key IS NOT NULL AND leased_by IS NOT NULL;
@@ -133,7 +138,7 @@ DECLARE
   n bigint;
 BEGIN
   PERFORM outbox_relay.check_control(schema);
-  PERFORM outbox_relay.lock_order(ARRAY[endpoint]);
+  PERFORM outbox_relay.lock_order(schema, ARRAY[endpoint]);
   UPDATE outbox_relay.retry_queue q SET due_at = now() + random() * wake.within
    WHERE q.delivery_id = ANY(ARRAY(SELECT outbox_relay.parked_heads(schema, endpoint) LIMIT 20000)) AND q.due_at = 'infinity';
   GET DIAGNOSTICS n = ROW_COUNT;
@@ -152,7 +157,7 @@ DECLARE
   own uuid := outbox_relay.lane(schema, endpoint);
 BEGIN
   PERFORM outbox_relay.check_control(schema);
-  PERFORM outbox_relay.lock_order(ARRAY[endpoint]);
+  PERFORM outbox_relay.lock_order(schema, ARRAY[endpoint]);
   IF key IS NULL THEN
     lsn := NULL;
     n := NULL;
@@ -168,6 +173,10 @@ BEGIN
   INSERT INTO outbox_relay.retry_queue AS q (delivery_id, tenant, endpoint_id, due_at, order_key, order_lsn, order_n)
   VALUES (delivery, schema, endpoint, due, key, lsn, n) ON CONFLICT (delivery_id) DO NOTHING;
   IF NOT FOUND THEN
+    IF EXISTS (SELECT FROM outbox_relay.retry_queue q WHERE q.delivery_id = delivery AND q.tenant <> schema) THEN
+      RAISE EXCEPTION 'delivery % of "%" has the id of one that waits for another tenant', delivery, schema
+        USING ERRCODE = 'OR002', HINT = 'One is a copy of the other. Once that one has ended, this one can be sent again.';
+    END IF;
     RETURN false;
   END IF;
   UPDATE outbox_relay.retry_queue q SET due_at = 'infinity', leased_by = NULL
@@ -192,7 +201,7 @@ BEGIN
   IF NOT FOUND THEN
     RETURN NULL;
   END IF;
-  PERFORM outbox_relay.lock_order(ARRAY[q.endpoint_id]);
+  PERFORM outbox_relay.lock_order(schema, ARRAY[q.endpoint_id]);
   SELECT * INTO q FROM outbox_relay.retry_queue r WHERE r.delivery_id = delivery AND r.tenant = schema FOR UPDATE;
   IF NOT FOUND THEN
     RETURN NULL;
@@ -265,9 +274,10 @@ BEGIN
   -- Each lock is kept to the end, and there is room for so many only.
   FOR p IN SELECT u.tenant, u.id FROM unnest(tenants, endpoints) u (tenant, id)
             WHERE (SELECT outbox_relay.parked_heads(u.tenant, u.id) LIMIT 1) IS NOT NULL LIMIT 500 LOOP
-    IF pg_try_advisory_xact_lock(hashtextextended(p.id::text, 8245937120485516401)) THEN -- as lock_order does
+    IF pg_try_advisory_xact_lock(hashtextextended(outbox_relay.lane(p.tenant, p.id)::text, 8245937120485516401)) THEN -- as lock_order does
       n := n + outbox_relay.wake(p.tenant, p.id, '1 s');
     END IF;
+    EXIT WHEN n >= 20000;
   END LOOP;
   RETURN n;
 END
@@ -303,7 +313,7 @@ DECLARE
   took boolean;
 BEGIN
   PERFORM outbox_relay.check_control(schema);
-  PERFORM outbox_relay.lock_order(ARRAY[endpoint]); -- the recorder has it when it disables an endpoint
+  PERFORM outbox_relay.lock_order(schema, ARRAY[endpoint]); -- the recorder has it when it disables an endpoint
   EXECUTE format('SELECT e.paused_at IS NULL AND e.is_active FROM %I.webhook_endpoints e WHERE e.id = $1 FOR NO KEY UPDATE', schema) INTO took USING endpoint;
   IF took IS NULL THEN
     RAISE EXCEPTION 'endpoint % does not exist in "%"', endpoint, schema USING ERRCODE = 'OR002', HINT = 'See: outbox-relay endpoints list';
@@ -393,7 +403,7 @@ BEGIN
   IF gone AND NOT d.kept THEN
     RAISE EXCEPTION 'neither the event nor the body of delivery % is kept', delivery USING ERRCODE = 'OR002', HINT = 'Restore the event from its archive first.';
   END IF;
-  PERFORM outbox_relay.lock_order(ARRAY[d.endpoint]);
+  PERFORM outbox_relay.lock_order(schema, ARRAY[d.endpoint]);
   RETURN outbox_relay.requeue(schema, delivery, now());
 END
 $$;
@@ -426,7 +436,7 @@ BEGIN
     IF found_ids IS NULL THEN
       RETURN 0;
     END IF;
-    PERFORM outbox_relay.lock_order(endpoints);
+    PERFORM outbox_relay.lock_order(schema, endpoints);
     EXECUTE format('SELECT array_agg(s.delivery_id ORDER BY s.order_lsn, s.order_n, s.dead_at, s.delivery_id) FROM (
         SELECT l.* FROM %I.webhook_dead_letters l WHERE l.delivery_id = ANY($1) AND l.replayed_at IS NULL AND l.discarded_at IS NULL FOR UPDATE SKIP LOCKED) s',
         schema) INTO ids USING found_ids;
@@ -533,7 +543,7 @@ $fn$;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
 -- An application needs all of these but filling_place, wake_next, in_flight, parked_heads and wake_parked_heads: the functions that it calls call the others with its rights.
-GRANT EXECUTE ON FUNCTION outbox_relay.check_control(text), outbox_relay.lock_order(uuid[]), outbox_relay.wake_next(text, uuid[], uuid[]),
+GRANT EXECUTE ON FUNCTION outbox_relay.check_control(text), outbox_relay.lock_order(text, uuid[]), outbox_relay.wake_next(text, uuid[], uuid[]),
   outbox_relay.filling_place(text), outbox_relay.in_flight(uuid, uuid), outbox_relay.parked_heads(text, uuid), outbox_relay.wake(text, uuid, interval),
   outbox_relay.enqueue(text, uuid, uuid, timestamptz, uuid, pg_lsn, int), outbox_relay.unqueue(text, uuid),
   outbox_relay.forget_health(text, uuid), outbox_relay.request_recovery(text, uuid, timestamptz, numeric), outbox_relay.wake_parked_heads(),
