@@ -43,6 +43,9 @@ type ClaimOptions struct {
 
 // claimDue takes what is due, past rows that another replica is taking at this moment. A row whose lease has run out is due like any other.
 //
+// IS TRUE keeps the index on due_at from being used where the row is known: what the server believes to be due, of what it saw an hour ago, is next to nothing, and
+// it would go through all that is due by now for each row.
+//
 // Of what is looked at every endpoint gets its first before any gets its second: a long backlog of one does not keep the others out. Of an ordered key only
 // the head is taken, and with it the rows behind it, up to the first that somebody else holds, or that events still to be queued from the tables will come
 // in front of.
@@ -57,7 +60,7 @@ chosen AS (
 head AS MATERIALIZED (
   SELECT h.*, CASE WHEN h.order_key IS NOT NULL THEN outbox_relay.filling_place(h.tenant) END AS filling FROM chosen c CROSS JOIN LATERAL (
     SELECT q.tenant, q.delivery_id, q.lane, q.order_key, q.order_lsn, q.order_n FROM outbox_relay.retry_queue q
-    WHERE q.delivery_id = c.delivery_id AND q.due_at <= now() FOR UPDATE SKIP LOCKED) h
+    WHERE q.delivery_id = c.delivery_id AND (q.due_at <= now()) IS TRUE FOR UPDATE SKIP LOCKED) h
   LIMIT $2::int4),
 follower AS MATERIALIZED (
   SELECT h.delivery_id AS head, n.delivery_id, n.nr FROM head h CROSS JOIN LATERAL (

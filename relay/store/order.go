@@ -36,7 +36,7 @@ WITH pushed AS MATERIALIZED (
   WHERE r.delivery_id = ANY($1::uuid[]))
 UPDATE outbox_relay.retry_queue q SET due_at = 'infinity'
 WHERE q.delivery_id = ANY($1::uuid[] || ARRAY(SELECT p.delivery_id FROM pushed p)) AND q.order_key IS NOT NULL AND q.leased_by IS NULL
-  AND q.due_at < 'infinity' AND EXISTS ` + behind
+  AND (q.due_at < 'infinity') IS TRUE AND EXISTS ` + behind
 
 // wakeNext makes the heads of keys due after those before them have gone.
 const wakeNext = `SELECT outbox_relay.wake_next($1::text, $2::uuid[], $3::uuid[])`

@@ -259,16 +259,41 @@ func TestClaimReadsLittle(t *testing.T) {
 			CASE WHEN i % 2 = 1 THEN $1::uuid END, CASE WHEN i % 2 = 1 THEN '0/1'::pg_lsn END, CASE WHEN i % 2 = 1 THEN i END
 		FROM generate_series(1, 200000) i`, e)
 	b.exec("ANALYZE outbox_relay.retry_queue")
-	db, err := store.New(t.Context(), store.Config{URL: b.url, Slot: b.slot, Log: slog.New(slog.DiscardHandler)})
-	require.NoError(t, err)
-	_, _, err = db.Claim(t.Context(), b.owner, store.ClaimOptions{N: 100, Run: 10, Lease: time.Hour})
-	require.NoError(t, err)
-	db.Close() // its statistics are complete when its connection has ended
+	assert.Less(t, b.readByClaim(), 5000)
+}
+
+// readByClaim has one batch claimed, and counts the rows of the queue that were read for it.
+func (b *bundle) readByClaim() int {
+	b.t.Helper()
 	read := func() int {
 		return get[int](b, `SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::int FROM pg_stat_all_tables WHERE schemaname = 'outbox_relay' AND relname = 'retry_queue'`)
 	}
-	require.Eventually(t, func() bool { return read() > 0 }, 10*time.Second, 10*time.Millisecond)
-	assert.Less(t, read(), 5000)
+	b.exec("SELECT pg_stat_reset()")
+	require.Eventually(b.t, func() bool { return read() == 0 }, 10*time.Second, 10*time.Millisecond)
+	db, err := store.New(b.t.Context(), store.Config{URL: b.url, Slot: b.slot, Log: slog.New(slog.DiscardHandler)})
+	require.NoError(b.t, err)
+	_, _, err = db.Claim(b.t.Context(), b.owner, store.ClaimOptions{N: 100, Run: 10, Lease: time.Hour})
+	require.NoError(b.t, err)
+	db.Close() // its statistics are complete when its connection has ended
+	require.Eventually(b.t, func() bool { return read() > 0 }, 10*time.Second, 10*time.Millisecond)
+	return read()
+}
+
+// TestClaimReadsLittleOfALateOutage: the server counted the queue when nothing was due, as before an outage, and would look for each row among all that is due by
+// now.
+func TestClaimReadsLittleOfALateOutage(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	b.exec("ALTER TABLE outbox_relay.retry_queue SET (autovacuum_enabled = false)")
+	rows := func(at string, n int) {
+		b.exec(`INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at)
+			SELECT gen_random_uuid(), 'a', $1, now() + `+at+` FROM generate_series(1, $2) i`, e, n)
+	}
+	rows("(1 + random()) * interval '6 hours'", 100_000)
+	b.exec("ANALYZE outbox_relay.retry_queue")
+	rows("interval '0 s'", 30_000)
+	assert.Less(t, b.readByClaim(), 5000)
 }
 
 // TestWakesInParts: many deliveries of an endpoint are made due part by part, so that those who record others of it get a turn.

@@ -77,11 +77,12 @@ $$;
 -- Finds what of a key is in flight. Only ordered rows under a lease are in it.
 CREATE INDEX IF NOT EXISTS retry_queue_leased_idx ON outbox_relay.retry_queue (lane, order_key) WHERE order_key IS NOT NULL AND leased_by IS NOT NULL;
 
+-- (IS TRUE, here and below, keeps the index on due_at from being used where the row is known: what the server believes to be due is what it saw an hour ago.)
 -- Tells whether somebody has a delivery of the key under a lease that has not run out. One that is put in front of it meanwhile has to wait until it ends.
 CREATE OR REPLACE FUNCTION outbox_relay.in_flight(lane uuid, key uuid) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   SELECT EXISTS (SELECT FROM outbox_relay.retry_queue q WHERE q.lane = in_flight.lane AND q.order_key = key
-                    AND q.leased_by IS NOT NULL AND q.due_at > now() AND q.due_at < 'infinity')
+                    AND q.leased_by IS NOT NULL AND (q.due_at > now() AND q.due_at < 'infinity') IS TRUE)
 $$;
 
 -- The first place of events that are still being queued from the tables; null: there are none. Until they are queued, the first row of a key is not really the
@@ -140,7 +141,7 @@ BEGIN
   PERFORM outbox_relay.check_control(schema);
   PERFORM outbox_relay.lock_order(schema, ARRAY[endpoint]);
   UPDATE outbox_relay.retry_queue q SET due_at = now() + random() * wake.within
-   WHERE q.delivery_id = ANY(ARRAY(SELECT outbox_relay.parked_heads(schema, endpoint) LIMIT 20000)) AND q.due_at = 'infinity';
+   WHERE q.delivery_id = ANY(ARRAY(SELECT outbox_relay.parked_heads(schema, endpoint) LIMIT 20000)) AND (q.due_at = 'infinity') IS TRUE;
   GET DIAGNOSTICS n = ROW_COUNT;
   RETURN n;
 END
@@ -182,7 +183,7 @@ BEGIN
   UPDATE outbox_relay.retry_queue q SET due_at = 'infinity', leased_by = NULL
    WHERE q.delivery_id = (SELECT b.delivery_id FROM outbox_relay.retry_queue b WHERE b.lane = own AND b.order_key = key
                              AND (b.order_lsn, b.order_n, b.delivery_id) > (lsn, n, delivery) ORDER BY b.order_lsn, b.order_n, b.delivery_id LIMIT 1)
-     AND q.due_at < 'infinity' AND (q.leased_by IS NULL OR q.due_at <= now()); -- what is behind that one is parked already
+     AND (q.due_at < 'infinity') IS TRUE AND (q.leased_by IS NULL OR q.due_at <= now()); -- what is behind that one is parked already
   RETURN true;
 END
 $$;
