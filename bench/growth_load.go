@@ -100,7 +100,11 @@ func (g *growing) wait(ctx context.Context) error {
 	if g.load.waiting == 0 {
 		return nil
 	}
-	return g.exec(ctx, fmt.Sprintf(queueSQL, "(1 + random()) * interval '6 hours'", "other"))
+	if err := g.exec(ctx, fmt.Sprintf(queueSQL, "(1 + random()) * interval '6 hours'", "other")); err != nil {
+		return err
+	}
+	// Else the server does it by itself, beside the deliveries that are measured, for minutes.
+	return g.exec(ctx, "VACUUM ANALYZE t0.webhook_deliveries, outbox_relay.retry_queue")
 }
 
 // fill makes the n deliveries that are to be measured: a backlog of events, or, if they are to be due, rows that only have to be put into the queue.
