@@ -114,6 +114,7 @@ func TestMatchBudgetWithinAFilter(t *testing.T) {
 		"deep path": {each(`{"a` + strings.Repeat(".b", 63) + `": 5}`), `{"a": [` + strings.Repeat("1, ", 1<<16) + `1]}`},
 		"in":        {`{"$not": {"a": {"$in": [` + strings.Repeat("null, ", 900) + `null]}}}`, numbers},
 		"whole":     {each(`{"a": {"$eq": [[12, 3]]}}`), numbers},
+		"escaped":   {each(`{"zz": 1}`), `{"` + strings.Repeat(`\n`, budget/32) + `": 1}`},
 		"keys":      {each(`{"zz": 1}`), `{"n": 1` + strings.Repeat(`, "k": 1`, 1<<13) + `}`},
 	} {
 		f, err := CompileFilter([]byte(c.filter))

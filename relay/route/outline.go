@@ -50,7 +50,7 @@ func (o *outline) drop() {
 func (m *matcher) outlined(key string) value {
 	for i := range m.outline.members {
 		member := &m.outline.members[i]
-		if m.left -= stepCost; m.left <= 0 {
+		if m.left -= stepCost + len(member.key); m.left <= 0 {
 			return value{}
 		}
 		if m.isKey(member.key, key) {
