@@ -173,7 +173,7 @@ func TestFiltersAreBounded(t *testing.T) {
 	all, some := s.endpoint(t, "acme", 0), s.endpoint(t, "acme", 0)
 	var keys []string
 	for i := range 500 {
-		keys = append(keys, fmt.Sprintf(`{"key%d": 1}`, i))
+		keys = append(keys, fmt.Sprintf(`{"in.key%d": 1}`, i))
 	}
 	s.subscribe(t, "acme", all, "order.created", "{}")
 	s.subscribe(t, "acme", some, "order.created", `{"$or": [`+strings.Join(keys, ",")+`]}`)
@@ -183,14 +183,14 @@ func TestFiltersAreBounded(t *testing.T) {
 		s.exec(t, `INSERT INTO acme.webhook_events (id, event_type, aggregate_id, aggregate_type, event_data) VALUES ($1, 'order.created', $1, 'order', $2)`, id, data)
 		return id
 	}
-	large := commit(`{"note": "` + strings.Repeat("x", 600_000) + `", "key499": 1}`)
-	small, other := commit(`{"key499": 1}`), commit(`{"key500": 1}`)
+	large := commit(`{"in": {"note": "` + strings.Repeat("x", 600_000) + `", "key499": 1}}`)
+	small, other := commit(`{"in": {"key499": 1}}`), commit(`{"in": {"key500": 1}}`)
 	s.receiver.await(ctx, t, "all", func() bool { return len(s.fates(ctx, t, all)) == 3 && len(s.fates(ctx, t, some)) == 2 })
 	assert.Equal(t, map[outbox.UUID]string{large: "success", small: "success", other: "success"}, s.fates(ctx, t, all))
 	assert.Equal(t, map[outbox.UUID]string{large: "event_invalid", small: "success"}, s.fates(ctx, t, some))
 	var reason string
 	require.NoError(t, s.pool.QueryRow(ctx, `SELECT last_error FROM acme.webhook_dead_letters`).Scan(&reason))
-	assert.Contains(t, reason, "filters walk over no more than 256MiB of JSON for one event")
+	assert.Contains(t, reason, "for one event all filters walk over 256MiB of JSON at most")
 	_, err := p.stop(t)
 	require.NoError(t, err)
 	assert.Regexp(t, `an event is not valid.*event_invalid`, p.said(t))
