@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
@@ -71,7 +70,7 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 	var out []store.Outcome
 	for i := range page.Events {
 		e := &page.Events[i]
-		target, ok := t.matchFor(e, r.ID)
+		target, ok := t.MatchFor(e, r.ID)
 		if !ok {
 			continue
 		}
@@ -90,13 +89,6 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 		s.log.Info("recovery done", "tenant", r.Tenant, "endpoint", r.ID, "recovery", r.Number)
 	}
 	return nil
-}
-
-// matchFor is that of the routing table.
-func (t *tenant) matchFor(e *outbox.Event, endpoint outbox.UUID) (route.Target, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.table.MatchFor(e, endpoint)
 }
 
 // queued wakes the claimer for rows that were written past the recorder, and makes the stream queue behind those that are ordered.

@@ -57,6 +57,13 @@ func (t *tenant) Match(e *outbox.Event, dst []route.Target) []route.Target {
 	return t.table.Match(e, dst)
 }
 
+// MatchFor is that of the routing table.
+func (t *tenant) MatchFor(e *outbox.Event, endpoint outbox.UUID) (route.Target, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.table.MatchFor(e, endpoint)
+}
+
 // Wants is that of the routing table.
 func (t *tenant) Wants(eventType string) bool {
 	t.mu.Lock()

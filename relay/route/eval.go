@@ -133,7 +133,7 @@ func (m *matcher) find(v value, key string) value {
 	if v.kind != kindObject {
 		return value{}
 	}
-	if v.isData && m.outline != nil && m.outline.make(m.event) {
+	if v.isData && m.outline != nil && m.outline.draw(m.event) {
 		return m.outlined(key)
 	}
 	it := membersOf(v.doc, v.at)

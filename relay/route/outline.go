@@ -6,9 +6,9 @@ import "github.com/neo-commons/outbox-relay/outbox"
 const outlineFrom = 4 << 10
 
 // An outline is where the keys of an event's data are, those of the object itself. Filters that look for one need not walk, each anew, over all that stands before
-// it. It belongs to one Match; the zero value is one that has not been made.
+// it. It belongs to one Match; the zero value is one that has not been drawn.
 type outline struct {
-	made    bool
+	drawn   bool
 	bad     bool // the object is broken after the last member
 	members []place
 }
@@ -19,9 +19,9 @@ type place struct {
 	at  int
 }
 
-// make lists the members of e's data. It returns false if it is not worth while, or there are none.
-func (o *outline) make(e *outbox.Event) bool {
-	if o.made {
+// draw lists the members of e's data. It returns false if it is not worth while, or there are none.
+func (o *outline) draw(e *outbox.Event) bool {
+	if o.drawn {
 		return true
 	}
 	root := space(e.Data, 0)
@@ -32,7 +32,7 @@ func (o *outline) make(e *outbox.Event) bool {
 	for it.advance() {
 		o.members = append(o.members, place{it.key, it.at})
 	}
-	o.made, o.bad = true, it.bad
+	o.drawn, o.bad = true, it.bad
 	return true
 }
 
@@ -40,7 +40,7 @@ func (o *outline) make(e *outbox.Event) bool {
 func (o *outline) drop() {
 	const room = 1024
 	clear(o.members)
-	o.made, o.bad, o.members = false, false, o.members[:0]
+	o.drawn, o.bad, o.members = false, false, o.members[:0]
 	if cap(o.members) > room {
 		o.members = nil
 	}
