@@ -129,7 +129,7 @@ func (w *writer) tryTenant(ctx context.Context, conn *pgx.Conn, t *tenantBatch) 
 	if tenants, endpoints := ordered(kept); len(endpoints) > 0 {
 		p.add(lockOrder, tenants, endpoints) // an application may hold one in a transaction of its own for as long as it likes
 	}
-	p.addAll(kept.statements(w.owner))
+	p.addAll(kept.statements(w.owner, true))
 	p.add("RELEASE SAVEPOINT tenant")
 	return len(t.outcomes) - len(kept.outcomes), p.run()
 }

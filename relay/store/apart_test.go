@@ -104,6 +104,20 @@ func TestRecordApart(t *testing.T) {
 	assert.Equal(t, 2, b.count("aa_healthy.webhook_deliveries"))
 }
 
+// What has been written before is found by the batch that comes again, whose tenants are not written apart for it.
+func TestRecordAgainAtOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a", "b")
+	outcomes := []store.Outcome{succeeded(deliver("a", b.endpoint("a"))), succeeded(deliver("b", b.endpoint("b")))}
+	b.exec("REVOKE ALL ON outbox_relay.retry_queue FROM outbox_relay_runner") // which is locked when tenants are written apart
+	b.record(outcomes[0])
+	for range 3 { // the third time it is prepared
+		b.record(outcomes...)
+	}
+	assert.Equal(t, 1, b.count("a.webhook_deliveries"))
+	assert.Equal(t, 1, b.count("b.webhook_deliveries"))
+}
+
 // A table that somebody has locked costs its tenant a suspension, and the others a moment.
 func TestRecordLockedTable(t *testing.T) {
 	t.Parallel()

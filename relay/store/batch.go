@@ -68,13 +68,14 @@ func split(outcomes []Outcome) []tenantBatch {
 	return batches
 }
 
-// statements returns what writes the batch: inserts before updates, since a delivery may be handed to the queue and end in one batch.
-func (t *tenantBatch) statements(owner outbox.UUID) []statement {
+// statements returns what writes the batch: inserts before updates, since a delivery may be handed to the queue and end in one batch. again: some of
+// it may have been written before.
+func (t *tenantBatch) statements(owner outbox.UUID, again bool) []statement {
 	var delivered, first, won, later []*Outcome
 	for i, o := range t.outcomes {
-		again := i > 0 && t.outcomes[i-1].Delivery.ID == o.Delivery.ID
+		follows := i > 0 && t.outcomes[i-1].Delivery.ID == o.Delivery.ID
 		last := i+1 == len(t.outcomes) || t.outcomes[i+1].Delivery.ID != o.Delivery.ID
-		switch hasRow := again || o.Delivery.Queued && o.Status != Leased; {
+		switch hasRow := follows || o.Delivery.Queued && o.Status != Leased; {
 		case !hasRow && o.Status == Success:
 			delivered = append(delivered, o)
 		case !hasRow:
@@ -91,13 +92,17 @@ func (t *tenantBatch) statements(owner outbox.UUID) []statement {
 	var list []statement
 	add := func(sql string, outcomes []*Outcome, full bool, more ...any) {
 		if failpoint.Planted(failpoint.NoOnConflict) {
-			sql = strings.Replace(sql, "ON CONFLICT (webhook_event_id, webhook_endpoint_id) WHERE relayed DO NOTHING", "", 1)
+			sql = strings.Replace(sql, unlessThere, "", 1)
 		}
 		for chunk := range chunks(outcomes, full) {
 			list = append(list, statement{sql: forTenant(sql, t.tenant), args: append(arguments(chunk, full), more...), often: !full})
 		}
 	}
-	add(insertDelivered, delivered, false)
+	if again {
+		add(insertDelivered+unlessThere, delivered, false)
+	} else {
+		add(insertDelivered, delivered, false)
+	}
 	add(insertOutcomes, first, true, owner, t.tenant)
 	add(updateDelivered, won, false)
 	add(updateOutcomes, later, true, owner)

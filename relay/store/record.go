@@ -55,7 +55,10 @@ func (w *writer) write(ctx context.Context, pool *pgxpool.Pool) ([]TenantError, 
 		return nil, err
 	}
 	defer conn.Release()
-	err = w.writeAtOnce(ctx, conn.Conn())
+	err = w.writeAtOnce(ctx, conn.Conn(), false)
+	if code(err) == codeUnique {
+		err = w.writeAtOnce(ctx, conn.Conn(), true)
+	}
 	if len(w.batches) == 0 || !isTenants(err) {
 		return nil, err
 	}
@@ -86,8 +89,8 @@ func (w *writer) commit(p *pipeline) {
 	p.add("COMMIT")
 }
 
-// writeAtOnce is the usual way: everything in one pipeline.
-func (w *writer) writeAtOnce(ctx context.Context, conn *pgx.Conn) error {
+// writeAtOnce is the usual way: everything in one pipeline. again: some of it may have been written before.
+func (w *writer) writeAtOnce(ctx context.Context, conn *pgx.Conn, again bool) error {
 	p := beginPipeline(ctx, conn)
 	if w.often {
 		p.prepared = preparedOn(conn)
@@ -97,7 +100,7 @@ func (w *writer) writeAtOnce(ctx context.Context, conn *pgx.Conn) error {
 		p.add(lockOrder, tenants, endpoints)
 	}
 	for i := range w.batches {
-		p.addAll(w.batches[i].statements(w.owner))
+		p.addAll(w.batches[i].statements(w.owner, again))
 	}
 	w.commit(p)
 	return inTransaction(ctx, conn, p.run())

@@ -171,6 +171,7 @@ const (
 	codeFenced           = "OR001" // raised by outbox_relay.advance
 	codeLockNotAvailable = "55P03"
 	codeUndefinedTable   = "42P01" // or its schema
+	codeUnique           = "23505"
 	codeUnknownStatement = "26000" // prepared on another session
 	codeReadOnly         = "25006" // a server that has become a standby
 )
