@@ -36,6 +36,7 @@ type recorder struct {
 	mu      sync.Mutex
 	jobs    []*job
 	out     []store.Outcome
+	old     recorded // to be used again
 	force   bool // write the position even without an outcome
 	tenants int  // with outcomes in the last batch
 	size    int  // of the last batch
@@ -43,6 +44,12 @@ type recorder struct {
 
 	kick    chan struct{}
 	failure atomic.Pointer[error] // of the last flush; nil after a success
+}
+
+// recorded are the arrays of a batch that is done with.
+type recorded struct {
+	jobs []*job
+	out  []store.Outcome
 }
 
 func newRecorder(cfg *Config, s *store.Store, owner outbox.UUID, d *dispatcher, m *metrics, log *slog.Logger) *recorder {
@@ -55,7 +62,9 @@ func newRecorder(cfg *Config, s *store.Store, owner outbox.UUID, d *dispatcher, 
 func (r *recorder) add(j *job, o store.Outcome) {
 	r.mu.Lock()
 	if r.out == nil { // the next batch will be about as large as the last one
-		r.jobs, r.out = make([]*job, 0, r.size), make([]store.Outcome, 0, r.size)
+		if r.jobs, r.out, r.old = r.old.jobs, r.old.out, (recorded{}); cap(r.out) < r.size {
+			r.jobs, r.out = make([]*job, 0, r.size), make([]store.Outcome, 0, r.size)
+		}
 	}
 	r.jobs = append(r.jobs, j)
 	r.out = append(r.out, o)
@@ -374,8 +383,11 @@ func (r *recorder) done(jobs []*job, out []store.Outcome) {
 		}
 	}
 	r.dispatcher.release(released)
-	clear(jobs) // their array may still hold what came after
+	clear(jobs)
 	clear(out)
+	r.mu.Lock()
+	r.old = recorded{jobs[:0], out[:0]} // what came after them in their array is beyond their capacity
+	r.mu.Unlock()
 }
 
 func (r *recorder) putBack(jobs []*job, out []store.Outcome) {

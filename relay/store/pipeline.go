@@ -28,6 +28,9 @@ type pipeline struct {
 	err      error
 }
 
+// maxKept bounds the buffer that a connection keeps for its next pipeline: some thousand outcomes without a body.
+const maxKept = 1 << 20
+
 func beginPipeline(ctx context.Context, conn *pgx.Conn) *pipeline {
 	return &pipeline{conn: conn, line: conn.PgConn().StartPipeline(ctx)}
 }
@@ -113,6 +116,9 @@ func (p *pipeline) addAll(list []statement) {
 func (p *pipeline) run() (err error) {
 	if p.prepared != nil {
 		defer func() { p.prepared.settle(err) }()
+		if cap(p.buf) <= maxKept {
+			p.prepared.buf = p.buf[:0]
+		}
 	}
 	if p.err != nil {
 		return errors.Join(p.err, p.line.Close())

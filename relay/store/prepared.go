@@ -25,6 +25,7 @@ type prepared struct {
 	name map[string]string // by text
 	made []string          // texts whose names the pipeline under way is to make known
 	off  bool
+	buf  []byte // of the last pipeline, for the next one
 }
 
 // preparedOn returns that of a connection, which goes when the connection does.

@@ -94,6 +94,7 @@ func (w *writer) writeAtOnce(ctx context.Context, conn *pgx.Conn, again bool) er
 	p := beginPipeline(ctx, conn)
 	if w.often {
 		p.prepared = preparedOn(conn)
+		p.buf = p.prepared.buf
 	}
 	w.begin(p)
 	if tenants, endpoints := ordered(w.batches...); len(endpoints) > 0 {
