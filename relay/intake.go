@@ -129,20 +129,20 @@ func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error
 	if err != nil {
 		return s.suspend(ctx, t, err)
 	}
-	e, err := plan.Decode(&c.New)
-	if err != nil {
+	e := &s.decoded
+	if *e, err = plan.Decode(&c.New); err != nil {
 		return s.suspend(ctx, t, fmt.Errorf("decode event: %w", err))
 	}
-	s.targets = t.Match(&e, s.targets[:0])
+	s.targets = t.Match(e, s.targets[:0])
 	s.metrics.event(s.tx.begin.CommitTime, len(s.targets))
 	if len(s.targets) == 0 {
 		return nil
 	}
-	refused := s.inspector.look(t.schema, t, &e, s.targets)
+	refused := s.inspector.look(t.schema, t, e, s.targets)
 	if s.tx.entry == noCommit {
 		s.tx.entry = s.ledger.begin(s.tx.begin.CommitLSN, s.tx.begin.CommitTime)
 	}
-	jobs := s.jobs(t, &e)
+	jobs := s.jobs(t, e)
 	for i, j := range jobs {
 		j.refused = refused.of(&s.targets[i])
 	}
@@ -161,7 +161,7 @@ func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error
 		return s.lookUp(ctx)
 	}
 	if s.tracing != nil {
-		defer s.tracing.event(ctx, s.tx.begin.CommitTime, &e, jobs).End()
+		defer s.tracing.event(ctx, s.tx.begin.CommitTime, e, jobs).End()
 	}
 	for _, j := range jobs {
 		s.dispatch(ctx, t, j)

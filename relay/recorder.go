@@ -37,9 +37,9 @@ type recorder struct {
 	jobs    []*job
 	out     []store.Outcome
 	old     recorded // to be used again
-	force   bool // write the position even without an outcome
-	tenants int  // with outcomes in the last batch
-	size    int  // of the last batch
+	force   bool     // write the position even without an outcome
+	tenants int      // with outcomes in the last batch
+	size    int      // of the last batch
 	session *session
 
 	kick    chan struct{}

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/neo-commons/outbox-relay/schema"
@@ -58,6 +59,7 @@ func TestFencedAfterAFailure(t *testing.T) {
 	b.admit(ctx, j)
 	require.Same(t, j, b.take())
 	sealed := b.ledger.seal()
+	j.Message = new(delivery.Message)
 	r.add(j, store.Outcome{Delivery: &j.Delivery, Status: store.Success})
 	require.Eventually(t, func() bool { return r.err() != nil }, 10*time.Second, time.Millisecond)
 	select {

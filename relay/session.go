@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/failpoint"
 	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
@@ -54,6 +55,7 @@ type session struct {
 	repeatedBytes int64
 	targets       []route.Target
 	batch         []*job
+	decoded       outbox.Event   // the event that is being taken; its documents are the stream's memory
 	scratch       [16 << 10]byte // where bodies are encoded
 
 	gates map[store.Backfill]wal.LSN // of backfills: the position up to which the routing table has to know the log; fill's alone

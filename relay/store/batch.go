@@ -168,13 +168,13 @@ func arguments(outcomes []*Outcome, full bool) []any {
 	var (
 		r       rows
 		now     = time.Now()
-		message *delivery.Message // of the outcome before: often the same event
+		message *delivery.Message // with these headers: most events have none of their own
 		headers string
 	)
 	r.grow(len(outcomes), full)
 	for _, o := range outcomes {
 		d := o.Delivery
-		if d.Message != message {
+		if message == nil || !message.SameHeader(d.Message) {
 			message, headers = d.Message, text(string(d.Message.HeaderJSON()))
 		}
 		r.ids, r.events, r.endpoints = append(r.ids, d.ID), append(r.events, d.EventID), append(r.endpoints, d.EndpointID)

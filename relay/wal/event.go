@@ -58,8 +58,8 @@ func NewEventPlan(rel *Relation) (*EventPlan, error) {
 	return p, nil
 }
 
-// Decode makes an event of a row of the plan's Relation. The event owns its memory: one allocation for the documents, and none for names that have
-// been seen before.
+// Decode makes an event of a row of the plan's Relation. Data and Metadata are the tuple's memory, good as long as that is; names are shared with the
+// events before.
 func (p *EventPlan) Decode(t *Tuple) (outbox.Event, error) {
 	g := getter{t: t}
 	e := outbox.Event{
@@ -77,14 +77,10 @@ func (p *EventPlan) Decode(t *Tuple) (outbox.Event, error) {
 	if g.err == nil {
 		e.OccurredAt, g.err = t.Time(p.occurredAt)
 	}
-	data, metadata := g.json(p.data), g.json(p.metadata)
+	e.Data, e.Metadata = g.json(p.data), g.json(p.metadata)
 	if g.err != nil {
 		return outbox.Event{}, g.err
 	}
-	slab := make([]byte, len(data)+len(metadata))
-	n := copy(slab, data)
-	copy(slab[n:], metadata)
-	e.Data, e.Metadata = slab[:n:n], slab[n:]
 	return e, nil
 }
 

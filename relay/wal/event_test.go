@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -61,7 +62,7 @@ func (d *database) events() []outbox.Event {
 	return events
 }
 
-// decodeEvents decodes the inserts among messages. The messages are overwritten afterwards: events must own what they hold.
+// decodeEvents decodes the inserts among messages. The messages are overwritten afterwards: but for its documents an event must own what it holds.
 func decodeEvents(messages [][]byte) ([]outbox.Event, error) {
 	var d decoder
 	var events []outbox.Event
@@ -83,6 +84,7 @@ func decodeEvents(messages [][]byte) ([]outbox.Event, error) {
 			if err != nil {
 				return nil, err
 			}
+			e.Data, e.Metadata = bytes.Clone(e.Data), bytes.Clone(e.Metadata)
 			events = append(events, e)
 		case kindBegin, kindCommit, kindOrigin, kindType, kindMessage, kindUpdate, kindDelete, kindTruncate:
 		}
