@@ -44,6 +44,10 @@ func (p *pipeline) add(sql string, args ...any) {
 
 // addOften is add for what is sent with most batches.
 func (p *pipeline) addOften(sql string, args ...any) {
+	if p.prepared == nil {
+		p.add(sql, args...)
+		return
+	}
 	if !p.encode(args) {
 		return
 	}
@@ -103,7 +107,7 @@ func (p *pipeline) value(arg any) error {
 
 func (p *pipeline) addAll(list []statement) {
 	for _, st := range list {
-		if st.often && p.prepared != nil {
+		if st.often {
 			p.addOften(st.sql, st.args...)
 		} else {
 			p.add(st.sql, st.args...)

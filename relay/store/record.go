@@ -75,9 +75,9 @@ const recordingSQL = `SELECT set_config('synchronous_commit', 'on', true), set_c
 // begin starts the transaction and, for a leader, makes sure first that it is still the leader.
 func (w *writer) begin(p *pipeline) {
 	p.add("BEGIN")
-	p.add(recordingSQL)
+	p.addOften(recordingSQL)
 	if pos := w.progress; pos != nil {
-		p.add(advance, w.slot, pos.Epoch, pos.LSN.String(), pos.High.String())
+		p.addOften(advance, w.slot, pos.Epoch, pos.LSN.String(), pos.High.String())
 	}
 }
 

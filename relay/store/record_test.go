@@ -439,7 +439,7 @@ func TestRecordPrepared(t *testing.T) {
 		t.Helper()
 		known, err := b.store.Prepared(t.Context())
 		require.NoError(t, err)
-		const list = `SELECT count(*) FROM pg_catalog.pg_prepared_statements WHERE name ~ '^outbox_relay_' AND statement ~ 'INSERT INTO "[ab]".webhook_deliveries'`
+		const list = `SELECT count(*) FROM pg_catalog.pg_prepared_statements WHERE name ~ '^outbox_relay_'`
 		require.NoError(t, b.store.Recording().QueryRow(t.Context(), list).Scan(&n))
 		require.Equal(t, n, known)
 		return n
@@ -457,7 +457,7 @@ func TestRecordPrepared(t *testing.T) {
 	for range 5 {
 		record()
 	}
-	require.Equal(t, 2, prepared())
+	require.Equal(t, 3, prepared(), "the settings, and the insert of each tenant")
 
 	b.exec(`ALTER TABLE a.webhook_deliveries RENAME TO was; CREATE TABLE a.webhook_deliveries (LIKE a.was INCLUDING ALL); INSERT INTO a.webhook_deliveries SELECT * FROM a.was;
 		ALTER TABLE a.webhook_deliveries ADD more integer; GRANT ALL ON a.webhook_deliveries TO PUBLIC`)
