@@ -6,7 +6,6 @@ import (
 	stdlog "log"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -48,7 +47,7 @@ While it runs, server.listen serves
   /metrics  for Prometheus
 
 With OTEL_TRACES_EXPORTER=otlp it sends traces to a collector, which OpenTelemetry's other variables
-name. GOMEMLIMIT and GOGC (here 200 by default) are Go's, and trade memory for time.`,
+name.`,
 		Example: `  outbox-relay run --config /etc/outbox-relay/config.yaml
   outbox-relay run --database-url postgres://relay@db/app --listen :9464 --log-format json`,
 		Args: cobra.NoArgs,
@@ -68,14 +67,7 @@ name. GOMEMLIMIT and GOGC (here 200 by default) are Go's, and trade memory for t
 	return cmd
 }
 
-// gcPercent is GOGC where nobody has set it. The relay keeps some 20 MB and makes garbage for every delivery: with Go's 100, collecting it is a twentieth of
-// what a backlog costs.
-const gcPercent = 200
-
 func (a *app) run(ctx context.Context, r *reloader, hangups <-chan os.Signal) error {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
 	stdlog.SetOutput(io.Discard) // net/http prints there what a receiver sends unasked, bytes of it included
 	c := r.inUse                 // of the start
 	log, flush := newLogger(a.err, c.Log, &a.level)
