@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,22 +23,22 @@ const (
 	publicPrefix  = "whpk_"
 )
 
-// secret signs with one key. The keyed hash states are kept, so that the key is not hashed again for every attempt.
+// secret signs with one key. A keyed hash is kept for the next signature, or the key would be hashed again for every attempt; with many endpoints that would be
+// most of what a signature costs, as a pool is emptied every few seconds.
 type secret struct {
-	states  sync.Pool          // of *macState
-	private ed25519.PrivateKey // nil: HMAC
+	last    atomic.Pointer[macState] // unless it is in use
+	others  sync.Pool                // of *macState, where there is more than one signature at a time
+	private ed25519.PrivateKey       // nil: HMAC
 }
 
-// macState is a keyed hash with the memory for one attempt's signatures.
+// macState is a keyed hash with the memory for its sum.
 type macState struct {
-	mac hash.Hash // nil of an asymmetric key
+	mac hash.Hash
 	sum []byte
-	in  []byte
-	out []byte
 }
 
 func newSecret(key []byte) *secret {
-	return &secret{states: sync.Pool{New: func() any {
+	return &secret{others: sync.Pool{New: func() any {
 		return &macState{mac: hmac.New(sha256.New, key), sum: make([]byte, 0, sha256.Size)}
 	}}}
 }
@@ -51,7 +52,7 @@ func parseSecret(token string) (s *secret, remedy string) {
 		if !ok {
 			return nil, "is no private key of ed25519: use whsk_ and its seed of 32 bytes, or seed and public key, in base64"
 		}
-		return &secret{private: key, states: sync.Pool{New: func() any { return new(macState) }}}, ""
+		return &secret{private: key}, ""
 	}
 	if strings.HasPrefix(token, publicPrefix) {
 		return nil, "is a public key, which is for the receiver: use the private one, whsk_…"
@@ -82,19 +83,30 @@ func (s *secret) sign(dst, prefix, body []byte) []byte {
 	if s.private != nil {
 		return base64.StdEncoding.AppendEncode(append(dst, "v1a,"...), ed25519.Sign(s.private, slices.Concat(prefix, body)))
 	}
-	st, _ := s.states.Get().(*macState)
-	defer s.states.Put(st)
-	return st.append(append(dst, "v1,"...), prefix, body, base64.StdEncoding.AppendEncode)
+	return s.mac(append(dst, "v1,"...), prefix, body, base64.StdEncoding.AppendEncode)
 }
 
-// append adds HMAC-SHA256 over prefix and body to dst through encode, which appends text.
-func (s *macState) append(dst, prefix, body []byte, encode func(dst, sum []byte) []byte) []byte {
-	s.mac.Reset()
-	s.mac.Write(prefix)
-	s.mac.Write(body)
-	s.sum = s.mac.Sum(s.sum[:0])
-	return encode(dst, s.sum)
+// mac adds HMAC-SHA256 over prefix and body to dst through encode, which appends text.
+func (s *secret) mac(dst, prefix, body []byte, encode func(dst, sum []byte) []byte) []byte {
+	st := s.last.Swap(nil)
+	if st == nil {
+		st, _ = s.others.Get().(*macState)
+	}
+	st.mac.Reset()
+	st.mac.Write(prefix)
+	st.mac.Write(body)
+	st.sum = st.mac.Sum(st.sum[:0])
+	dst = encode(dst, st.sum)
+	if !s.last.CompareAndSwap(nil, st) {
+		s.others.Put(st)
+	}
+	return dst
 }
+
+// signing is the memory for what is signed and for the signatures of one attempt.
+type signing struct{ in, out []byte }
+
+var signings = sync.Pool{New: func() any { return new(signing) }} //nolint:gochecknoglobals // memory to be used again
 
 // signatures are the header values that change from attempt to attempt.
 type signatures struct {
@@ -105,8 +117,8 @@ type signatures struct {
 // sign signs m as sent at now. During a rotation v1 carries one signature per valid secret, separated by a space. The older header is made with
 // the primary token; an asymmetric one is no secret that its receiver has, so that there is none.
 func (ep *Endpoint) sign(m *Message, now time.Time) signatures {
-	st, _ := ep.primary.states.Get().(*macState)
-	defer ep.primary.states.Put(st)
+	st, _ := signings.Get().(*signing)
+	defer signings.Put(st)
 
 	st.in, _ = m.ID.AppendText(st.in[:0])
 	idLen := len(st.in)
@@ -121,9 +133,7 @@ func (ep *Endpoint) sign(m *Message, now time.Time) signatures {
 	}
 	legacy := len(out)
 	if ep.legacy != nil {
-		raw, _ := ep.legacy.states.Get().(*macState)
-		out = raw.append(append(out, "sha256="...), nil, m.Body, hex.AppendEncode)
-		ep.legacy.states.Put(raw)
+		out = ep.legacy.mac(append(out, "sha256="...), nil, m.Body, hex.AppendEncode)
 	}
 	st.out = out
 
