@@ -35,6 +35,9 @@ The log is that of the steady load, until every outcome is recorded.
 Flags:
 `
 
+// inserters is the number of the application's connections.
+const inserters = 4
+
 // costOptions say what to measure.
 type costOptions struct {
 	rounds int
@@ -166,7 +169,7 @@ func (c *cost) measure(ctx context.Context, s *stage, p *process, o costOptions)
 	if err := delivered(1); err != nil {
 		return err
 	}
-	waits, took, err := s.insertFor(ctx, writers, o.length, 0)
+	waits, took, err := s.insertFor(ctx, inserters, o.length, 0)
 	if err != nil {
 		return err
 	}
@@ -184,8 +187,8 @@ func (c *cost) measure(ctx context.Context, s *stage, p *process, o costOptions)
 	if err := s.pool.QueryRow(ctx, position).Scan(&before); err != nil {
 		return fmt.Errorf("read the position of the log: %w", err)
 	}
-	gap := time.Duration(float64(writers) * float64(time.Second) / o.rate)
-	if waits, took, err = s.insertFor(ctx, writers, o.length, gap); err != nil {
+	gap := time.Duration(float64(inserters) * float64(time.Second) / o.rate)
+	if waits, took, err = s.insertFor(ctx, inserters, o.length, gap); err != nil {
 		return err
 	}
 	c.Rate, c.P50, c.P99 = float64(len(waits))/took.Seconds(), quantile(waits, 0.5), quantile(waits, 0.99)

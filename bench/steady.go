@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// writers is the number of connections that commit the steady load.
-const writers = 4
+// writersOf is the number of connections that commit a steady load: each has 4 ms for an event.
+func writersOf(rate float64) int { return max(4, int(rate/250)) }
 
 // steadied is the result of one steady load.
 type steadied struct {
@@ -75,13 +75,14 @@ func runSteady(ctx context.Context, s *stage, d deliverer, o options) (r steadie
 
 // load commits events at a rate, from several connections in turn, and returns when each COMMIT returned.
 func (s *stage) load(ctx context.Context, d deliverer, rate float64, length time.Duration) (map[string]time.Time, time.Duration, error) {
-	parts := make([]map[string]time.Time, writers)
+	n := writersOf(rate)
+	parts := make([]map[string]time.Time, n)
 	gap := time.Duration(float64(time.Second) / rate)
 	began := time.Now()
 	group, ctx := errgroup.WithContext(ctx)
-	for i := range writers {
+	for i := range n {
 		group.Go(func() (err error) {
-			parts[i], err = commit(ctx, s, d, began.Add(time.Duration(i)*gap), began.Add(length), writers*gap)
+			parts[i], err = commit(ctx, s, d, began.Add(time.Duration(i)*gap), began.Add(length), time.Duration(n)*gap)
 			return err
 		})
 	}

@@ -37,6 +37,7 @@ type recorder struct {
 	jobs    []*job
 	out     []store.Outcome
 	old     recorded // to be used again
+	whole   bool     // the batch under way is all of its arrays; run's alone
 	force   bool     // write the position even without an outcome
 	tenants int      // with outcomes in the last batch
 	size    int      // of the last batch
@@ -195,6 +196,7 @@ func (r *recorder) take() (jobs []*job, out []store.Outcome, s *session, force b
 		}
 	}
 	r.tenants = len(of)
+	r.whole = end == len(r.out) && len(others) == 0
 	r.size = end - len(others)
 	jobs, r.jobs = part(r.jobs, end, others)
 	out, r.out = part(r.out, end, others)
@@ -385,8 +387,11 @@ func (r *recorder) done(jobs []*job, out []store.Outcome) {
 	r.dispatcher.release(released)
 	clear(jobs)
 	clear(out)
+	if len(out) == 0 || !r.whole { // a part would keep an array alive that has grown while the database was away
+		return
+	}
 	r.mu.Lock()
-	r.old = recorded{jobs[:0], out[:0]} // what came after them in their array is beyond their capacity
+	r.old = recorded{jobs[:0], out[:0]}
 	r.mu.Unlock()
 }
 

@@ -118,6 +118,18 @@ func TestRecordAgainAtOnce(t *testing.T) {
 	assert.Equal(t, 1, b.count("b.webhook_deliveries"))
 }
 
+// Without its unique index a tenant's deliveries could be recorded twice.
+func TestRecordWithoutIndex(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	b.exec("DROP INDEX a.webhook_deliveries_relayed_key")
+	list, err := b.store.Record(t.Context(), b.owner, nil, []store.Outcome{succeeded(deliver("a", b.endpoint("a")))})
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+	requireCode(t, "42P10", list[0].Err)
+	assert.True(t, list[0].Suspended)
+}
+
 // A table that somebody has locked costs its tenant a suspension, and the others a moment.
 func TestRecordLockedTable(t *testing.T) {
 	t.Parallel()

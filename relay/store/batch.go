@@ -31,8 +31,8 @@ const (
 // statement is one statement of a batch.
 type statement struct {
 	sql   string
+	often string // of those that many batches have: what is prepared, and takes the place of sql from then on
 	args  []any
-	often bool // many batches have it
 }
 
 // tenantBatch is the part of a batch that belongs to one tenant.
@@ -90,22 +90,22 @@ func (t *tenantBatch) statements(owner outbox.UUID, again bool) []statement {
 	}
 
 	var list []statement
-	add := func(sql string, outcomes []*Outcome, full bool, more ...any) {
+	add := func(sql, often string, outcomes []*Outcome, full bool, more ...any) {
 		if failpoint.Planted(failpoint.NoOnConflict) {
 			sql = strings.Replace(sql, unlessThere, "", 1)
 		}
 		for chunk := range chunks(outcomes, full) {
-			list = append(list, statement{sql: forTenant(sql, t.tenant), args: append(arguments(chunk, full), more...), often: !full})
+			list = append(list, statement{forTenant(sql, t.tenant), forTenant(often, t.tenant), append(arguments(chunk, full), more...)})
 		}
 	}
 	if again {
-		add(insertDelivered+unlessThere, delivered, false)
+		add(insertDelivered+unlessThere, "", delivered, false)
 	} else {
-		add(insertDelivered, delivered, false)
+		add(insertDelivered+unlessThere, insertDelivered, delivered, false)
 	}
-	add(insertOutcomes, first, true, owner, t.tenant)
-	add(updateDelivered, won, false)
-	add(updateOutcomes, later, true, owner)
+	add(insertOutcomes, "", first, true, owner, t.tenant)
+	add(updateDelivered, updateDelivered, won, false)
+	add(updateOutcomes, "", later, true, owner)
 	list = append(list, arrange(t.tenant, first, won, later)...)
 	if ids, reasons := t.disabled(); len(ids) > 0 {
 		list = append(list, statement{sql: forTenant(disableEndpoints, t.tenant), args: []any{ids, reasons}})

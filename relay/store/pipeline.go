@@ -42,23 +42,23 @@ func (p *pipeline) add(sql string, args ...any) {
 	}
 }
 
-// addOften is add for what is sent with most batches.
-func (p *pipeline) addOften(sql string, args ...any) {
-	if p.prepared == nil {
+// addOften is add for what is sent with most batches: often, which takes the same arguments, is prepared and takes the place of sql. Empty: nothing does.
+func (p *pipeline) addOften(sql, often string, args ...any) {
+	if p.prepared == nil || often == "" {
 		p.add(sql, args...)
 		return
 	}
 	if !p.encode(args) {
 		return
 	}
-	name, isNew := p.prepared.lookUp(sql)
+	name, isNew := p.prepared.lookUp(often)
 	switch {
 	case name == "":
 		p.line.SendQueryParams(sql, p.values, p.oids, p.formats, nil)
 		return
 	case isNew:
 		p.line.SendDeallocate(name) // one of a batch that failed; none is no error
-		p.line.SendPrepare(name, sql, p.oids)
+		p.line.SendPrepare(name, often, p.oids)
 	}
 	p.line.SendQueryPrepared(name, p.values, p.formats, nil)
 }
@@ -107,11 +107,7 @@ func (p *pipeline) value(arg any) error {
 
 func (p *pipeline) addAll(list []statement) {
 	for _, st := range list {
-		if st.often {
-			p.addOften(st.sql, st.args...)
-		} else {
-			p.add(st.sql, st.args...)
-		}
+		p.addOften(st.sql, st.often, st.args...)
 	}
 }
 

@@ -28,8 +28,11 @@ func (s *Store) record(ctx context.Context, pool *pgxpool.Pool, owner outbox.UUI
 	if len(outcomes) == 0 && p == nil {
 		return nil, nil
 	}
-	w := writer{owner: owner, slot: s.slot, progress: p, batches: split(outcomes), last: last, often: pool == s.recording}
+	w := writer{owner: owner, slot: s.slot, progress: p, batches: split(outcomes), last: last, often: pool == s.recording, again: s.unclear.Load()}
 	broken, err := w.write(ctx, pool)
+	if w.often {
+		s.unclear.Store(err != nil)
+	}
 	switch {
 	case code(err) == codeFenced:
 		return nil, ErrFenced
@@ -47,6 +50,7 @@ type writer struct {
 	batches  []tenantBatch
 	last     *statement
 	often    bool // on a connection that does nothing else
+	again    bool // some of it may have been written before
 }
 
 func (w *writer) write(ctx context.Context, pool *pgxpool.Pool) ([]TenantError, error) {
@@ -55,9 +59,10 @@ func (w *writer) write(ctx context.Context, pool *pgxpool.Pool) ([]TenantError, 
 		return nil, err
 	}
 	defer conn.Release()
-	err = w.writeAtOnce(ctx, conn.Conn(), false)
-	if code(err) == codeUnique {
-		err = w.writeAtOnce(ctx, conn.Conn(), true)
+	err = w.writeAtOnce(ctx, conn.Conn())
+	if code(err) == codeUnique && !w.again {
+		w.again = true
+		err = w.writeAtOnce(ctx, conn.Conn())
 	}
 	if len(w.batches) == 0 || !isTenants(err) {
 		return nil, err
@@ -75,9 +80,9 @@ const recordingSQL = `SELECT set_config('synchronous_commit', 'on', true), set_c
 // begin starts the transaction and, for a leader, makes sure first that it is still the leader.
 func (w *writer) begin(p *pipeline) {
 	p.add("BEGIN")
-	p.addOften(recordingSQL)
+	p.addOften(recordingSQL, recordingSQL)
 	if pos := w.progress; pos != nil {
-		p.addOften(advance, w.slot, pos.Epoch, pos.LSN.String(), pos.High.String())
+		p.addOften(advance, advance, w.slot, pos.Epoch, pos.LSN.String(), pos.High.String())
 	}
 }
 
@@ -89,8 +94,8 @@ func (w *writer) commit(p *pipeline) {
 	p.add("COMMIT")
 }
 
-// writeAtOnce is the usual way: everything in one pipeline. again: some of it may have been written before.
-func (w *writer) writeAtOnce(ctx context.Context, conn *pgx.Conn, again bool) error {
+// writeAtOnce is the usual way: everything in one pipeline.
+func (w *writer) writeAtOnce(ctx context.Context, conn *pgx.Conn) error {
 	p := beginPipeline(ctx, conn)
 	if w.often {
 		p.prepared = preparedOn(conn)
@@ -101,7 +106,7 @@ func (w *writer) writeAtOnce(ctx context.Context, conn *pgx.Conn, again bool) er
 		p.add(lockOrder, tenants, endpoints)
 	}
 	for i := range w.batches {
-		p.addAll(w.batches[i].statements(w.owner, again))
+		p.addAll(w.batches[i].statements(w.owner, w.again))
 	}
 	w.commit(p)
 	return inTransaction(ctx, conn, p.run())

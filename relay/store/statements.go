@@ -28,7 +28,7 @@ const (
 // insertDelivered is the fast path: a delivery that succeeded before it had a row. One that has a row all the same is a unique violation, after which the
 // batch is written once more with unlessThere. To look for the row first and to insert speculatively, which takes one more record in the log, would be an eighth
 // of what the server does for a row, and a fifth of what it decodes of the relay's own log; what it is for comes only of a batch whose commit was
-// unclear, or of a relay that was killed.
+// unclear, or of a relay that was killed. On each connection the first batch of a tenant has unlessThere as well: it is refused where the unique index is gone.
 const insertDelivered = `
 INSERT INTO {tenant}.webhook_deliveries (id, webhook_event_id, webhook_endpoint_id, attempt_number, delivery_status, request_url, request_method,
   request_headers, request_signature, response_status_code, response_time_ms, attempted_at, completed_at, relayed)

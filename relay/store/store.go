@@ -54,6 +54,7 @@ type Store struct {
 	schemas   bool // of payloads are read
 	log       *slog.Logger
 	crowded   atomic.Int64 // when a claim waited in vain for its turn, in milliseconds of Unix time
+	unclear   atomic.Bool  // the last batch of Record may have been written all the same
 }
 
 // What advisory locks are about: each is taken for an endpoint or a slot, hashed with its number. 8245937120485516401 as it is, without anything hashed,
