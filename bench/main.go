@@ -41,10 +41,11 @@ contender has a new PostgreSQL with fsync on, and a receiver, a process of its o
 
 drain   Events are committed one a transaction, then the contender starts. Its rate is that between
         the first and the last receipt. In each round every contender runs once, in rotating order.
-steady  Events are committed at a rate from 4 connections. The latency is the time from the return of
-        COMMIT to the receipt. It can be less than zero, as others see a commit before its client does.
-        A rate below the one asked for says that the contender's way of inserting slows the writers.
-        The rounds are like those of the drain, and each number is the median of theirs.
+steady  Events are committed at a rate from 4 connections, or more above 1,000 a second. The latency
+        is the time from the return of COMMIT to the receipt. It can be less than zero, as others see a
+        commit before its client does. A rate below the one asked for says that the contender's way of
+        inserting slows the writers. The rounds are like those of the drain, and each number is the
+        median of theirs.
 
 A contender that has not delivered every event, or has not recorded every outcome of a drain, is an
 error. The CPU time is that of the contender's process, without the database and the receiver.
@@ -67,6 +68,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags.Float64Var(&o.rate, "rate", 1000, "`events` a second of the steady load")
 	flags.DurationVar(&o.steady, "steady", 10*time.Second, "`time` of a steady load, 0s for none")
 	flags.IntVar(&o.steadyRounds, "steady-rounds", 3, "`number` of rounds of the steady load")
+	apart := flags.Bool("apart", false, "keep half of the processors for PostgreSQL, as on a machine of its own (Linux)")
 	only := flags.String("only", "", "`regexp` of the contenders to run, all if empty")
 	file := flags.String("json", "", "`file` for the raw numbers")
 	flags.Usage = func() {
@@ -88,6 +90,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	}
 	if err := o.validate(); err != nil {
 		return err
+	}
+	if *apart {
+		if err := leaveProcessors(); err != nil {
+			return err
+		}
 	}
 	r, err := runSuite(ctx, o, stderr)
 	err = errors.Join(err, report(stdout, r))

@@ -102,14 +102,19 @@ func (p *process) failure(what string) error {
 	return fmt.Errorf("%s %s: %w\n%s", p.name, what, err, p.stderr.String())
 }
 
-// cpu is the time on a processor that the process has had, to a hundredth of a second. It is zero where the system has no /proc.
-func (p *process) cpu() time.Duration {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+// statOf returns what /proc says of a process, from its state on (proc(5) numbers that 3); nothing where it says nothing.
+func statOf(pid string) []string {
+	text, err := os.ReadFile("/proc/" + pid + "/stat") //nolint:gosec // a number
 	if err != nil {
-		return 0
+		return nil
 	}
 	_, rest, _ := strings.Cut(string(text), ") ") // the name before it may hold anything
-	fields := strings.Fields(rest)
+	return strings.Fields(rest)
+}
+
+// cpu is the time on a processor that the process has had, to a hundredth of a second. It is zero where the system has no /proc.
+func (p *process) cpu() time.Duration {
+	fields := statOf(strconv.Itoa(p.cmd.Process.Pid))
 	if len(fields) < 13 {
 		return 0
 	}

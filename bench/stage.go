@@ -92,6 +92,9 @@ func (s *stage) open(ctx context.Context) (err error) {
 	if s.pool, err = pgxpool.New(ctx, s.dsn); err != nil {
 		return fmt.Errorf("connect to PostgreSQL: %w", err)
 	}
+	if err := s.moveApart(ctx); err != nil {
+		return err
+	}
 	s.receiver, err = newReceiver(ctx)
 	return err
 }
