@@ -132,6 +132,26 @@ func (b *bundle) claimOne(tenant string, endpoint outbox.UUID) *store.Delivery {
 	return &claimed[0].Delivery
 }
 
+// A tenant whose rows are a copy of another's does not end what that one waits for.
+func TestRecordOfACopy(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a", "b")
+	own := b.claimOne("a", b.endpoint("a"))
+	b.exec("INSERT INTO b.webhook_endpoints SELECT * FROM a.webhook_endpoints")
+	b.exec("INSERT INTO b.webhook_deliveries SELECT * FROM a.webhook_deliveries")
+	foreign := *own
+	foreign.Tenant = "b"
+	const queued = "outbox_relay.retry_queue WHERE delivery_id = $1"
+	before := b.row("tenant, due_at, leased_by", queued, own.ID)
+	for _, outcome := range []store.Outcome{failed(&foreign, store.Retrying), failed(&foreign, store.Failed), succeeded(&foreign)} {
+		b.record(outcome)
+		assert.Equal(t, before, b.row("tenant, due_at, leased_by", queued, own.ID), outcome.Status)
+	}
+	assert.Equal(t, "success", b.row("delivery_status", "b.webhook_deliveries"))
+	b.record(succeeded(own))
+	assert.Equal(t, "none", b.row("tenant", queued, own.ID))
+}
+
 func TestRecordQueued(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a")

@@ -65,10 +65,11 @@ dead AS (` + insertDead + ` FROM d JOIN fresh USING (id) WHERE d.state = 'failed
 
 // updateDelivered records the success of deliveries that have a row. It is a fact whoever holds the lease by now, and also if the delivery has been
 // given up meanwhile: then nobody has to send its dead letter again. Only a delivery that was sent again after the attempt began stays as it is: the batch
-// is repeated after an unclear commit, and what somebody has asked for since is not to be undone.
+// is repeated after an unclear commit, and what somebody has asked for since is not to be undone. $12 is the tenant.
 const updateDelivered = `
 WITH d AS MATERIALIZED (SELECT * FROM ` + attemptRows + `),
-held AS MATERIALIZED (SELECT q.delivery_id FROM outbox_relay.retry_queue q WHERE q.delivery_id = ANY($1::uuid[]) ORDER BY q.delivery_id FOR UPDATE),
+held AS MATERIALIZED (
+  SELECT q.delivery_id FROM outbox_relay.retry_queue q WHERE q.delivery_id = ANY($1::uuid[]) AND q.tenant = $12::text ORDER BY q.delivery_id FOR UPDATE),
 stale AS MATERIALIZED (SELECT w.id FROM d JOIN {tenant}.webhook_deliveries w USING (id) WHERE w.id = ANY($1::uuid[]) AND ` + sentAgain + `),
 done AS (DELETE FROM outbox_relay.retry_queue q USING held WHERE q.delivery_id = held.delivery_id AND NOT EXISTS (SELECT FROM stale s WHERE s.id = q.delivery_id)),
 closed AS (
@@ -85,12 +86,12 @@ const sentAgain = `w.replay > 0 AND w.attempted_at > ` + started
 
 // updateOutcomes records any other outcome of deliveries that have a row, as long as the lease is still ours: whoever else holds it
 // is attempting the delivery and will say what became of it. So is a lease of another replay, which a batch that is repeated may meet. A row that kept no body, since it had been delivered once, gets what was sent now: its
-// event may be archived before the next attempt. $25 is the owner of leases.
+// event may be archived before the next attempt. $25 is the owner of leases, $26 the tenant.
 const updateOutcomes = `
 WITH d AS MATERIALIZED (SELECT * FROM ` + outcomeRows + `),
 held AS MATERIALIZED (
   SELECT q.delivery_id AS id FROM outbox_relay.retry_queue q
-  WHERE q.delivery_id = ANY($1::uuid[]) AND q.leased_by = $25::uuid
+  WHERE q.delivery_id = ANY($1::uuid[]) AND q.leased_by = $25::uuid AND q.tenant = $26::text
     AND NOT EXISTS (SELECT FROM d JOIN {tenant}.webhook_deliveries w USING (id) WHERE d.id = q.delivery_id AND w.replay <> d.replay)
   ORDER BY q.delivery_id FOR UPDATE OF q),
 back AS (
