@@ -51,12 +51,15 @@ type receiver struct {
 	header   http.Header // of the latest request
 	body     []byte
 	grown    chan struct{}
+	conns    conns
 }
 
 func newReceiver(t testing.TB, answer func(endpoint outbox.UUID, attempt string) int) *receiver {
 	t.Helper()
 	r := &receiver{answer: answer, grown: make(chan struct{}, 1), seen: make(map[pair]bool), accepted: make(map[outbox.UUID]int)}
-	r.Server = httptest.NewServer(r)
+	r.Server = httptest.NewUnstartedServer(r)
+	r.Config.ConnState = r.conns.changed
+	r.Start()
 	t.Cleanup(r.Close)
 	return r
 }
@@ -449,6 +452,7 @@ func TestNothingLostUnderKills(t *testing.T) {
 		patience := time.Now().Add(3 * time.Second) // towards the end there may be too little left to send
 		s.receiver.await(ctx, t, "deliveries before a kill", func() bool { return s.receiver.count() >= enough || time.Now().After(patience) })
 		p.kill(t)
+		s.receiver.settle(ctx, t) // else what it is about to note would be taken for recorded
 		unrecorded := s.unrecorded(t, tenants)
 		// Of this relay's: what an earlier one had claimed is leased for a while, and a few kills may come within that.
 		got, held := s.receiver.delivered(), 0
