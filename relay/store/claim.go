@@ -96,18 +96,19 @@ const queueColumns = `q.delivery_id, q.tenant, q.lane, q.order_key, q.order_lsn,
 
 // What is looked at. Usually that is the longest due, which costs the same whatever else waits. Where these are of endpoints that can take no more now, a
 // million of them perhaps, the others are found endpoint by endpoint, each with its part of the look. Its conditions are for the index of both columns: with
-// plain ones the planner would walk all that is due in search of one endpoint.
+// plain ones the planner would walk all that is due in search of one endpoint. The second column ends no walk (PostgreSQL goes by the first of such a comparison), so
+// that an endpoint of which nothing is due must be left out before: the first row of each tells.
 const (
 	longestDue = `looked AS MATERIALIZED (
   SELECT ` + queueColumns + ` FROM outbox_relay.retry_queue q WHERE q.due_at <= now() ORDER BY q.due_at LIMIT $2::int4 * 4)`
 
 	dueByEndpoint = `queued AS (
-  (SELECT q.lane, q.tenant FROM outbox_relay.retry_queue q ORDER BY q.lane LIMIT 1)
+  (SELECT q.lane, q.tenant, q.due_at FROM outbox_relay.retry_queue q ORDER BY q.lane, q.due_at LIMIT 1)
   UNION ALL
   SELECT n.* FROM queued CROSS JOIN LATERAL (
-    SELECT q.lane, q.tenant FROM outbox_relay.retry_queue q WHERE q.lane > queued.lane ORDER BY q.lane LIMIT 1) n),
+    SELECT q.lane, q.tenant, q.due_at FROM outbox_relay.retry_queue q WHERE q.lane > queued.lane ORDER BY q.lane, q.due_at LIMIT 1) n),
 open AS MATERIALIZED (
-  SELECT q.lane FROM queued q WHERE ` + notFull + ` AND ($7::text[] IS NULL OR q.tenant = ANY($7::text[]))),
+  SELECT q.lane FROM queued q WHERE q.due_at <= now() AND ` + notFull + ` AND ($7::text[] IS NULL OR q.tenant = ANY($7::text[]))),
 looked AS MATERIALIZED (
   SELECT l.* FROM open o CROSS JOIN LATERAL (
     SELECT ` + queueColumns + ` FROM outbox_relay.retry_queue q
