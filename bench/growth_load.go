@@ -110,7 +110,7 @@ func (g *growing) wait(ctx context.Context) error {
 // fill makes the n deliveries that are to be measured: a backlog of events, or, if they are to be due, rows that only have to be put into the queue.
 func (g *growing) fill(ctx context.Context, n int) error {
 	if g.load.due {
-		return g.exec(ctx, fmt.Sprintf(deliverySQL, n, "e0"), "ANALYZE")
+		return g.exec(ctx, fmt.Sprintf(deliverySQL, n, "e0"), "ANALYZE", "CHECKPOINT") // what has been loaded is not theirs to write
 	}
 	events := n / g.load.fanOut()
 	for done := 0; done < events; done += part {

@@ -296,6 +296,32 @@ func TestClaimReadsLittleOfALateOutage(t *testing.T) {
 	assert.Less(t, b.readByClaim(), 5000)
 }
 
+// TestClaimPassesOverWhatWaits: where the longest due are of an endpoint that can take no more, others are looked through, but not those of which nothing is due.
+// What is read of an index and not returned shows in its pages only.
+func TestClaimPassesOverWhatWaits(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	full, waits, due := b.endpoint("a"), b.endpoint("a"), b.endpoint("a")
+	const rows = `INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at) SELECT gen_random_uuid(), 'a', $1, now() + (1 + random()) * $2::interval FROM generate_series(1, $3) i`
+	b.exec(rows, waits, "1 hour", 100_000)
+	b.exec(rows, full, "-1 hour", 2000)
+	b.exec(rows, due, "-1 minute", 100)
+	b.exec("VACUUM ANALYZE outbox_relay.retry_queue")
+	pages := func() int {
+		return get[int](b, `SELECT coalesce(sum(idx_blks_read + idx_blks_hit), 0)::int FROM pg_statio_all_indexes WHERE indexrelname = 'retry_queue_lane_idx'`)
+	}
+	b.exec("SELECT pg_stat_reset()")
+	require.Eventually(t, func() bool { return pages() == 0 }, 10*time.Second, 10*time.Millisecond)
+	db, err := store.New(t.Context(), store.Config{URL: b.url, Slot: b.slot, Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	claimed, _, err := db.Claim(t.Context(), b.owner, store.ClaimOptions{N: 10, Run: 1, Lease: time.Hour, Caps: map[store.Endpoint]int{{Tenant: "a", ID: full}: 0}})
+	require.NoError(t, err)
+	db.Close() // its statistics are complete when its connection has ended
+	require.Eventually(t, func() bool { return pages() > 0 }, 10*time.Second, 10*time.Millisecond)
+	assert.Empty(t, claimed, "there are no such deliveries")
+	assert.Less(t, pages(), 200)
+}
+
 // TestWakesInParts: many deliveries of an endpoint are made due part by part, so that those who record others of it get a turn.
 func TestWakesInParts(t *testing.T) {
 	t.Parallel()
