@@ -98,11 +98,11 @@ func (t *tenantBatch) statements(owner outbox.UUID, again bool) []statement {
 			list = append(list, statement{forTenant(sql, t.tenant), forTenant(often, t.tenant), append(arguments(chunk, full), more...)})
 		}
 	}
+	unlooked := insertDelivered
 	if again {
-		add(insertDelivered+unlessThere, "", delivered, false)
-	} else {
-		add(insertDelivered+unlessThere, insertDelivered, delivered, false)
+		unlooked = ""
 	}
+	add(insertDelivered+unlessThere, unlooked, delivered, false)
 	add(insertOutcomes, "", first, true, owner, t.tenant)
 	add(updateDelivered, updateDelivered, won, false, t.tenant)
 	add(updateOutcomes, "", later, true, owner, t.tenant)
