@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 	"github.com/stretchr/testify/require"
@@ -253,26 +254,44 @@ func (s *site) exec(t testing.TB, sql string, args ...any) {
 // endpoint inserts an endpoint that the receiver knows.
 func (s *site) endpoint(t testing.TB, schema string, retries int) outbox.UUID {
 	t.Helper()
+	return s.endpointBy(t, s.pool, schema, retries)
+}
+
+// execer is a pool, or a transaction.
+type execer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
+func (s *site) endpointBy(t testing.TB, by execer, schema string, retries int) outbox.UUID {
+	t.Helper()
 	id := outbox.NewUUID()
 	key := []byte("secret of " + id.String())
 	verify, err := standardwebhooks.NewWebhookRaw(key)
 	require.NoError(t, err)
 	s.receiver.secrets.Store(id, verify)
-	s.exec(t, `INSERT INTO `+pgx.Identifier{schema, "webhook_endpoints"}.Sanitize()+`
+	_, err = by.Exec(t.Context(), `INSERT INTO `+pgx.Identifier{schema, "webhook_endpoints"}.Sanitize()+`
 		(id, name, endpoint_url, secret_token, max_retry_attempts, retry_backoff_seconds, retry_backoff_multiplier, created_by_user_id)
 		VALUES ($1, 'e2e', $2, $3, $4, 1, 1.0, $1)`,
 		id, s.receiver.URL+"/"+id.String(), "whsec_"+base64.StdEncoding.EncodeToString(key), retries)
+	require.NoError(t, err)
 	return id
 }
 
 func (s *site) subscribe(t testing.TB, schema string, endpoint outbox.UUID, eventType, filter string) {
 	t.Helper()
+	s.subscribeBy(t, s.pool, schema, endpoint, eventType, filter)
+}
+
+func (s *site) subscribeBy(t testing.TB, by execer, schema string, endpoint outbox.UUID, eventType, filter string) {
+	t.Helper()
 	types := pgx.Identifier{schema, "webhook_event_types"}.Sanitize()
-	s.exec(t, `INSERT INTO `+types+` (id, event_type, category, display_name) VALUES ($1, $2, 'e2e', $2) ON CONFLICT (event_type) DO NOTHING`,
+	_, err := by.Exec(t.Context(), `INSERT INTO `+types+` (id, event_type, category, display_name) VALUES ($1, $2, 'e2e', $2) ON CONFLICT (event_type) DO NOTHING`,
 		outbox.NewUUID(), eventType)
-	s.exec(t, `INSERT INTO `+pgx.Identifier{schema, "webhook_subscriptions"}.Sanitize()+`
+	require.NoError(t, err)
+	_, err = by.Exec(t.Context(), `INSERT INTO `+pgx.Identifier{schema, "webhook_subscriptions"}.Sanitize()+`
 		(id, endpoint_id, event_type_id, event_type, event_filters)
 		SELECT $1, $2, id, event_type, $4 FROM `+types+` WHERE event_type = $3`, outbox.NewUUID(), endpoint, eventType, filter)
+	require.NoError(t, err)
 }
 
 // rule is what the test knows of a subscription, without any code of the relay.

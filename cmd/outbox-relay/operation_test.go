@@ -218,3 +218,59 @@ func TestStopUnderLoad(t *testing.T) {
 	require.NoError(t, exit)
 	t.Logf("stopped in %v with %d of %d recorded", took.Round(time.Millisecond), before, events)
 }
+
+// TestNewEndpointBehindAStandby: an endpoint and its first event are of one commit, which waits for a synchronous standby. The log brings it at once, and nobody
+// sees it: the attempt that fails meanwhile is recorded all the same, and made again.
+func TestNewEndpointBehindAStandby(t *testing.T) {
+	t.Parallel()
+	server, err := pgtest.Start(t.Context(), pgtest.Options{Durable: true})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, server.Close()) })
+	s := newSiteOn(t, server.URL("postgres"), "", func(_ outbox.UUID, attempt string) int {
+		if attempt == "1" {
+			return http.StatusInternalServerError
+		}
+		return http.StatusOK
+	}, "acme")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	p := startRelay(t, s.config)
+	s.leading(ctx, t)
+
+	s.exec(t, "CREATE TABLE probe ()")
+	s.exec(t, "ALTER SYSTEM SET synchronous_standby_names = 'nosuch'")
+	s.exec(t, "SELECT pg_reload_conf()")
+	s.receiver.await(ctx, t, "commits to wait", func() bool {
+		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		_, err := s.pool.Exec(short, "INSERT INTO probe DEFAULT VALUES")
+		return err != nil
+	})
+	tx, err := s.pool.Begin(ctx)
+	require.NoError(t, err)
+	ep := s.endpointBy(t, tx, "acme", 3)
+	s.subscribeBy(t, tx, "acme", ep, "order.created", "{}")
+	_, err = outbox.Insert(ctx, tx, "acme", outbox.Event{Type: "order.created", AggregateID: ep, AggregateType: "order", Data: []byte("{}")})
+	require.NoError(t, err)
+	committed := make(chan error, 1)
+	go func() { committed <- tx.Commit(ctx) }()
+	attempts := func() int {
+		s.receiver.mu.Lock()
+		defer s.receiver.mu.Unlock()
+		return len(s.receiver.arrivals)
+	}
+	s.receiver.await(ctx, t, "the first attempt", func() bool { return attempts() == 1 })
+	s.receiver.await(ctx, t, "its outcome to wait as well", func() bool {
+		var n int
+		err := s.pool.QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`).Scan(&n)
+		return err == nil && n == 2
+	})
+	require.Empty(t, committed)
+	s.exec(t, "ALTER SYSTEM RESET synchronous_standby_names")
+	s.exec(t, "SELECT pg_reload_conf()")
+	require.NoError(t, <-committed)
+	s.receiver.await(ctx, t, "the second attempt", func() bool { return s.recorded(t, []string{"acme"}) == 1 })
+	require.Equal(t, 2, attempts())
+	_, exit := p.stop(t)
+	require.NoError(t, exit)
+}

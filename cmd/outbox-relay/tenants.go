@@ -52,8 +52,8 @@ func (a *app) tenantsAddCommand() *cobra.Command {
 		Use:   "add SCHEMA",
 		Short: "Make a schema a tenant: create or adopt its tables, then deliver its events",
 		Long: `Make a schema a tenant. Tables it lacks are created; those it has are adopted: columns and indexes
-are added, the foreign key from deliveries to events goes, nothing is rewritten, and no lock blocks
-writers for more than a second. Repeating it does no harm.
+are added, the foreign keys from deliveries to events and endpoints go, nothing is rewritten, and no
+lock blocks writers for more than a second. Repeating it does no harm.
 
 Every event committed after it is delivered. Events from before are not, unless --unprocessed or
 --since queues them, once. For a schema that has been a tenant before, going back further than

@@ -104,9 +104,9 @@ func TestTroubleStaysInItsTenant(t *testing.T) {
 	require.Equal(t, arrived, s.recorded(t, []string{"sound"}))
 }
 
-// cascade runs a statement that locks tables from the referenced to the referencing one, as TRUNCATE ... CASCADE does. Any INSERT into the
-// latter locks them the other way, for its foreign key, so that the server may have to break a deadlock: the relay or the operator, whoever
-// it chose, says the same again.
+// cascade runs a statement that locks tables from the referenced to the referencing one, as TRUNCATE ... CASCADE does, or all of a
+// schema. A transaction of the relay locks them in an order of its own, so that the server may have to break a deadlock: the relay or the operator, whoever it
+// chose, says the same again.
 func (s *site) cascade(t *testing.T, sql string) {
 	t.Helper()
 	for {

@@ -5,16 +5,11 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
-
-	"github.com/neo-commons/outbox-relay/outbox"
 )
 
 // existing lists the tenants that are still there. A table that is missing from one may be back in a moment: that is no reason to give anything up.
 const existing = `
 SELECT t.schema FROM outbox_relay.tenants t JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema WHERE t.schema = ANY($1::text[])`
-
-// lockEndpoints keeps the endpoints of a batch from being deleted before it commits, and tells which there are.
-const lockEndpoints = `SELECT e.id FROM {tenant}.webhook_endpoints e WHERE e.id = ANY($1::uuid[]) ORDER BY e.id FOR KEY SHARE`
 
 // suspend stops a tenant. What it misses from now on is queued when it is resumed: everything after the later of the last checkpoint
 // and its admission. A backfill that is under way keeps its mode and starts over then. The checkpoint is that of the tenant's own shard: another one may be
@@ -81,12 +76,10 @@ func (w *writer) eachApart(ctx context.Context, conn *pgx.Conn) ([]TenantError, 
 
 // writeTenant writes one tenant's part, or suspends the tenant. The error is one that concerns everybody.
 func (w *writer) writeTenant(ctx context.Context, conn *pgx.Conn, t *tenantBatch) (*TenantError, error) {
-	discarded, err := w.tryTenant(ctx, conn, t)
+	err := w.tryTenant(ctx, conn, t)
 	switch {
-	case err == nil && discarded == 0:
-		return nil, nil //nolint:nilnil // neither kind of error
 	case err == nil:
-		return &TenantError{Tenant: t.tenant, Err: ErrGone, Discarded: discarded}, nil
+		return nil, nil //nolint:nilnil // neither kind of error
 	case !isTenants(err):
 		return nil, err
 	}
@@ -96,40 +89,17 @@ func (w *writer) writeTenant(ctx context.Context, conn *pgx.Conn, t *tenantBatch
 	return &TenantError{Tenant: t.tenant, Err: err, Suspended: true}, p.run()
 }
 
-// tryTenant writes one tenant's part behind a savepoint, but for first outcomes of endpoints that are gone; those it counts.
-func (w *writer) tryTenant(ctx context.Context, conn *pgx.Conn, t *tenantBatch) (discarded int, err error) {
-	ids := make([]outbox.UUID, 0, len(t.outcomes))
-	for _, o := range t.outcomes {
-		ids = append(ids, o.Delivery.EndpointID)
-	}
+// tryTenant writes one tenant's part behind a savepoint.
+func (w *writer) tryTenant(ctx context.Context, conn *pgx.Conn, t *tenantBatch) error {
 	// On its own: a statement that cannot even be parsed must not come before it.
 	if _, err := conn.Exec(ctx, "SAVEPOINT tenant"); err != nil {
-		return 0, err
-	}
-	rows, err := conn.Query(ctx, forTenant(lockEndpoints, t.tenant), ids)
-	if err != nil {
-		return 0, err
-	}
-	exists := make(map[outbox.UUID]struct{}, len(ids))
-	var id outbox.UUID
-	_, err = pgx.ForEachRow(rows, []any{&id}, func() error {
-		exists[id] = struct{}{}
-		return nil
-	})
-	if err != nil {
-		return 0, err
-	}
-	kept := tenantBatch{tenant: t.tenant}
-	for _, o := range t.outcomes {
-		if _, ok := exists[o.Delivery.EndpointID]; ok || o.Delivery.Queued {
-			kept.outcomes = append(kept.outcomes, o)
-		}
+		return err
 	}
 	p := beginPipeline(ctx, conn)
-	if tenants, endpoints := ordered(kept); len(endpoints) > 0 {
+	if tenants, endpoints := ordered(*t); len(endpoints) > 0 {
 		p.add(lockOrder, tenants, endpoints) // an application may hold one in a transaction of its own for as long as it likes
 	}
-	p.addAll(kept.statements(w.owner, true))
+	p.addAll(t.statements(w.owner, true))
 	p.add("RELEASE SAVEPOINT tenant")
-	return len(t.outcomes) - len(kept.outcomes), p.run()
+	return p.run()
 }

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -8,6 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
@@ -73,7 +75,7 @@ func TestRecordApart(t *testing.T) {
 	list, err := b.store.Record(t.Context(), b.owner, &p, outcomes)
 	require.NoError(t, err)
 	broken := byTenant(list)
-	require.Len(t, broken, len(faults)+2)
+	require.Len(t, broken, len(faults)+1)
 	for _, f := range faults {
 		e := broken[f.tenant]
 		assert.True(t, e.Suspended, f.tenant)
@@ -82,25 +84,25 @@ func TestRecordApart(t *testing.T) {
 		assert.Equal(t, "suspended|missed|"+snap.String()+"|-|-|-|"+e.Err.Error(),
 			b.row("state, backfill, backfill_from, backfill_upto, backfill_cursor, backfill_done_at, reason", "outbox_relay.tenants WHERE schema = $1", f.tenant))
 	}
+	gone := broken["dropped"]
+	require.ErrorIs(t, &gone, store.ErrGone)
+	assert.Equal(t, 2, gone.Discarded)
+	assert.False(t, gone.Suspended)
 	for _, name := range []string{"dropped", "endpoints"} {
-		e := broken[name]
-		require.ErrorIs(t, &e, store.ErrGone)
-		assert.Equal(t, 2, e.Discarded, name)
-		assert.False(t, e.Suspended, name)
 		assert.Equal(t, "active", b.row("state", "outbox_relay.tenants WHERE schema = $1", name))
 	}
 	for _, name := range []string{"aa_healthy", "zz_healthy"} {
 		assert.Equal(t, 2, b.count(name+".webhook_deliveries"), name)
 		assert.Equal(t, "active", b.row("state", "outbox_relay.tenants WHERE schema = $1", name))
 	}
-	assert.Equal(t, 1, b.count("endpoints.webhook_deliveries"))
-	assert.Equal(t, 2, b.count("outbox_relay.retry_queue"))
+	assert.Equal(t, 4, b.count("endpoints.webhook_deliveries"), "whatever has become of the endpoints")
+	assert.Equal(t, 3, b.count("outbox_relay.retry_queue"))
 	assert.Equal(t, "0/3E8|0/7D0", b.row("lsn, high_lsn", "outbox_relay.progress"))
 
 	// What was left out does no harm when it comes again; what was written is found.
 	again, err := b.store.Record(t.Context(), b.owner, &p, outcomes)
 	require.NoError(t, err)
-	assert.Len(t, again, len(faults)+2)
+	assert.Len(t, again, len(faults)+1)
 	assert.Equal(t, 2, b.count("aa_healthy.webhook_deliveries"))
 }
 
@@ -199,4 +201,25 @@ func TestRecordServerError(t *testing.T) {
 	_, err = b.store.Record(t.Context(), b.owner, nil, outcomes)
 	requireCode(t, "42501", err)
 	assert.Equal(t, "active", b.row("state", "outbox_relay.tenants"))
+}
+
+// TestRecordBeforeTheEndpointIsSeen: the log brings a commit before anybody else sees it, for as long as it waits for a synchronous standby. What an endpoint of
+// such a commit is sent is recorded all the same.
+func TestRecordBeforeTheEndpointIsSeen(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "made", "adopted")
+	b.exec("ALTER TABLE adopted.webhook_deliveries ADD FOREIGN KEY (webhook_endpoint_id) REFERENCES adopted.webhook_endpoints (id) ON DELETE CASCADE")
+	b.exec("SELECT outbox_relay.add_tenant('adopted')")
+	for _, tenant := range []string{"made", "adopted"} {
+		tx, err := b.admin.Begin(t.Context())
+		require.NoError(t, err)
+		defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }() // or the pool could not be closed
+		var e outbox.UUID
+		require.NoError(t, tx.QueryRow(t.Context(), "INSERT INTO "+tenant+`.webhook_endpoints (name, endpoint_url, secret_token, created_by_user_id)
+			VALUES ('e', 'https://example.com/hook', 'secret', gen_random_uuid()) RETURNING id`).Scan(&e))
+		b.record(succeeded(deliver(tenant, e)), failed(deliver(tenant, e), store.Retrying))
+		require.NoError(t, tx.Commit(t.Context()))
+		assert.Equal(t, 2, b.count(tenant+".webhook_deliveries"), tenant)
+		assert.Equal(t, 1, b.count("outbox_relay.retry_queue WHERE tenant = $1", tenant), tenant)
+	}
 }

@@ -202,7 +202,7 @@ type claimedTenant struct {
 	rows    []Claimed
 	tooMuch []outbox.UUID            // more than is loaded at once
 	parked  []outbox.UUID            // of a tenant that takes none now
-	putOff  []outbox.UUID            // of a tenant that cannot be read
+	putOff  []outbox.UUID            // of a tenant or an endpoint that cannot be read
 	dropped map[string][]outbox.UUID // by reason
 	err     error
 }

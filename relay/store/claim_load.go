@@ -20,7 +20,8 @@ import (
 const loadClaimed = `
 SELECT d.id, d.webhook_event_id, d.webhook_endpoint_id, coalesce(d.request_url, ''), coalesce(d.request_method, ''), coalesce(d.request_headers, '{}')::text,
   CASE WHEN NOT d.over THEN d.request_body END, d.over,
-  d.delivery_status::text, d.attempt_number::int4, d.replay::int4, e.id IS NOT NULL, ` + verifiedOnly + `, ` + endpointColumns + `
+  d.delivery_status::text, d.attempt_number::int4, d.replay::int4, e.id IS NOT NULL,
+  coalesce(d.attempted_at > now() - interval '1 minute', false), ` + verifiedOnly + `, ` + endpointColumns + `
 FROM (SELECT d.*, sum(d.size) OVER place > $2::int8 AND NOT ($4::bool AND row_number() OVER place = 1) AS over
   FROM (SELECT d.*, q.order_lsn, q.order_n, coalesce(octet_length(d.request_body), (
       SELECT octet_length(coalesce(e.event_data::text, '')) + octet_length(coalesce(e.event_metadata::text, '')) FROM {tenant}.webhook_events e WHERE e.id = d.webhook_event_id), 0) AS size
@@ -150,7 +151,7 @@ func (c *claimer) loadEvents(ctx context.Context, name string, g *claimedTenant)
 
 // collect reads the rows of one tenant and sorts out those that cannot be attempted.
 func (g *claimedTenant) collect(rows pgx.Rows, tenant string) error {
-	g.rows, g.tooMuch, g.dropped = nil, nil, make(map[string][]outbox.UUID)
+	g.rows, g.tooMuch, g.putOff, g.dropped = nil, nil, nil, make(map[string][]outbox.UUID)
 	missing := make(map[outbox.UUID]struct{}, len(g.ids))
 	for _, id := range g.ids {
 		missing[id] = struct{}{}
@@ -163,8 +164,9 @@ func (g *claimedTenant) collect(rows pgx.Rows, tenant string) error {
 			body            *string
 			attempts        int32
 			exists, over    bool
+			recent          bool
 		)
-		fields := append([]any{&d.ID, &d.EventID, &d.EndpointID, &d.URL, &d.Method, &headers, &body, &over, &status, &attempts, &d.Replay, &exists, &cl.VerifiedOnly},
+		fields := append([]any{&d.ID, &d.EventID, &d.EndpointID, &d.URL, &d.Method, &headers, &body, &over, &status, &attempts, &d.Replay, &exists, &recent, &cl.VerifiedOnly},
 			endpointFields(&cl.Endpoint)...)
 		if err := rows.Scan(fields...); err != nil {
 			return err
@@ -177,6 +179,8 @@ func (g *claimedTenant) collect(rows pgx.Rows, tenant string) error {
 		switch {
 		case status != "pending" && status != "retrying":
 			g.drop(d.ID, "the delivery has ended: "+status)
+		case !exists && recent: // the log may have brought an endpoint that nobody else sees yet
+			g.putOff = append(g.putOff, d.ID)
 		case !exists:
 			g.drop(d.ID, "the endpoint is gone")
 		case over:

@@ -281,13 +281,13 @@ func TestClaimSortsOut(t *testing.T) {
 	for range 3 {
 		fine = append(fine, one("a").ID)
 	}
-	deleted, endpointless, bodyless, done, unreadable := one("a"), one("a"), one("a"), one("a"), one("a")
+	deleted, endpointless, unseen, bodyless, done, unreadable := one("a"), one("a"), one("a"), one("a"), one("a"), one("a")
 	broken, paused, removed, tableless := one("broken"), one("paused"), one("removed"), one("tableless")
 	one("dropped")
 	b.record(outcomes...)
 	b.exec("DELETE FROM a.webhook_deliveries WHERE id = $1", deleted.ID)
-	b.exec("ALTER TABLE a.webhook_deliveries DROP CONSTRAINT webhook_deliveries_webhook_endpoint_id_fkey")
-	b.exec("DELETE FROM a.webhook_endpoints WHERE id = $1", endpointless.EndpointID)
+	b.exec("DELETE FROM a.webhook_endpoints WHERE id = ANY($1)", []outbox.UUID{endpointless.EndpointID, unseen.EndpointID})
+	b.exec("UPDATE a.webhook_deliveries SET attempted_at = now() - interval '61 s' WHERE id = $1", endpointless.ID)
 	b.exec("UPDATE a.webhook_deliveries SET request_body = NULL WHERE id = $1", bodyless.ID)
 	b.exec("UPDATE a.webhook_deliveries SET delivery_status = 'cancelled' WHERE id = $1", done.ID)
 	b.exec(`UPDATE a.webhook_deliveries SET request_headers = '{"content-type": 5}' WHERE id = $1`, unreadable.ID)
@@ -309,11 +309,11 @@ func TestClaimSortsOut(t *testing.T) {
 	}
 	assert.ElementsMatch(t, fine, got)
 
-	assert.Equal(t, 6, b.count("outbox_relay.retry_queue"))
+	assert.Equal(t, 7, b.count("outbox_relay.retry_queue"))
 	assert.Equal(t, "-|infinity", b.row("leased_by, due_at", "outbox_relay.retry_queue WHERE delivery_id = $1", paused.ID), "until it is resumed")
-	for _, d := range []*store.Delivery{broken, tableless} {
+	for _, d := range []*store.Delivery{broken, tableless, unseen} {
 		assert.Equal(t, "-|true", b.row("leased_by, due_at BETWEEN now() + '50 s' AND now() + '1 min'", "outbox_relay.retry_queue WHERE delivery_id = $1", d.ID))
-		assert.Equal(t, "pending", b.row("delivery_status", d.Tenant+".webhook_deliveries"))
+		assert.Equal(t, "pending", b.row("delivery_status", d.Tenant+".webhook_deliveries WHERE id = $1", d.ID))
 	}
 	for _, test := range []struct {
 		d    *store.Delivery

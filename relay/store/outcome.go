@@ -101,8 +101,8 @@ var (
 	// ErrFenced says that another leader has taken over the slot since this one's epoch began: nothing was written, and this process
 	// must stop leading.
 	ErrFenced = errors.New("another relay has taken over the slot")
-	// ErrGone says that the tenant's schema or tables, or an endpoint, no longer exist.
-	ErrGone = errors.New("schema, table or endpoint no longer exists")
+	// ErrGone says that the tenant's schema no longer exists.
+	ErrGone = errors.New("the schema no longer exists")
 )
 
 // TenantError says what could not be recorded for one tenant while everything else was.

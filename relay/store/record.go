@@ -72,8 +72,8 @@ func (w *writer) write(ctx context.Context, pool *pgxpool.Pool) ([]TenantError, 
 
 // recordingSQL is said in every transaction, since behind a pooler the session may be another one each time: a commit that was reported is durable,
 // a lock is waited for only so long (the backend of a relay that was killed may hold some for a moment), and a process that freezes half-way does not keep the next leader out.
-// With many tenants there are many statements and many foreign keys, of which each would be planned five times over before the server keeps a plan, to see
-// that what a parameter holds makes no difference. A plan that is kept must be good for large tables as well, though they are empty when it is made.
+// With many tenants there are many statements, of which each would be planned five times over before the server keeps a plan, to see that what a parameter holds
+// makes no difference. A plan that is kept must be good for large tables as well, though they are empty when it is made.
 const recordingSQL = `SELECT set_config('synchronous_commit', 'on', true), set_config('lock_timeout', '5s', true),
   set_config('idle_in_transaction_session_timeout', '30s', true), set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true)`
 

@@ -84,11 +84,11 @@ CREATE INDEX webhook_subscriptions_endpoint_id_idx ON %1$I.webhook_subscriptions
   occurred_at timestamptz NOT NULL DEFAULT now(),
   processed_at timestamptz,
   created_at timestamptz NOT NULL DEFAULT now())$$),
--- No reference to webhook_events: a key check would lock and dirty the application's rows at every delivery, and fails while a
--- commit that already streams waits for a synchronous standby.
+-- No reference to webhook_events or webhook_endpoints: a key check would lock and dirty the application's rows at every delivery, and fails while a
+-- commit that already streams is not visible yet, be it that it waits for a synchronous standby. So deliveries outlive their endpoint, as dead letters do.
 (6, 'webhook_deliveries', $$CREATE TABLE %1$I.webhook_deliveries (
   id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
-  webhook_endpoint_id uuid NOT NULL REFERENCES %1$I.webhook_endpoints (id) ON DELETE CASCADE,
+  webhook_endpoint_id uuid NOT NULL,
   webhook_event_id uuid NOT NULL,
   attempt_number int NOT NULL DEFAULT 1 CHECK (attempt_number >= 1),
   delivery_status varchar(50) NOT NULL DEFAULT 'pending'

@@ -95,6 +95,7 @@ DECLARE
   owner name;
   cmds text;
   fks text;
+  keys text; -- the tables that they refer to
 BEGIN
   IF fresh THEN
     EXECUTE (SELECT format(t.ddl, schema) FROM outbox_relay.tenant_tables() t WHERE t.name = tbl);
@@ -113,11 +114,13 @@ BEGIN
    WHERE c.tbl = shape_table.tbl
      AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = rel AND a.attname = c.col AND NOT a.attisdropped);
   IF tbl = 'webhook_deliveries' THEN
-    SELECT string_agg(format('DROP CONSTRAINT %I', c.conname), ', ') INTO fks FROM pg_constraint c
-     WHERE c.contype = 'f' AND c.conrelid = rel AND c.conparentid = 0 AND c.confrelid = to_regclass(format('%I.webhook_events', schema));
+    SELECT string_agg(format('DROP CONSTRAINT %I', c.conname), ', '), string_agg(DISTINCT c.confrelid::regclass::text, ', ' ORDER BY c.confrelid::regclass::text DESC)
+      INTO fks, keys FROM pg_constraint c
+     WHERE c.contype = 'f' AND c.conrelid = rel AND c.conparentid = 0
+       AND c.confrelid IN (to_regclass(format('%I.webhook_events', schema)), to_regclass(format('%I.webhook_endpoints', schema)));
     IF fks IS NOT NULL THEN
-      -- Writers come to events first, be it for the key check alone: the other way round we and they would wait for each other.
-      EXECUTE format('LOCK TABLE %I.webhook_events IN ACCESS EXCLUSIVE MODE', schema);
+      -- Writers come to events and endpoints first, be it for the key check alone: the other way round we and they would wait for each other.
+      EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', keys);
       cmds := concat_ws(', ', cmds, fks);
     END IF;
   END IF;
