@@ -186,19 +186,19 @@ const burstTime = 20 * time.Millisecond
 
 func (p *pace) interval() time.Duration { return time.Duration(float64(time.Second) / p.rate) }
 
-// wait tells how long until an attempt may start.
-func (p *pace) wait(now time.Time) time.Duration {
+// wait tells how long until an attempt may start. The clock is looked at where there is a limit.
+func (p *pace) wait(now func() time.Time) time.Duration {
 	if p.rate == 0 {
 		return 0
 	}
-	return max(p.next.Add(-burstTime).Sub(now), 0)
+	return max(p.next.Add(-burstTime).Sub(now()), 0)
 }
 
-func (p *pace) started(now time.Time) {
+func (p *pace) started(now func() time.Time) {
 	if p.rate == 0 {
 		return
 	}
-	if p.next.Before(now) {
+	if now := now(); p.next.Before(now) {
 		p.next = now
 	}
 	p.next = p.next.Add(p.interval())
@@ -271,14 +271,15 @@ func (l *lane) turned(succeeded bool) bool {
 
 // blockedFor tells how long nothing should be sent through the lane, and why. Zero: it is open for attempts.
 func (l *lane) blockedFor(d *dispatcher) (time.Duration, string) {
-	now := d.now()
-	if left := l.until.Sub(now); left > 0 {
-		return spread(max(left, 100*time.Millisecond)), deferThrottled
+	if !l.until.IsZero() {
+		if left := l.until.Sub(d.now()); left > 0 {
+			return spread(max(left, 100*time.Millisecond)), deferThrottled
+		}
 	}
 	if l.breaker.State() != gobreaker.StateOpen {
 		return 0, ""
 	}
-	left := l.opened.Add(d.cfg.Breaker.OpenFor).Sub(now)
+	left := l.opened.Add(d.cfg.Breaker.OpenFor).Sub(d.now())
 	return spread(max(left, 100*time.Millisecond)), deferBreaker
 }
 

@@ -147,7 +147,7 @@ func (d *dispatcher) mayStart(l *lane) bool {
 	if l.running >= l.allowance() {
 		return false // one that ends will ask
 	}
-	if wait := l.wait(d.now()); wait > 0 {
+	if wait := l.wait(d.now); wait > 0 {
 		d.rouseIn(l, wait)
 		return false
 	}

@@ -171,7 +171,7 @@ func (d *dispatcher) start(l *lane, settle func(error)) *job {
 	l.filled(l.running)
 	l.party.running++
 	l.host.running++
-	l.started(d.now())
+	l.started(d.now)
 	j.running, j.settle, j.host = true, settle, l.host
 	d.running.push(j)
 	d.rouse(l)
