@@ -94,7 +94,7 @@ func axes(n int) []axis {
 			{"", flat, []int{1, 3, 10, 30, 100}, 0, func(l *load, x int) { l.endpoints, l.deliveries = x, (n+x-1)/x*x }},
 		}},
 		{"queue", "deliveries that wait in the retry queue and are not due", []line{
-			{"new events beside them", flat, []int{1000, 10_000, 100_000, 1_000_000}, 0, func(l *load, x int) { l.waiting = x }},
+			{"new events beside them", flat, []int{1000, 10_000, 100_000, 1_000_000}, 0, func(l *load, x int) { l.waiting, l.deliveries = x, 3*n }},
 			{"due deliveries among them", flat, []int{1000, 10_000, 100_000, 1_000_000}, 0, func(l *load, x int) { l.waiting, l.due = x, true }},
 		}},
 		{"replicas", "relays that work off due deliveries, on one machine", []line{
