@@ -66,6 +66,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags.IntVar(&o.events, "events", 50_000, "`number` of events of a drain")
 	flags.IntVar(&o.rounds, "rounds", 5, "`number` of rounds of the drain, 0 for none")
 	flags.Float64Var(&o.rate, "rate", 1000, "`events` a second of the steady load")
+	flags.IntVar(&o.each, "each", 1, "`number` of events in a transaction of the steady load")
 	flags.DurationVar(&o.steady, "steady", 10*time.Second, "`time` of a steady load, 0s for none")
 	flags.IntVar(&o.steadyRounds, "steady-rounds", 3, "`number` of rounds of the steady load")
 	apart := flags.Bool("apart", false, "keep half of the processors for PostgreSQL, as on a machine of its own (Linux)")
@@ -114,6 +115,9 @@ func (o *options) validate() error {
 	}
 	if o.rate <= 0 {
 		faults = append(faults, fmt.Errorf("-rate %g: more than 0", o.rate))
+	}
+	if o.each < 1 {
+		faults = append(faults, fmt.Errorf("-each %d: 1 or more", o.each))
 	}
 	if o.steadyRounds < 0 {
 		faults = append(faults, fmt.Errorf("-steady-rounds %d: 0 or more", o.steadyRounds))

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 func TestSuite(t *testing.T) {
 	t.Parallel()
 	const events = 500
-	r, err := runSuite(t.Context(), options{events: events, rounds: 1, rate: 200, steady: time.Second / 2, steadyRounds: 1}, t.Output())
+	r, err := runSuite(t.Context(), options{events: events, rounds: 1, rate: 200, each: 2, steady: time.Second / 2, steadyRounds: 1}, t.Output())
 	require.NoError(t, err)
 
 	var drain, steady []string
@@ -100,6 +100,7 @@ func TestFlags(t *testing.T) {
 	for want, args := range map[string][]string{
 		"-events 1":            {"-events", "1"},
 		"-rate 0":              {"-rate", "0"},
+		"-each 0":              {"-each", "0"},
 		"-steady-rounds -1":    {"-steady-rounds", "-1"},
 		"-only":                {"-only", "("},
 		"no contender matches": {"-only", "nobody", "-json", filepath.Join(t.TempDir(), "x.json")},

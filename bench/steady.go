@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// writersOf is the number of connections that commit a steady load: each has 4 ms for an event.
+// writersOf is the number of connections that commit a steady load of so many transactions a second: each has 4 ms for one.
 func writersOf(rate float64) int { return max(4, int(rate/250)) }
 
 // steadied is the result of one steady load.
@@ -37,14 +37,14 @@ func runSteady(ctx context.Context, s *stage, d deliverer, o options) (r steadie
 	}
 	defer func() { err = errors.Join(err, p.stop()) }()
 	// The first event tells that the contender is up, and that what is built at the first use is there.
-	if _, err := commit(ctx, s, d, time.Now(), time.Now().Add(time.Nanosecond), time.Hour); err != nil {
+	if _, err := commit(ctx, s, d, time.Now(), time.Now().Add(time.Nanosecond), time.Hour, 1); err != nil {
 		return r, err
 	}
 	if _, err := s.await(ctx, p, 1); err != nil {
 		return r, err
 	}
 	cpu := p.cpu()
-	committed, took, err := s.load(ctx, d, o.rate, o.steady)
+	committed, took, err := s.load(ctx, d, o)
 	if err != nil {
 		return r, err
 	}
@@ -73,16 +73,17 @@ func runSteady(ctx context.Context, s *stage, d deliverer, o options) (r steadie
 	}, nil
 }
 
-// load commits events at a rate, from several connections in turn, and returns when each COMMIT returned.
-func (s *stage) load(ctx context.Context, d deliverer, rate float64, length time.Duration) (map[string]time.Time, time.Duration, error) {
-	n := writersOf(rate)
+// load commits events at a rate, from several connections in turn, and returns when the COMMIT of each returned.
+func (s *stage) load(ctx context.Context, d deliverer, o options) (map[string]time.Time, time.Duration, error) {
+	commits := o.rate / float64(o.each)
+	n := writersOf(commits)
 	parts := make([]map[string]time.Time, n)
-	gap := time.Duration(float64(time.Second) / rate)
+	gap := time.Duration(float64(time.Second) / commits)
 	began := time.Now()
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range n {
 		group.Go(func() (err error) {
-			parts[i], err = commit(ctx, s, d, began.Add(time.Duration(i)*gap), began.Add(length), time.Duration(n)*gap)
+			parts[i], err = commit(ctx, s, d, began.Add(time.Duration(i)*gap), began.Add(o.steady), time.Duration(n)*gap, o.each)
 			return err
 		})
 	}
@@ -95,8 +96,9 @@ func (s *stage) load(ctx context.Context, d deliverer, rate float64, length time
 	return all, took, err
 }
 
-// commit commits an event every gap from one time to another. Where a commit takes longer than that, the next follows at once until it has caught up.
-func commit(ctx context.Context, s *stage, d deliverer, from, to time.Time, gap time.Duration) (committed map[string]time.Time, err error) {
+// commit commits each events in one transaction every gap from one time to another. Where a commit takes longer than that, the next follows at
+// once until it has caught up.
+func commit(ctx context.Context, s *stage, d deliverer, from, to time.Time, gap time.Duration, each int) (committed map[string]time.Time, err error) {
 	conn, err := pgx.Connect(ctx, s.dsn)
 	if err != nil {
 		return nil, fmt.Errorf("connect writer: %w", err)
@@ -112,15 +114,22 @@ func commit(ctx context.Context, s *stage, d deliverer, from, to time.Time, gap 
 		case <-ctx.Done():
 			return committed, ctx.Err()
 		}
-		var id string
+		ids := make([]string, each)
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) (err error) {
-			id, err = d.insert(ctx, tx)
-			return err
+			for i := range ids {
+				if ids[i], err = d.insert(ctx, tx); err != nil {
+					return err
+				}
+			}
+			return nil
 		})
 		if err != nil {
 			return committed, fmt.Errorf("insert event: %w", err)
 		}
-		committed[id] = time.Now()
+		now := time.Now()
+		for _, id := range ids {
+			committed[id] = now
+		}
 	}
 	return committed, nil
 }

@@ -16,6 +16,7 @@ type options struct {
 	events       int           // of a drain
 	rounds       int           // of the drain; none if zero
 	rate         float64       // of the steady load, in events a second
+	each         int           // events of one of its transactions
 	steady       time.Duration // length of a steady load; none if zero
 	steadyRounds int           // of the steady load
 	only         *regexp.Regexp
