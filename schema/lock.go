@@ -14,9 +14,9 @@ import (
 const (
 	// installLock is the advisory lock under which one process at a time changes a database.
 	installLock = 5270932107463862817
-	// lockTimeout bounds one wait for a table lock, because writers queue up behind the waiter. A step may wait twice, for a table and
-	// for the one it references, and still be done within a second.
-	lockTimeout = 400 * time.Millisecond
+	// lockTimeout bounds one wait for a table lock, because writers queue up behind the waiter. A step may wait three times, for a table and
+	// for those it references, and still be done within a second.
+	lockTimeout = 300 * time.Millisecond
 )
 
 // installer holds the install lock of a database, and the connection that the work is done on.

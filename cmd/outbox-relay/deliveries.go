@@ -75,7 +75,7 @@ func writeDeliveries(w io.Writer, list []desk.Delivery, d *desk.Desk) {
 	say(w, "DELIVERY\tSTATUS\tTRIES\tTYPE\tENDPOINT\tMADE\tNEXT\tLAST ANSWER\n")
 	for i := range list {
 		x := &list[i]
-		say(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", x.ID, x.Status, x.Attempts, short(cmp.Or(x.EventType, "-"), 40), short(x.EndpointName, 30),
+		say(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", x.ID, x.Status, x.Attempts, short(cmp.Or(x.EventType, "-"), 40), short(cmp.Or(x.EndpointName, "(gone)"), 30),
 			timeText(x.CreatedAt), nextText(x, d.Now()), short(answerText(x), 60))
 	}
 }

@@ -114,6 +114,9 @@ func (d *Desk) Explain(ctx context.Context, rows *store.TenantRows, defaults del
 			continue
 		}
 		f := facts[id]
+		if _, known := facts[id]; !known {
+			f.state.State = "gone"
+		}
 		a.judge(d, &x.Event, &f)
 		e.Endpoints = append(e.Endpoints, *a)
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/neo-commons/outbox-relay/outbox"
 )
 
-// putOff is how long deliveries of a tenant that cannot be read sleep before they are looked at again.
+// putOff is how long deliveries of a tenant that cannot be read, or of an endpoint that is not seen yet, sleep before they are looked at again.
 const putOff = time.Minute
 
 // Claimed is a delivery taken from the retry queue, with its endpoint as it is now.

@@ -16,14 +16,15 @@ import (
 )
 
 // loadClaimed reads bodies up to a number of bytes ($2), those of one key in their order; $4: the first in any case. Where the body is not kept, the event
-// it is made of counts.
+// it is made of counts. An endpoint that is not there may be of a transaction that the log has brought and nobody else sees yet: it is older than the one that wrote
+// the delivery, so that it is gone once none of those is under way.
 const loadClaimed = `
 SELECT d.id, d.webhook_event_id, d.webhook_endpoint_id, coalesce(d.request_url, ''), coalesce(d.request_method, ''), coalesce(d.request_headers, '{}')::text,
   CASE WHEN NOT d.over THEN d.request_body END, d.over,
   d.delivery_status::text, d.attempt_number::int4, d.replay::int4, e.id IS NOT NULL,
-  coalesce(d.attempted_at > now() - interval '1 minute', false), ` + verifiedOnly + `, ` + endpointColumns + `
+  age(d.written) <= age(pg_snapshot_xmin(pg_current_snapshot())::xid), ` + verifiedOnly + `, ` + endpointColumns + `
 FROM (SELECT d.*, sum(d.size) OVER place > $2::int8 AND NOT ($4::bool AND row_number() OVER place = 1) AS over
-  FROM (SELECT d.*, q.order_lsn, q.order_n, coalesce(octet_length(d.request_body), (
+  FROM (SELECT d.*, d.xmin AS written, q.order_lsn, q.order_n, coalesce(octet_length(d.request_body), (
       SELECT octet_length(coalesce(e.event_data::text, '')) + octet_length(coalesce(e.event_metadata::text, '')) FROM {tenant}.webhook_events e WHERE e.id = d.webhook_event_id), 0) AS size
     FROM {tenant}.webhook_deliveries d LEFT JOIN outbox_relay.retry_queue q ON q.delivery_id = d.id WHERE d.id = ANY($1::uuid[])) d
   WINDOW place AS (ORDER BY d.order_lsn NULLS FIRST, d.order_n, d.id ROWS UNBOUNDED PRECEDING)) d
@@ -164,9 +165,9 @@ func (g *claimedTenant) collect(rows pgx.Rows, tenant string) error {
 			body            *string
 			attempts        int32
 			exists, over    bool
-			recent          bool
+			unsure          bool // whether the endpoint is gone
 		)
-		fields := append([]any{&d.ID, &d.EventID, &d.EndpointID, &d.URL, &d.Method, &headers, &body, &over, &status, &attempts, &d.Replay, &exists, &recent, &cl.VerifiedOnly},
+		fields := append([]any{&d.ID, &d.EventID, &d.EndpointID, &d.URL, &d.Method, &headers, &body, &over, &status, &attempts, &d.Replay, &exists, &unsure, &cl.VerifiedOnly},
 			endpointFields(&cl.Endpoint)...)
 		if err := rows.Scan(fields...); err != nil {
 			return err
@@ -179,7 +180,7 @@ func (g *claimedTenant) collect(rows pgx.Rows, tenant string) error {
 		switch {
 		case status != "pending" && status != "retrying":
 			g.drop(d.ID, "the delivery has ended: "+status)
-		case !exists && recent: // the log may have brought an endpoint that nobody else sees yet
+		case !exists && unsure:
 			g.putOff = append(g.putOff, d.ID)
 		case !exists:
 			g.drop(d.ID, "the endpoint is gone")

@@ -238,4 +238,6 @@ func TestPurgeTakesOnlyWhatIsOver(t *testing.T) {
 	assert.Equal(t, 1, b.count("a.webhook_dead_letters"))
 	assert.EqualValues(t, 1, purge(store.KeptStats, 90*day))
 	assert.Zero(t, purge(store.KeptDeliveries, 90*day))
+	b.exec("DELETE FROM a.webhook_endpoints")
+	assert.EqualValues(t, 2, purge(store.KeptDeliveries, 90*day), "those that have failed, of an endpoint that is gone")
 }

@@ -14,7 +14,7 @@ type Kept string
 
 // The kinds.
 const (
-	KeptDeliveries  Kept = "deliveries"   // that have succeeded or were cancelled
+	KeptDeliveries  Kept = "deliveries"   // that have succeeded or were cancelled, or whose endpoint is gone
 	KeptAttempts    Kept = "attempts"     // that failed
 	KeptDeadLetters Kept = "dead letters" // that were replayed or discarded
 	KeptStats       Kept = "statistics"
@@ -31,7 +31,8 @@ DELETE FROM {tenant}.webhook_deliveries d WHERE d.id = ANY(ARRAY(
   SELECT o.id FROM {tenant}.webhook_deliveries o WHERE o.id < $1::uuid AND o.relayed
     AND o.id >= (SELECT (lpad(to_hex((extract(epoch FROM t.since - interval '1 hour') * 1000)::int8), 12, '0') || repeat('0', 20))::uuid
       FROM outbox_relay.tenants t WHERE t.schema = $4::text)
-    AND o.delivery_status IN ('success', 'cancelled')
+    AND (o.delivery_status IN ('success', 'cancelled')
+      OR o.delivery_status = 'failed' AND NOT EXISTS (SELECT FROM {tenant}.webhook_endpoints e WHERE e.id = o.webhook_endpoint_id))
     AND o.completed_at < now() - $2::int8 * interval '1 microsecond'
     AND NOT EXISTS (SELECT FROM outbox_relay.retry_queue q WHERE q.delivery_id = o.id)
   ORDER BY o.id LIMIT $3::int4))`

@@ -117,6 +117,7 @@ BEGIN
     SELECT string_agg(format('DROP CONSTRAINT %I', c.conname), ', '), string_agg(DISTINCT c.confrelid::regclass::text, ', ' ORDER BY c.confrelid::regclass::text DESC)
       INTO fks, keys FROM pg_constraint c
      WHERE c.contype = 'f' AND c.conrelid = rel AND c.conparentid = 0
+       AND c.conkey <@ ARRAY(SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = rel AND a.attname IN ('webhook_event_id', 'webhook_endpoint_id'))
        AND c.confrelid IN (to_regclass(format('%I.webhook_events', schema)), to_regclass(format('%I.webhook_endpoints', schema)));
     IF fks IS NOT NULL THEN
       -- Writers come to events and endpoints first, be it for the key check alone: the other way round we and they would wait for each other.

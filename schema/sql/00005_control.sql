@@ -398,7 +398,7 @@ BEGIN
   END IF;
   EXECUTE format('SELECT NOT EXISTS (SELECT FROM %I.webhook_endpoints e WHERE e.id = $1)', schema) INTO gone USING d.endpoint;
   IF gone THEN
-    RAISE EXCEPTION 'the endpoint of delivery % does not exist any more', delivery USING ERRCODE = 'OR002', HINT = 'A dead letter of it keeps the body: outbox-relay deadletters show';
+    RAISE EXCEPTION 'the endpoint of delivery % does not exist any more', delivery USING ERRCODE = 'OR002', HINT = 'Insert its event again for the endpoint that has taken its place.';
   END IF;
   EXECUTE format('SELECT NOT EXISTS (SELECT FROM %I.webhook_events v WHERE v.id = $1)', schema) INTO gone USING d.event;
   IF gone AND NOT d.kept THEN
