@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -270,4 +271,30 @@ func TestEndpointIsTurnedOnce(t *testing.T) {
 		attempt(verdict{})
 		require.Equal(t, []bool{true, false, false}, told)
 	})
+}
+
+// TestWorkersAreInUse: as many lanes as workers, each with work. Past three quarters of the workers a lane may have one attempt under way, and which of those that wait has
+// none is found soon.
+func TestWorkersAreInUse(t *testing.T) {
+	t.Parallel()
+	const workers, each = 400, 10
+	b := newBench(workers * each)
+	b.cfg.Delivery.Workers, b.cfg.Delivery.HostConcurrency = workers, workers
+	lane := func(i int) *job { return b.job(fmt.Sprint(i%workers), 64) }
+	for i := range workers * each * 3 / 4 { // shares count from here on
+		b.admit(t.Context(), lane(i))
+	}
+	running := b.startAll()
+	sum := 0
+	const rounds = 10_000
+	for range rounds {
+		j := running[0] // all take as long
+		b.finish(j, verdict{attempted: true})
+		b.release([]*job{j})
+		b.admit(t.Context(), b.job(b.names(j), 64))
+		running = append(running[1:], b.startAll()...)
+		sum += len(running)
+	}
+	require.Empty(t, b.deferrals)
+	require.Greater(t, sum/rounds, workers*85/100)
 }

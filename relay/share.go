@@ -174,17 +174,25 @@ func (d *dispatcher) workerFor(l *lane) bool {
 	return l.party.running < part && l.running < max(part/max(l.party.busy, 1), 1)
 }
 
-// freed lets those try that waited for a worker, or for a place at the host. Two that have work, since the first may have to wait on: a lane whose
+// stalledTries is how many lanes that wait for a worker may try whenever one is free. Where each of a thousand may have one attempt under way most of those that wait have
+// it already, and the others would come to their turn after the receiver's time to answer only.
+const stalledTries = 8
+
+// freed lets those try that waited for a worker, or for a place at the host. More than one that have work, since the first may have to wait on: a lane whose
 // queue was deferred meanwhile must not use up the turn of one behind it.
 func (d *dispatcher) freed(h *host) {
-	for _, q := range []*fifo[*lane]{&h.waiting, &d.stalled} {
-		for tries, left := 2, q.len(); tries > 0 && left > 0; left-- {
-			l := q.pop()
-			l.stalled = false
-			if l.queue.n > 0 {
-				tries--
-			}
-			d.rouse(l)
+	d.retry(&h.waiting, 2)
+	d.retry(&d.stalled, stalledTries)
+}
+
+// retry has the first lanes of a list that have work ask again whether they may start.
+func (d *dispatcher) retry(q *fifo[*lane], tries int) {
+	for left := q.len(); tries > 0 && left > 0; left-- {
+		l := q.pop()
+		l.stalled = false
+		if l.queue.n > 0 {
+			tries--
 		}
+		d.rouse(l)
 	}
 }
