@@ -164,7 +164,9 @@ func statuses() []store.Status {
 
 // event counts an event that the log has brought. Its COMMIT is by the server's clock: with clocks apart all that is measured from it is off by as much.
 func (m *metrics) event(committed time.Time, targets int) {
-	m.toRead.Observe(max(time.Since(committed).Seconds(), 0))
+	age := max(time.Since(committed).Seconds(), 0)
+	m.toRead.Observe(age)
+	m.slotDelay.Set(age) // a stream that waits for room in the middle of a transaction has not read everything
 	if targets > 0 {
 		m.eventsMatched.Inc()
 	} else {
