@@ -133,7 +133,11 @@ func (o *oracle) accounted(tenant string, list map[pair]*entry) {
 // judge compares what has arrived with what was committed, once all is over.
 func (r *faultRun) judge() {
 	r.front.mu.Lock()
-	log, bad := r.front.log, r.front.bad
+	log, bad := make([]*hit, 0, len(r.front.log)), r.front.bad
+	for _, h := range r.front.log {
+		as := *h // what a relay was killed over may end still
+		log = append(log, &as)
+	}
 	r.front.mu.Unlock()
 	r.o.mu.Lock()
 	res := &r.result
