@@ -113,8 +113,8 @@ func (d *Desk) Explain(ctx context.Context, rows *store.TenantRows, defaults del
 			e.Others++
 			continue
 		}
-		f := facts[id]
-		if _, known := facts[id]; !known {
+		f, known := facts[id]
+		if !known {
 			f.state.State = "gone"
 		}
 		a.judge(d, &x.Event, &f)
