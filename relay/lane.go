@@ -260,6 +260,14 @@ func (d *dispatcher) newBreaker(l *lane) (b *gobreaker.TwoStepCircuitBreaker[str
 	return b
 }
 
+// breakerState is the state of the breaker. A closed one is not asked, which would have it look at the clock: that it has opened, it tells.
+func (l *lane) breakerState() gobreaker.State {
+	if l.state == gobreaker.StateClosed {
+		return l.state
+	}
+	return l.breaker.State()
+}
+
 // turned tells whether, with its last attempt, the lane has turned from one that works into one that does not, or back. succeeded is how that ended.
 func (l *lane) turned(succeeded bool) bool {
 	if l.broken && succeeded && l.state == gobreaker.StateClosed || !l.broken && l.state == gobreaker.StateOpen {
@@ -276,7 +284,7 @@ func (l *lane) blockedFor(d *dispatcher) (time.Duration, string) {
 			return spread(max(left, 100*time.Millisecond)), deferThrottled
 		}
 	}
-	if l.breaker.State() != gobreaker.StateOpen {
+	if l.breakerState() != gobreaker.StateOpen {
 		return 0, ""
 	}
 	left := l.opened.Add(d.cfg.Breaker.OpenFor).Sub(d.now())
@@ -300,5 +308,5 @@ func (l *lane) measure(spell time.Duration) {
 // idle tells whether the lane can be forgotten.
 func (l *lane) idle() bool {
 	return !l.active && l.used == 0 && l.queue.n == 0 && l.behind == 0 && l.running == 0 && !l.ready && !l.stalled &&
-		len(l.chains) == 0 && len(l.blocked) == 0 && l.breaker.State() != gobreaker.StateOpen
+		len(l.chains) == 0 && len(l.blocked) == 0 && l.breakerState() != gobreaker.StateOpen
 }

@@ -128,7 +128,7 @@ func (p *pace) setRate(now time.Time, rate float64) {
 // renewBreaker puts another breaker into the place of a lane's, whose times cannot be changed. One that is open or probes begins to be open anew. What is
 // under way tells the old one, which nobody listens to any more; failures in a row are the lane's own count.
 func (d *dispatcher) renewBreaker(l *lane) {
-	was := l.breaker.State()
+	was := l.breakerState()
 	l.breaker, l.state = d.newBreaker(l), gobreaker.StateClosed
 	d.metrics.breakerChanged(was, gobreaker.StateClosed)
 	if was == gobreaker.StateClosed {

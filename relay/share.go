@@ -83,7 +83,7 @@ func (d *dispatcher) leaveHost(l *lane) {
 
 // forget drops a lane that is idle.
 func (d *dispatcher) forget(key laneKey, l *lane) {
-	d.metrics.breakerChanged(l.breaker.State(), gobreaker.StateClosed)
+	d.metrics.breakerChanged(l.breakerState(), gobreaker.StateClosed)
 	d.leaveHost(l)
 	if l.party.lanes--; l.party.lanes == 0 {
 		delete(d.parties, key.tenant)

@@ -85,7 +85,7 @@ func (d *dispatcher) caps() map[store.Endpoint]int {
 	for key, l := range d.lanes {
 		n := l.queue.n + l.behind
 		takes := l.fits(time.Second)
-		if n > 0 || l.breaker.State() == gobreaker.StateHalfOpen { // a lane that has run dry may be a fast one
+		if n > 0 || l.breakerState() == gobreaker.StateHalfOpen { // a lane that has run dry may be a fast one
 			few := 2 * l.allowance()
 			if len(l.chains) > 0 {
 				few = max(few, runLength)
