@@ -101,6 +101,7 @@ type lane struct {
 	behind   int                // jobs in chains that may not
 	running  int
 	begun    int     // attempts since the last sweep
+	dry      bool    // had nothing queued at some time since
 	speed    float64 // attempts a second while it has work for all its capacity; zero: it has none, or has not had it for long
 	used     int     // jobs of the stream: queued, running, or not yet recorded
 	windowed int     // those of them that are in the window
@@ -291,12 +292,13 @@ func (l *lane) blockedFor(d *dispatcher) (time.Duration, string) {
 	return spread(max(left, 100*time.Millisecond)), deferBreaker
 }
 
-// measure notes how fast the lane is, after some time without a measure.
+// measure notes how fast the lane is, after some time without a measure. One that had nothing to do for a part of it has shown nothing: where a thousand
+// lanes take turns, each gets its events in bursts.
 func (l *lane) measure(spell time.Duration) {
-	begun := l.begun
-	l.begun = 0
+	begun, dry := l.begun, l.dry
+	l.begun, l.dry = 0, false
 	switch speed := max(float64(begun), 1) / spell.Seconds(); {
-	case l.queue.n == 0:
+	case l.queue.n == 0, dry:
 		l.speed = 0
 	case l.speed == 0:
 		l.speed = speed

@@ -46,6 +46,7 @@ func (d *dispatcher) enqueue(j *job) {
 		}
 		l.chains[j.Order.Key] = &chain{head: j}
 	}
+	l.dry = l.dry || l.queue.n == 0
 	l.queue.push(j)
 	d.rouse(l)
 }

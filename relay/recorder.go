@@ -151,14 +151,18 @@ func (r *recorder) run(ctx context.Context) error {
 
 // linger lets outcomes gather: at most one flush an interval, unless a whole batch is there.
 func (r *recorder) linger(ctx context.Context, last time.Time) error {
-	wait := r.cfg.Load().Record.Interval - time.Since(last)
+	interval := r.cfg.Load().Record.Interval
+	if r.spread() {
+		interval *= spreadIntervals
+	}
+	wait := interval - time.Since(last)
 	if wait <= 0 {
 		return ctx.Err()
 	}
 	t := time.NewTimer(wait)
 	defer t.Stop()
 	for {
-		if r.pending() >= r.cfg.Load().Record.Batch {
+		if r.full() {
 			return ctx.Err()
 		}
 		select {
@@ -171,14 +175,35 @@ func (r *recorder) linger(ctx context.Context, last time.Time) error {
 	}
 }
 
-// take returns the oldest outcomes, a batch at most: a larger transaction is not faster, but costs memory on both sides. Not so with many tenants:
-// every one of them costs the server a statement, whose parsing and planning a few outcomes have to pay for. Then a batch has some for each, but not
-// more than a quarter of the window: what is being written has its room there, and the workers would run out of work meanwhile. Where there are more
-// tenants than a batch may have, it takes those that have waited longest, with all they have; the outcomes of one tenant stay in their order.
+// limit is how many outcomes a batch may have, as far as the last one tells: a larger transaction is not faster, but costs memory on both sides. Not so
+// with many tenants: every one of them costs the server a statement, whose start a few outcomes have to pay for. Then a batch has some for each, but not more
+// than half the window: what is being written has its room there, and the workers would run out of work meanwhile. It is called under the lock.
+func (r *recorder) limit() int {
+	cfg := r.cfg.Load()
+	return max(cfg.Record.Batch, min(outcomesPerTenant*r.tenants, cfg.Window.Deliveries/2))
+}
+
+// full tells whether a whole batch waits.
+func (r *recorder) full() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.out) >= r.limit()
+}
+
+// spread tells whether, under load, the outcomes are those of so many tenants that more of them are worth waiting for.
+func (r *recorder) spread() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	batch := r.cfg.Load().Record.Batch
+	return r.size >= batch && r.limit() > batch
+}
+
+// take returns the oldest outcomes, a batch at most. Where there are more tenants than it may have, it takes those that have waited longest, with all
+// they have; the outcomes of one tenant stay in their order.
 func (r *recorder) take() (jobs []*job, out []store.Outcome, s *session, force bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	limit := max(r.cfg.Load().Record.Batch, min(outcomesPerTenant*r.tenants, r.cfg.Load().Window.Deliveries/4))
+	limit := r.limit()
 	of := make(map[string]struct{}, r.tenants)
 	var others []int
 	end, bytes := 0, 0
@@ -230,8 +255,12 @@ const (
 	maxBatchBytes   = 4 << 20
 )
 
-// outcomesPerTenant is how many outcomes of a tenant make its statement worth while.
-const outcomesPerTenant = 16
+// outcomesPerTenant is how many outcomes of a tenant make its statement worth while, and spreadIntervals how many times longer than usual they are waited
+// for under load.
+const (
+	outcomesPerTenant = 16
+	spreadIntervals   = 8
+)
 
 // flush writes what is pending and repeats until that is durable, superseded by another leader, or ctx ends. It returns true if more came in
 // meanwhile that fills a batch.
@@ -282,7 +311,7 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 		l.written(n)
 	}
 	r.done(jobs, out)
-	return r.pending() >= r.cfg.Load().Record.Batch, nil
+	return r.full(), nil
 }
 
 // nextDue tells whether an outcome has made a row due at once: its own, or the next one of its key.
