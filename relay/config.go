@@ -178,7 +178,9 @@ type Window struct {
 
 // Record says how outcomes are batched. A batch is written when it is full or when Interval has passed, whichever is first.
 type Record struct {
-	Batch    int           `mapstructure:"batch"`
+	// Batch is how many outcomes are written together, at the most and without waiting for others. With many tenants both are more, see recorder.limit.
+	Batch int `mapstructure:"batch"`
+	// Interval is the least time between two batches that are not full.
 	Interval time.Duration `mapstructure:"interval"`
 	// Timeout bounds the last flush at shutdown.
 	Timeout time.Duration `mapstructure:"timeout"`
