@@ -2,9 +2,11 @@ package relay
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -76,4 +78,33 @@ func TestFencedAfterAFailure(t *testing.T) {
 	require.NoError(t, r.err())
 	stop()
 	require.NoError(t, <-done)
+}
+
+// TestBatchesOfManyTenantsWaitForMore: under load, so that a statement has more than a few rows; otherwise, or with few tenants, outcomes wait an interval.
+func TestBatchesOfManyTenantsWaitForMore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := DefaultConfig()
+		r := newRecorder(&cfg, nil, outbox.UUID{}, nil, nil, nil)
+		// wait tells how long so many outcomes wait that have come at once, after a batch.
+		wait := func(n, tenants int) time.Duration {
+			began := time.Now()
+			for i := range n {
+				d := &store.Delivery{Tenant: fmt.Sprint(i % tenants), Message: new(delivery.Message)}
+				r.add(new(job), store.Outcome{Status: store.Success, Delivery: d})
+			}
+			require.NoError(t, r.linger(t.Context(), began))
+			_, out, _, _ := r.take()
+			require.Len(t, out, n)
+			return time.Since(began)
+		}
+		interval := cfg.Record.Interval
+		require.Zero(t, wait(cfg.Record.Batch, 200), "a batch")
+		require.Equal(t, spreadIntervals*interval, wait(3199, 200))
+		require.Zero(t, wait(3200, 200), "16 of each")
+		require.Equal(t, spreadIntervals*interval, wait(100, 50), "the load was there until now")
+		require.Equal(t, interval, wait(100, 50))
+		require.Zero(t, wait(cfg.Record.Batch, 10))
+		require.Equal(t, interval, wait(cfg.Record.Batch-1, 10), "a statement has many rows as it is")
+	})
 }
