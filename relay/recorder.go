@@ -152,8 +152,8 @@ func (r *recorder) run(ctx context.Context) error {
 // linger lets outcomes gather: at most one flush an interval, unless a whole batch is there.
 func (r *recorder) linger(ctx context.Context, last time.Time) error {
 	interval := r.cfg.Load().Record.Interval
-	if r.spread() {
-		interval *= spreadIntervals
+	if r.scattered() {
+		interval *= scatteredIntervals
 	}
 	wait := interval - time.Since(last)
 	if wait <= 0 {
@@ -190,8 +190,8 @@ func (r *recorder) full() bool {
 	return len(r.out) >= r.limit()
 }
 
-// spread tells whether, under load, the outcomes are those of so many tenants that more of them are worth waiting for.
-func (r *recorder) spread() bool {
+// scattered tells whether, under load, the outcomes are those of so many tenants that more of them are worth waiting for.
+func (r *recorder) scattered() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	batch := r.cfg.Load().Record.Batch
@@ -255,11 +255,11 @@ const (
 	maxBatchBytes   = 4 << 20
 )
 
-// outcomesPerTenant is how many outcomes of a tenant make its statement worth while, and spreadIntervals how many times longer than usual they are waited
+// outcomesPerTenant is how many outcomes of a tenant make its statement worth while, and scatteredIntervals how many times longer than usual they are waited
 // for under load.
 const (
-	outcomesPerTenant = 16
-	spreadIntervals   = 8
+	outcomesPerTenant  = 16
+	scatteredIntervals = 8
 )
 
 // flush writes what is pending and repeats until that is durable, superseded by another leader, or ctx ends. It returns true if more came in

@@ -100,9 +100,9 @@ func TestBatchesOfManyTenantsWaitForMore(t *testing.T) {
 		}
 		interval := cfg.Record.Interval
 		require.Zero(t, wait(cfg.Record.Batch, 200), "a batch")
-		require.Equal(t, spreadIntervals*interval, wait(3199, 200))
+		require.Equal(t, scatteredIntervals*interval, wait(3199, 200))
 		require.Zero(t, wait(3200, 200), "16 of each")
-		require.Equal(t, spreadIntervals*interval, wait(100, 50), "the load was there until now")
+		require.Equal(t, scatteredIntervals*interval, wait(100, 50), "the load was there until now")
 		require.Equal(t, interval, wait(100, 50))
 		require.Zero(t, wait(cfg.Record.Batch, 10))
 		require.Equal(t, interval, wait(cfg.Record.Batch-1, 10), "a statement has many rows as it is")
