@@ -36,8 +36,12 @@ const printSlot = `
 DO $$
 BEGIN
   IF NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '%[1]s') AND NOT EXISTS (SELECT FROM outbox_relay.progress WHERE slot = '%[1]s') THEN
-    EXECUTE 'SELECT pg_create_logical_replication_slot(''%[1]s'', ''pgoutput'''
-      || CASE WHEN current_setting('server_version_num')::int >= 170000 THEN ', failover => true' ELSE '' END || ')';
+    BEGIN
+      EXECUTE 'SELECT pg_create_logical_replication_slot(''%[1]s'', ''pgoutput'''
+        || CASE WHEN current_setting('server_version_num')::int >= 170000 THEN ', failover => true' ELSE '' END || ')';
+    EXCEPTION WHEN others THEN -- Not in a block of its own it fails while others make tables: "snapshot reference is not owned by resource owner".
+      RAISE;
+    END;
   END IF;
 END
 $$;

@@ -3,7 +3,9 @@ package schema_test
 import (
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -41,4 +43,39 @@ func TestPrintMakesWhatMigrateMakes(t *testing.T) {
 
 	require.NoError(t, schema.Migrate(printed.ctx, printed.dsn, schema.Options{Slot: printed.slot}), "migrate accepts it")
 	assert.Equal(t, list(migrated, catalog), list(printed, catalog))
+}
+
+// While a slot is made PostgreSQL reads what others do to the catalog, in a subtransaction, and goes on as if the caller held nothing outside of it.
+func TestPrintMakesTheSlotWhileTablesAreMade(t *testing.T) {
+	t.Parallel()
+	b := empty(t)
+	var sql strings.Builder
+	require.NoError(t, schema.Print(&sql, schema.Options{Slot: b.slot}))
+	older, newer, dba := connect(t, b.dsn), connect(t, b.dsn), connect(t, b.dsn)
+	run := func(conn *pgx.Conn, sql string) {
+		t.Helper()
+		_, err := conn.Exec(b.ctx, sql)
+		require.NoError(t, err)
+	}
+	dbaWaitsFor := func(conn *pgx.Conn) {
+		t.Helper()
+		require.Eventually(t, func() bool {
+			return len(list(b, "SELECT '' WHERE $2::int = ANY(pg_blocking_pids($1))", dba.PgConn().PID(), conn.PgConn().PID())) > 0
+		}, time.Minute, time.Millisecond)
+	}
+
+	run(older, "BEGIN; SELECT pg_current_xact_id()")
+	done := make(chan error, 1)
+	go func() {
+		_, err := dba.PgConn().Exec(b.ctx, sql.String()).ReadAll()
+		done <- err
+	}()
+	dbaWaitsFor(older)
+	run(newer, "BEGIN; SELECT pg_current_xact_id()")
+	run(older, "COMMIT")
+	dbaWaitsFor(newer) // and reads from now on
+	b.exec("CREATE TABLE public.made_meanwhile (id int)")
+	run(newer, "COMMIT")
+	require.NoError(t, <-done)
+	assert.Equal(t, []string{b.slot}, list(b, "SELECT s.slot_name::text FROM pg_replication_slots s JOIN outbox_relay.progress p ON p.slot = s.slot_name"))
 }
