@@ -164,45 +164,54 @@ func (s *session) run(parent context.Context) error {
 
 // attend does the leader's background work until ctx is done: what waits in order or for its endpoint, endpoints that only fail, rows that have been
 // kept for long enough, the snapshot that a lost slot is healed from; and, beside that, what may take long: backfills and recoveries.
+//
+// Their turns are spread over the second. At the same moment each would need a connection of its own, and four servers that have just been started
+// keep two processors busy for long enough to make deliveries wait.
 func (s *session) attend(ctx context.Context) {
 	snapshot := checkpoint{saved: s.handled, read: math.MaxUint64} // the first one is not to wait
 	var waker waker
 	steward := steward{waiting: make(map[string]*patience)}
 	var purger purger
-	var group sync.WaitGroup
-	group.Go(func() {
-		s.each(ctx, s.attention, func() error {
-			return errors.Join(waker.wake(ctx, s), steward.look(ctx, s), purger.advance(ctx, s))
-		})
-	})
-	group.Go(func() { s.each(ctx, nil, func() error { return snapshot.advance(ctx, s) }) })
 	var stall stallWatch
-	group.Go(func() { s.each(ctx, nil, func() error { return stall.look(ctx, s) }) })
-	group.Go(func() { s.each(ctx, nil, func() error { return s.watchPublications(ctx) }) })
-	group.Go(func() { s.each(ctx, s.backfill, func() error { return s.fill(ctx) }) })
-	group.Go(func() { s.each(ctx, nil, func() error { return s.recoverMissed(ctx) }) })
+	chores := []chore{
+		{s.attention, func() error { return errors.Join(waker.wake(ctx, s), steward.look(ctx, s), purger.advance(ctx, s)) }},
+		{nil, func() error { return snapshot.advance(ctx, s) }},
+		{nil, func() error { return stall.look(ctx, s) }},
+		{nil, func() error { return s.watchPublications(ctx) }},
+		{s.backfill, func() error { return s.fill(ctx) }},
+		{nil, func() error { return s.recoverMissed(ctx) }},
+	}
 	if s.cfg().Verification.on() {
-		group.Go(func() {
-			v := newVerifier(s)
-			s.each(ctx, s.verify, func() error { return v.look(ctx) })
-			v.group.Wait()
-		})
+		v := newVerifier(s)
+		defer v.group.Wait()
+		chores = append(chores, chore{s.verify, func() error { return v.look(ctx) }})
+	}
+	var group sync.WaitGroup
+	for i, c := range chores {
+		group.Go(func() { s.each(ctx, time.Second*time.Duration(i+1)/time.Duration(len(chores)), c) })
 	}
 	group.Wait()
 }
 
-// each does something every second, and when it is asked to, until ctx is done.
-func (s *session) each(ctx context.Context, asked <-chan struct{}, work func() error) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
+// chore is a part of the background work: done every second, and when it is asked for.
+type chore struct {
+	asked <-chan struct{} // nil: never
+	do    func() error
+}
+
+// each does a chore first after a while, then every second, until ctx is done.
+func (s *session) each(ctx context.Context, first time.Duration, c chore) {
+	next := time.NewTimer(first)
+	defer next.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
-		case <-asked:
+		case <-next.C:
+			next.Reset(time.Second)
+		case <-c.asked:
 		}
-		err := work()
+		err := c.do()
 		switch {
 		case err == nil || ctx.Err() != nil:
 		case errors.Is(err, store.ErrFenced):
