@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+
+	"github.com/neo-commons/outbox-relay/outbox"
 )
 
 const (
@@ -31,6 +33,14 @@ const (
 
 // data is what a single event of the steady load carries.
 var data = []byte(`{"n": 1, "note": "` + string(bytes.Repeat([]byte("x"), 240)) + `"}`) //nolint:gochecknoglobals // a constant, if slices could be
+
+func newIDs(n int) []string {
+	ids := make([]string, n)
+	for i := range ids {
+		ids[i] = outbox.NewUUID().String()
+	}
+	return ids
+}
 
 // appendBody adds the body that the relay sends in its format "standard".
 func appendBody(b []byte, id string, at time.Time, data []byte) []byte {

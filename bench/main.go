@@ -39,8 +39,8 @@ Measures outbox-relay side by side with its limits and its alternatives, in one 
 prints tables in Markdown. The ratios are the result; the rates depend on the machine. Each run of a
 contender has a new PostgreSQL with fsync on, and a receiver, a process of its own, which counts.
 
-drain   Events are committed one a transaction, then the contender starts. Its rate is that between
-        the first and the last receipt. In each round every contender runs once, in rotating order.
+drain   Events are committed, then the contender starts. Its rate is that between the first and the
+        last receipt. In each round every contender runs once, in rotating order.
 steady  Events are committed at a rate from 4 connections, or more above 1,000 a second. The latency
         is the time from the return of COMMIT to the receipt. It can be less than zero, as others see a
         commit before its client does. A rate below the one asked for says that the contender's way of
@@ -66,7 +66,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags.IntVar(&o.events, "events", 50_000, "`number` of events of a drain")
 	flags.IntVar(&o.rounds, "rounds", 5, "`number` of rounds of the drain, 0 for none")
 	flags.Float64Var(&o.rate, "rate", 1000, "`events` a second of the steady load")
-	flags.IntVar(&o.each, "each", 1, "`number` of events in a transaction of the steady load")
+	flags.IntVar(&o.each, "each", 1, "`number` of events in a transaction")
 	flags.DurationVar(&o.steady, "steady", 10*time.Second, "`time` of a steady load, 0s for none")
 	flags.IntVar(&o.steadyRounds, "steady-rounds", 3, "`number` of rounds of the steady load")
 	apart := flags.Bool("apart", false, "keep half of the processors for PostgreSQL, as on a machine of its own (Linux)")

@@ -9,8 +9,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
-
-	"github.com/neo-commons/outbox-relay/outbox"
 )
 
 const (
@@ -45,10 +43,10 @@ func newPoller(ctx context.Context, s *stage) (contender, error) {
 	return &service{
 		stage: s,
 		row:   `INSERT INTO outbox (id, event_type, event_data) VALUES (` + idSQL + `, 'order.created', ` + dataSQL + `)`,
-		add: func(ctx context.Context, tx pgx.Tx) (string, error) {
-			id := outbox.NewUUID().String()
-			_, err := tx.Exec(ctx, `INSERT INTO outbox (id, event_type, event_data) VALUES ($1, $2, $3)`, id, "order.created", data)
-			return id, err
+		add: func(ctx context.Context, tx pgx.Tx, n int) ([]string, error) {
+			ids := newIDs(n)
+			_, err := tx.Exec(ctx, `INSERT INTO outbox (id, event_type, event_data) SELECT unnest($1::uuid[]), $2, $3`, ids, "order.created", data)
+			return ids, err
 		},
 		outcomes: "SELECT count(*) FROM outbox WHERE delivered_at IS NOT NULL",
 		launch: func(ctx context.Context) (*process, error) {

@@ -63,11 +63,17 @@ func newRelay(ctx context.Context, s *stage) (contender, error) {
 	return &service{
 		stage: s,
 		row:   eventSQL,
-		add: func(ctx context.Context, tx pgx.Tx) (string, error) {
-			id, err := outbox.Insert(ctx, tx, tenant, outbox.Event{
-				Type: "order.created", AggregateID: outbox.NewUUID(), AggregateType: "order", Data: data,
-			})
-			return id.String(), err
+		add: func(ctx context.Context, tx pgx.Tx, n int) ([]string, error) {
+			events := make([]outbox.Event, n)
+			for i := range events {
+				events[i] = outbox.Event{Type: "order.created", AggregateID: outbox.NewUUID(), AggregateType: "order", Data: data}
+			}
+			added, err := outbox.InsertMany(ctx, tx, tenant, events)
+			ids := make([]string, len(added))
+			for i := range ids {
+				ids[i] = added[i].String()
+			}
+			return ids, err
 		},
 		outcomes: "SELECT count(DISTINCT webhook_event_id) FROM bench.webhook_deliveries WHERE delivery_status = 'success'",
 		launch:   func(ctx context.Context) (*process, error) { return s.launchRelay(ctx, "warn") },

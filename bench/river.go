@@ -12,8 +12,6 @@ import (
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivermigrate"
-
-	"github.com/neo-commons/outbox-relay/outbox"
 )
 
 const (
@@ -58,10 +56,14 @@ func newRiver(ctx context.Context, s *stage) (contender, error) {
 		stage: s,
 		row: `INSERT INTO river_job (args, kind, max_attempts)
 			VALUES (jsonb_build_object('id', ` + idSQL + `, 'timestamp', now(), 'data', ` + dataSQL + `), 'webhook', 25)`,
-		add: func(ctx context.Context, tx pgx.Tx) (string, error) {
-			id := outbox.NewUUID().String()
-			_, err := client.InsertTx(ctx, tx, webhook{ID: id, At: time.Now(), Data: data}, nil)
-			return id, err
+		add: func(ctx context.Context, tx pgx.Tx, n int) ([]string, error) {
+			ids := newIDs(n)
+			jobs := make([]river.InsertManyParams, n)
+			for i, id := range ids {
+				jobs[i].Args = webhook{ID: id, At: time.Now(), Data: data}
+			}
+			_, err := client.InsertManyFastTx(ctx, tx, jobs)
+			return ids, err
 		},
 		outcomes: "SELECT count(*) FROM river_job WHERE state = 'completed'",
 		launch: func(ctx context.Context) (*process, error) {

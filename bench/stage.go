@@ -18,7 +18,7 @@ const patience = 30 * time.Second
 
 // contender is one way of getting events from a table to a receiver, or a part of that which bounds how fast it can be.
 type contender interface {
-	// fill commits n events for it, one a transaction. It is called once, before drain.
+	// fill commits n events for it. It is called once, before drain.
 	fill(ctx context.Context, n int) error
 	// drain works them off.
 	drain(ctx context.Context, n int) (drained, error)
@@ -29,8 +29,8 @@ type deliverer interface {
 	contender
 	// start starts it. The caller stops the process.
 	start(ctx context.Context) (*process, error)
-	// insert adds one event and returns its id.
-	insert(ctx context.Context, tx pgx.Tx) (id string, err error)
+	// insert adds n events in one round trip and returns their ids.
+	insert(ctx context.Context, tx pgx.Tx, n int) (ids []string, err error)
 }
 
 // drained is the result of one drain.
@@ -67,6 +67,7 @@ func candidates() []candidate {
 type stage struct {
 	binary   string // of the relay
 	dir      string // for files, removed by who made it
+	together int    // events in a transaction of a backlog, 1 if zero
 	server   *pgtest.Server
 	dsn      string
 	pool     *pgxpool.Pool
@@ -123,8 +124,8 @@ func (s *stage) exec(ctx context.Context, statements ...string) error {
 	return nil
 }
 
-// fill executes an INSERT n times, each in a transaction of its own, with i as its number. The end makes all of it durable, and lets the planner know
-// of the rows, as autovacuum would have in time.
+// fill executes an INSERT n times, with i as its number, some of them together in a transaction. The end makes all of it durable, and lets the planner
+// know of the rows, as autovacuum would have in time.
 func (s *stage) fill(ctx context.Context, n int, insert string) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
@@ -133,7 +134,7 @@ func (s *stage) fill(ctx context.Context, n int, insert string) error {
 	defer conn.Release()
 	for _, sql := range []string{
 		"SET synchronous_commit = off",
-		fmt.Sprintf("DO $$ BEGIN FOR i IN 1..%d LOOP %s; COMMIT; END LOOP; END $$", n, insert),
+		fmt.Sprintf("DO $$ BEGIN FOR i IN 1..%d LOOP %s; IF i %% %d = 0 THEN COMMIT; END IF; END LOOP; END $$", n, insert, max(s.together, 1)),
 		"RESET synchronous_commit",
 		"ANALYZE",
 	} {
@@ -176,9 +177,9 @@ func (s *stage) await(ctx context.Context, p *process, n int) (state, error) {
 type service struct {
 	*stage
 
-	// row is the INSERT of one event of a backlog, add that of a steady load.
+	// row is the INSERT of one event of a backlog, add that of n events of a steady load.
 	row string
-	add func(ctx context.Context, tx pgx.Tx) (id string, err error)
+	add func(ctx context.Context, tx pgx.Tx, n int) (ids []string, err error)
 	// outcomes counts the durable outcomes: nobody may be fast by forgetting them.
 	outcomes string
 	launch   func(ctx context.Context) (*process, error)
@@ -188,7 +189,9 @@ func (s *service) fill(ctx context.Context, n int) error { return s.stage.fill(c
 
 func (s *service) start(ctx context.Context) (*process, error) { return s.launch(ctx) }
 
-func (s *service) insert(ctx context.Context, tx pgx.Tx) (string, error) { return s.add(ctx, tx) }
+func (s *service) insert(ctx context.Context, tx pgx.Tx, n int) ([]string, error) {
+	return s.add(ctx, tx, n)
+}
 
 func (s *service) drain(ctx context.Context, n int) (drained, error) {
 	p, err := s.launch(ctx)

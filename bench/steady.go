@@ -114,14 +114,10 @@ func commit(ctx context.Context, s *stage, d deliverer, from, to time.Time, gap 
 		case <-ctx.Done():
 			return committed, ctx.Err()
 		}
-		ids := make([]string, each)
+		var ids []string
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) (err error) {
-			for i := range ids {
-				if ids[i], err = d.insert(ctx, tx); err != nil {
-					return err
-				}
-			}
-			return nil
+			ids, err = d.insert(ctx, tx, each)
+			return err
 		})
 		if err != nil {
 			return committed, fmt.Errorf("insert event: %w", err)

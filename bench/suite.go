@@ -14,9 +14,9 @@ import (
 // options say what to measure.
 type options struct {
 	events       int           // of a drain
+	each         int           // events of a transaction
 	rounds       int           // of the drain; none if zero
 	rate         float64       // of the steady load, in events a second
-	each         int           // events of one of its transactions
 	steady       time.Duration // length of a steady load; none if zero
 	steadyRounds int           // of the steady load
 	only         *regexp.Regexp
@@ -58,7 +58,7 @@ func runSuite(ctx context.Context, o options, progress io.Writer) (r results, er
 	if err != nil {
 		return r, err
 	}
-	v := venue{binary: binary, dir: dir, list: list, progress: progress}
+	v := venue{binary: binary, dir: dir, together: o.each, list: list, progress: progress}
 	err = v.each(ctx, "drain", o.rounds, func(ctx context.Context, round int, name string, _ *stage, in contender) (string, error) {
 		m := measured{Contender: name, Round: round, Events: o.events}
 		if err := m.drain(ctx, in); err != nil {
@@ -90,6 +90,7 @@ func runSuite(ctx context.Context, o options, progress io.Writer) (r results, er
 // venue is where rounds are run.
 type venue struct {
 	binary, dir string // of the relay, and for files
+	together    int    // events in a transaction of a backlog, 1 if zero
 	list        []candidate
 	most        map[string]int // rounds of candidates that do not run in all of them, by name
 	progress    io.Writer
@@ -135,6 +136,7 @@ func (v *venue) onStage(ctx context.Context, c candidate, run func(*stage, conte
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }() //nolint:contextcheck // it ends in order even if ctx is done
+	s.together = v.together
 	in, err := c.enter(ctx, s)
 	if err != nil {
 		return fmt.Errorf("set up: %w", err)
