@@ -165,8 +165,8 @@ func (s *session) run(parent context.Context) error {
 // attend does the leader's background work until ctx is done: what waits in order or for its endpoint, endpoints that only fail, rows that have been
 // kept for long enough, the snapshot that a lost slot is healed from; and, beside that, what may take long: backfills and recoveries.
 //
-// Their turns are spread over the second. At the same moment each would need a connection of its own, and four servers that have just been started
-// keep two processors busy for long enough to make deliveries wait.
+// They begin choreGap apart. At the same moment each would need a connection of its own, and four servers that have just been started keep two
+// processors busy for long enough to make deliveries wait. Far apart each would wake an idle process, which costs more than the work.
 func (s *session) attend(ctx context.Context) {
 	snapshot := checkpoint{saved: s.handled, read: math.MaxUint64} // the first one is not to wait
 	var waker waker
@@ -176,8 +176,7 @@ func (s *session) attend(ctx context.Context) {
 	chores := []chore{
 		{s.attention, func() error { return errors.Join(waker.wake(ctx, s), steward.look(ctx, s), purger.advance(ctx, s)) }},
 		{nil, func() error { return snapshot.advance(ctx, s) }},
-		{nil, func() error { return stall.look(ctx, s) }},
-		{nil, func() error { return s.watchPublications(ctx) }},
+		{nil, func() error { return errors.Join(stall.look(ctx, s), s.watchPublications(ctx)) }},
 		{s.backfill, func() error { return s.fill(ctx) }},
 		{nil, func() error { return s.recoverMissed(ctx) }},
 	}
@@ -188,7 +187,7 @@ func (s *session) attend(ctx context.Context) {
 	}
 	var group sync.WaitGroup
 	for i, c := range chores {
-		group.Go(func() { s.each(ctx, time.Second*time.Duration(i+1)/time.Duration(len(chores)), c) })
+		group.Go(func() { s.each(ctx, time.Duration(i)*choreGap, c) })
 	}
 	group.Wait()
 }
@@ -199,16 +198,23 @@ type chore struct {
 	do    func() error
 }
 
-// each does a chore first after a while, then every second, until ctx is done.
-func (s *session) each(ctx context.Context, first time.Duration, c chore) {
-	next := time.NewTimer(first)
-	defer next.Stop()
+// choreGap is longer than their queries take on a connection that is new.
+const choreGap = 20 * time.Millisecond
+
+// each does a chore every second, at its own moment within it, until ctx is done.
+func (s *session) each(ctx context.Context, moment time.Duration, c chore) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(moment):
+	}
+	tick := time.NewTicker(time.Second) // keeps the moment
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-next.C:
-			next.Reset(time.Second)
+		case <-tick.C:
 		case <-c.asked:
 		}
 		err := c.do()
