@@ -2,6 +2,8 @@ package store
 
 import (
 	"encoding/binary"
+	"encoding/json"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgtype"
 
@@ -25,14 +27,22 @@ func appendArray(b []byte, column any) (_ []byte, oid uint32, null bool) {
 	case []int64:
 		b = appendElements(b, pgtype.Int8OID, list, appendInt64)
 		return b, pgtype.Int8ArrayOID, list == nil
-	case []*int64:
-		b = appendElements(b, pgtype.Int8OID, list, func(b []byte, n *int64) ([]byte, bool) {
-			if n == nil {
+	case []time.Duration:
+		b = appendElements(b, pgtype.IntervalOID, list, func(b []byte, d time.Duration) ([]byte, bool) { return appendInterval(b, d), false })
+		return b, pgtype.IntervalArrayOID, list == nil
+	case []*time.Duration:
+		b = appendElements(b, pgtype.IntervalOID, list, func(b []byte, d *time.Duration) ([]byte, bool) {
+			if d == nil {
 				return b, true
 			}
-			return appendInt64(b, *n)
+			return appendInterval(b, *d), false
 		})
-		return b, pgtype.Int8ArrayOID, list == nil
+		return b, pgtype.IntervalArrayOID, list == nil
+	case []json.RawMessage:
+		b = appendElements(b, pgtype.JSONBOID, list, func(b []byte, doc json.RawMessage) ([]byte, bool) {
+			return append(append(b, jsonbVersion), doc...), doc == nil
+		})
+		return b, pgtype.JSONBArrayOID, list == nil
 	case []bool:
 		b = appendElements(b, pgtype.BoolOID, list, func(b []byte, is bool) ([]byte, bool) {
 			if is {
@@ -44,6 +54,15 @@ func appendArray(b []byte, column any) (_ []byte, oid uint32, null bool) {
 	default:
 		return b, 0, false
 	}
+}
+
+// jsonbVersion comes before the text of a document (src/backend/utils/adt/jsonb.c, jsonb_recv).
+const jsonbVersion = 1
+
+// appendInterval appends whole microseconds, no days and no months (src/backend/utils/adt/timestamp.c, interval_recv).
+func appendInterval(b []byte, d time.Duration) []byte {
+	b, _ = appendInt64(b, d.Microseconds())
+	return append(b, 0, 0, 0, 0, 0, 0, 0, 0)
 }
 
 func appendInt64(b []byte, n int64) ([]byte, bool) {

@@ -1,8 +1,10 @@
 package store
 
 import (
+	"encoding/json"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/stretchr/testify/assert"
@@ -14,9 +16,10 @@ import (
 // TestArrays holds the arrays against those of pgx, to the byte.
 func TestArrays(t *testing.T) {
 	t.Parallel()
-	one, many := int64(1), int64(-1<<62)
+	one, many := time.Duration(1001), time.Duration(-1<<62)
 	m := pgtype.NewMap()
 	m.RegisterDefaultPgType([]outbox.UUID{}, "_uuid")
+	m.RegisterDefaultPgType([]json.RawMessage{}, "_jsonb")
 	for _, column := range []any{
 		[]outbox.UUID{outbox.NewUUID(), {}, outbox.NewUUID()},
 		[]outbox.UUID{},
@@ -27,11 +30,15 @@ func TestArrays(t *testing.T) {
 		[]string(nil),
 		[]int32{0, -1, 1 << 30},
 		[]int32{},
-		[]int64{0, -1, many},
+		[]int64{0, -1, -1 << 62},
 		[]int64(nil),
-		[]*int64{&one, nil, &many},
-		[]*int64{nil},
-		[]*int64{},
+		[]time.Duration{0, -time.Microsecond, 3*time.Hour + 999},
+		[]time.Duration(nil),
+		[]*time.Duration{&one, nil, &many},
+		[]*time.Duration{nil},
+		[]*time.Duration{},
+		[]json.RawMessage{json.RawMessage(`{"a": 1}`), nil, json.RawMessage("[]")},
+		[]json.RawMessage(nil),
 		[]bool{true, false},
 		[]bool(nil),
 	} {

@@ -99,6 +99,38 @@ func TestRecordColumns(t *testing.T) {
 }
 
 // A delivery that somebody else has recorded under another id is left as it is, and so is everything around it.
+// TestRecordShares records more combinations of what rows have in common than one statement takes, in an order in which they come and go.
+func TestRecordShares(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	endpoints := make([]outbox.UUID, 150)
+	for i := range endpoints {
+		endpoints[i] = b.endpoint("a")
+	}
+	var outcomes []store.Outcome
+	want := make(map[string]string)
+	add := func(o store.Outcome, n int) {
+		d := o.Delivery
+		d.URL, d.Attempts = fmt.Sprintf("http://receiver/%d", n%7), 1+n%3
+		d.Message.Header[0].Value = fmt.Sprint(n % 5)
+		if n%5 == 0 {
+			d.Message.Header = nil
+		}
+		outcomes = append(outcomes, o)
+		want[d.ID.String()] = strings.Join([]string{d.EndpointID.String(), d.URL, fmt.Sprint(d.Attempts), fmt.Sprint(n % 5), fmt.Sprint(o.Result.Status)}, "|")
+	}
+	for n := range 600 {
+		e := endpoints[n*n%len(endpoints)]
+		add(succeeded(deliver("a", e)), n)
+		add(failed(deliver("a", e), store.Retrying), n+1)
+	}
+	b.record(outcomes...)
+	assert.Equal(t, len(outcomes), b.count("a.webhook_deliveries"))
+	for id, row := range want {
+		require.Equal(t, row, b.row("webhook_endpoint_id, request_url, attempt_number, coalesce(request_headers->>'traceparent', '0'), response_status_code", "a.webhook_deliveries WHERE id = $1", id))
+	}
+}
+
 func TestRecordConflict(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a")

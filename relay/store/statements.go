@@ -4,23 +4,30 @@ package store
 // (event, endpoint): two transactions that write the same rows meet in the same order and cannot deadlock. Every one can be repeated, insertDelivered
 // with unlessThere.
 
-// attemptRows is what is known of a delivery whose only attempt, or last one, succeeded. Durations are in microseconds. In this place the server takes
-// the arrays apart row by row; as a function of FROM each would be made into a table of its own first.
-const attemptRows = `(SELECT unnest($1::uuid[]) AS id, unnest($2::uuid[]) AS event, unnest($3::uuid[]) AS endpoint, unnest($4::int4[]) AS attempt,
-    unnest($5::text[]) AS url, unnest($6::text[]) AS method, unnest($7::text[]) AS headers, unnest($8::text[]) AS signature,
-    unnest($9::int4[]) AS status, unnest($10::int8[]) AS age, unnest($11::int8[]) AS took) AS d`
+// attemptRows is what is known of a delivery whose only attempt, or last one, succeeded. In this place the server takes the arrays apart row by row; as a
+// function of FROM each would be made into a table of its own first.
+const attemptRows = `(SELECT r.id, r.event, ` + commonColumns + `, r.signature, r.age, r.ended, r.took
+  FROM (SELECT unnest($7::uuid[]) AS id, unnest($8::uuid[]) AS event, unnest($9::int4[]) AS common, unnest($10::jsonb[]) AS headers,
+    unnest($11::text[]) AS signature, unnest($12::interval[]) AS age, unnest($13::interval[]) AS ended, unnest($14::int4[]) AS took) AS r) AS d`
 
 // outcomeRows adds what any other outcome needs. class is empty where no attempt was made.
-const outcomeRows = `unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::int4[], $5::text[], $6::text[], $7::text[], $8::text[], $9::int4[], $10::int8[], $11::int8[],
-    $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::int8[], $19::bool[],
-    $20::int4[], $21::uuid[], $22::text[]::pg_lsn[], $23::int4[], $24::bool[])
-  AS d (id, event, endpoint, attempt, url, method, headers, signature, status, age, took, state, body, class, code, error, answer, due, leased,
-    replay, key, lsn, n, park)`
+const outcomeRows = `(SELECT r.id, r.event, ` + commonColumns + `, r.signature, r.age, r.ended, r.took,
+    r.state, r.body, r.class, r.code, r.error, r.answer, r.due, r.leased, r.replay, r.key, r.lsn, r.n, r.park
+  FROM unnest($7::uuid[], $8::uuid[], $9::int4[], $10::jsonb[], $11::text[], $12::interval[], $13::interval[], $14::int4[],
+    $15::text[], $16::text[], $17::text[], $18::text[], $19::text[], $20::text[], $21::interval[], $22::bool[],
+    $23::int4[], $24::uuid[], $25::text[]::pg_lsn[], $26::int4[], $27::bool[])
+  AS r (id, event, common, headers, signature, age, ended, took, state, body, class, code, error, answer, due, leased,
+    replay, key, lsn, n, park)) AS d`
+
+// commonColumns are what most rows have in common with others: the server reads it once, JSON above all, and each row says which it has. Headers that an event
+// brings are its own.
+const commonColumns = `($1::uuid[])[r.common] AS endpoint, ($2::int4[])[r.common] AS attempt, ($3::text[])[r.common] AS url, ($4::text[])[r.common] AS method,
+    coalesce(r.headers, ($5::jsonb[])[r.common]) AS headers, ($6::int4[])[r.common] AS status`
 
 const (
-	started  = `now() - d.age * interval '1 microsecond'`
-	finished = `now() - (d.age - d.took) * interval '1 microsecond'`
-	dueAt    = `now() + d.due * interval '1 microsecond'`
+	started  = `now() - d.age`
+	finished = `now() - d.ended`
+	dueAt    = `now() + d.due`
 	queuedAt = `CASE WHEN d.park THEN 'infinity' ELSE ` + dueAt + ` END`
 	nextTry  = `CASE WHEN d.due IS NOT NULL AND NOT d.park THEN ` + dueAt + ` END`
 )
@@ -33,7 +40,7 @@ const insertDelivered = `
 INSERT INTO {tenant}.webhook_deliveries (id, webhook_event_id, webhook_endpoint_id, attempt_number, delivery_status, request_url, request_method,
   request_headers, request_signature, response_status_code, response_time_ms, attempted_at, completed_at, relayed)
 SELECT d.id, d.event, d.endpoint, d.attempt, 'success', d.url, d.method,
-  d.headers::jsonb, nullif(d.signature, ''), nullif(d.status, 0), d.took / 1000, ` + started + `, ` + finished + `, true
+  d.headers, nullif(d.signature, ''), nullif(d.status, 0), d.took, ` + started + `, ` + finished + `, true
 FROM ` + attemptRows
 
 // unlessThere leaves deliveries alone that have a row.
@@ -41,7 +48,7 @@ const unlessThere = `
 ON CONFLICT (webhook_event_id, webhook_endpoint_id) WHERE relayed DO NOTHING`
 
 // insertOutcomes writes the first outcome of deliveries that did not succeed at once. Queue, dead letters and attempts get rows for
-// those deliveries only that are really new. $25 is the owner of leases, $26 the tenant.
+// those deliveries only that are really new. $28 is the owner of leases, $29 the tenant.
 const insertOutcomes = `
 WITH d AS MATERIALIZED (SELECT * FROM ` + outcomeRows + `),
 fresh AS (
@@ -49,14 +56,14 @@ fresh AS (
     request_headers, request_body, request_signature, response_status_code, response_body, response_time_ms, error_message, error_code,
     next_retry_at, max_attempts_reached, attempted_at, completed_at, relayed)
   SELECT d.id, d.event, d.endpoint, d.attempt, d.state, d.url, d.method,
-    d.headers::jsonb, d.body, nullif(d.signature, ''), nullif(d.status, 0), nullif(d.answer, ''), CASE WHEN d.class <> '' THEN d.took / 1000 END,
+    d.headers, d.body, nullif(d.signature, ''), nullif(d.status, 0), nullif(d.answer, ''), CASE WHEN d.class <> '' THEN d.took END,
     nullif(d.error, ''), nullif(d.code, ''), ` + nextTry + `, d.state = 'failed',
     ` + started + `, CASE WHEN d.due IS NULL THEN ` + finished + ` END, true
   FROM d` + unlessThere + `
   RETURNING id),
 queued AS (
   INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at, leased_by, order_key, order_lsn, order_n)
-  SELECT d.id, $26::text, d.endpoint, ` + queuedAt + `, CASE WHEN d.leased THEN $25::uuid END,
+  SELECT d.id, $29::text, d.endpoint, ` + queuedAt + `, CASE WHEN d.leased THEN $28::uuid END,
     d.key, CASE WHEN d.key IS NOT NULL THEN d.lsn END, CASE WHEN d.key IS NOT NULL THEN d.n END
   FROM d JOIN fresh USING (id) WHERE d.due IS NOT NULL
   ON CONFLICT (delivery_id) DO NOTHING),
@@ -65,19 +72,19 @@ dead AS (` + insertDead + ` FROM d JOIN fresh USING (id) WHERE d.state = 'failed
 
 // updateDelivered records the success of deliveries that have a row. It is a fact whoever holds the lease by now, and also if the delivery has been
 // given up meanwhile: then nobody has to send its dead letter again. Only a delivery that was sent again after the attempt began stays as it is: the batch
-// is repeated after an unclear commit, and what somebody has asked for since is not to be undone. $12 is the tenant.
+// is repeated after an unclear commit, and what somebody has asked for since is not to be undone. $15 is the tenant.
 const updateDelivered = `
 WITH d AS MATERIALIZED (SELECT * FROM ` + attemptRows + `),
 held AS MATERIALIZED (
-  SELECT q.delivery_id FROM outbox_relay.retry_queue q WHERE q.delivery_id = ANY($1::uuid[]) AND q.tenant = $12::text ORDER BY q.delivery_id FOR UPDATE),
-stale AS MATERIALIZED (SELECT w.id FROM d JOIN {tenant}.webhook_deliveries w USING (id) WHERE w.id = ANY($1::uuid[]) AND ` + sentAgain + `),
+  SELECT q.delivery_id FROM outbox_relay.retry_queue q WHERE q.delivery_id = ANY($7::uuid[]) AND q.tenant = $15::text ORDER BY q.delivery_id FOR UPDATE),
+stale AS MATERIALIZED (SELECT w.id FROM d JOIN {tenant}.webhook_deliveries w USING (id) WHERE w.id = ANY($7::uuid[]) AND ` + sentAgain + `),
 done AS (DELETE FROM outbox_relay.retry_queue q USING held WHERE q.delivery_id = held.delivery_id AND NOT EXISTS (SELECT FROM stale s WHERE s.id = q.delivery_id)),
 closed AS (
   UPDATE {tenant}.webhook_dead_letters l SET replayed_at = now()
-  WHERE l.delivery_id = ANY($1::uuid[]) AND l.replayed_at IS NULL AND l.discarded_at IS NULL)
+  WHERE l.delivery_id = ANY($7::uuid[]) AND l.replayed_at IS NULL AND l.discarded_at IS NULL)
 UPDATE {tenant}.webhook_deliveries w
 SET delivery_status = 'success', attempt_number = d.attempt, request_url = d.url, request_method = d.method, request_body = NULL,
-  request_signature = nullif(d.signature, ''), response_status_code = nullif(d.status, 0), response_body = NULL, response_time_ms = d.took / 1000,
+  request_signature = nullif(d.signature, ''), response_status_code = nullif(d.status, 0), response_body = NULL, response_time_ms = d.took,
   error_message = NULL, error_code = NULL, next_retry_at = NULL, max_attempts_reached = false, attempted_at = ` + started + `, completed_at = ` + finished + `
 FROM d WHERE w.id = d.id AND w.delivery_status <> 'success' AND NOT (` + sentAgain + `)`
 
@@ -86,12 +93,12 @@ const sentAgain = `w.replay > 0 AND w.attempted_at > ` + started
 
 // updateOutcomes records any other outcome of deliveries that have a row, as long as the lease is still ours: whoever else holds it
 // is attempting the delivery and will say what became of it. So is a lease of another replay, which a batch that is repeated may meet. A row that kept no body, since it had been delivered once, gets what was sent now: its
-// event may be archived before the next attempt. $25 is the owner of leases, $26 the tenant.
+// event may be archived before the next attempt. $28 is the owner of leases, $29 the tenant.
 const updateOutcomes = `
 WITH d AS MATERIALIZED (SELECT * FROM ` + outcomeRows + `),
 held AS MATERIALIZED (
   SELECT q.delivery_id AS id FROM outbox_relay.retry_queue q
-  WHERE q.delivery_id = ANY($1::uuid[]) AND q.leased_by = $25::uuid AND q.tenant = $26::text
+  WHERE q.delivery_id = ANY($7::uuid[]) AND q.leased_by = $28::uuid AND q.tenant = $29::text
     AND NOT EXISTS (SELECT FROM d JOIN {tenant}.webhook_deliveries w USING (id) WHERE d.id = q.delivery_id AND w.replay <> d.replay)
   ORDER BY q.delivery_id FOR UPDATE OF q),
 back AS (
@@ -106,19 +113,19 @@ SET delivery_status = d.state, attempt_number = d.attempt, error_message = nulli
   completed_at = CASE WHEN d.due IS NULL THEN ` + finished + ` END,
   request_url = CASE WHEN d.class <> '' THEN d.url ELSE w.request_url END,
   request_method = CASE WHEN d.class <> '' THEN d.method ELSE w.request_method END,
-  request_headers = CASE WHEN w.request_body IS NULL AND d.body IS NOT NULL THEN d.headers::jsonb ELSE w.request_headers END,
+  request_headers = CASE WHEN w.request_body IS NULL AND d.body IS NOT NULL THEN d.headers ELSE w.request_headers END,
   request_body = coalesce(w.request_body, d.body),
   request_signature = CASE WHEN d.class <> '' THEN nullif(d.signature, '') ELSE w.request_signature END,
   response_status_code = CASE WHEN d.class <> '' THEN nullif(d.status, 0) ELSE w.response_status_code END,
   response_body = CASE WHEN d.class <> '' THEN nullif(d.answer, '') ELSE w.response_body END,
-  response_time_ms = CASE WHEN d.class <> '' THEN d.took / 1000 ELSE w.response_time_ms END,
+  response_time_ms = CASE WHEN d.class <> '' THEN d.took ELSE w.response_time_ms END,
   attempted_at = CASE WHEN d.class <> '' THEN ` + started + ` ELSE w.attempted_at END
 FROM d JOIN held USING (id) WHERE w.id = d.id`
 
 const insertDead = `
   INSERT INTO {tenant}.webhook_dead_letters (delivery_id, webhook_event_id, webhook_endpoint_id, request_url, request_method, request_headers,
     request_body, attempts, last_error, last_error_code, last_status_code, last_response_body, replay, order_key, order_lsn, order_n)
-  SELECT d.id, d.event, d.endpoint, d.url, d.method, d.headers::jsonb,
+  SELECT d.id, d.event, d.endpoint, d.url, d.method, d.headers,
     d.body, d.attempt, nullif(d.error, ''), nullif(d.code, ''), nullif(d.status, 0), nullif(d.answer, ''), d.replay, d.key, d.lsn, d.n`
 
 // deadAgain is for a delivery that has been replayed in vain. One that was skipped before may have kept no body.
@@ -131,7 +138,7 @@ const insertAttempts = `
   INSERT INTO {tenant}.webhook_delivery_attempts (delivery_id, webhook_endpoint_id, attempt_number, error_class, response_status_code,
     error_message, response_body, response_time_ms, attempted_at, replay)
   SELECT d.id, d.endpoint, d.attempt, d.class, nullif(d.status, 0),
-    nullif(d.error, ''), nullif(d.answer, ''), d.took / 1000, ` + started + `, d.replay`
+    nullif(d.error, ''), nullif(d.answer, ''), d.took, ` + started + `, d.replay`
 
 // disableEndpoints writes nothing but what says that they are disabled.
 const disableEndpoints = `
