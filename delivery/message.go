@@ -46,6 +46,11 @@ func (m *Message) HeaderJSON() []byte {
 	return append(b, '}')
 }
 
+// SameHeader tells whether HeaderJSON of both is the same.
+func (m *Message) SameHeader(other *Message) bool {
+	return m == other || m.ContentType == other.ContentType && slices.Equal(m.Header, other.Header)
+}
+
 // ParseMessage restores the Message of event id from its body and HeaderJSON. Names that an event does not set are dropped: the row
 // may have been written by another dispatcher, or edited. The Message keeps body.
 func ParseMessage(id outbox.UUID, body, headerJSON []byte) (Message, error) {

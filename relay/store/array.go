@@ -2,7 +2,6 @@ package store
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgtype"
@@ -38,10 +37,8 @@ func appendArray(b []byte, column any) (_ []byte, oid uint32, null bool) {
 			return appendInterval(b, *d), false
 		})
 		return b, pgtype.IntervalArrayOID, list == nil
-	case []json.RawMessage:
-		b = appendElements(b, pgtype.JSONBOID, list, func(b []byte, doc json.RawMessage) ([]byte, bool) {
-			return append(append(b, jsonbVersion), doc...), doc == nil
-		})
+	case []jsonb:
+		b = appendElements(b, pgtype.JSONBOID, list, func(b []byte, doc jsonb) ([]byte, bool) { return append(append(b, jsonbVersion), doc...), false })
 		return b, pgtype.JSONBArrayOID, list == nil
 	case []bool:
 		b = appendElements(b, pgtype.BoolOID, list, func(b []byte, is bool) ([]byte, bool) {
@@ -55,6 +52,9 @@ func appendArray(b []byte, column any) (_ []byte, oid uint32, null bool) {
 		return b, 0, false
 	}
 }
+
+// jsonb is the text of a document.
+type jsonb string
 
 // jsonbVersion comes before the text of a document (src/backend/utils/adt/jsonb.c, jsonb_recv).
 const jsonbVersion = 1

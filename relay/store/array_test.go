@@ -19,7 +19,6 @@ func TestArrays(t *testing.T) {
 	one, many := time.Duration(1001), time.Duration(-1<<62)
 	m := pgtype.NewMap()
 	m.RegisterDefaultPgType([]outbox.UUID{}, "_uuid")
-	m.RegisterDefaultPgType([]json.RawMessage{}, "_jsonb")
 	for _, column := range []any{
 		[]outbox.UUID{outbox.NewUUID(), {}, outbox.NewUUID()},
 		[]outbox.UUID{},
@@ -37,8 +36,6 @@ func TestArrays(t *testing.T) {
 		[]*time.Duration{&one, nil, &many},
 		[]*time.Duration{nil},
 		[]*time.Duration{},
-		[]json.RawMessage{json.RawMessage(`{"a": 1}`), nil, json.RawMessage("[]")},
-		[]json.RawMessage(nil),
 		[]bool{true, false},
 		[]bool(nil),
 	} {
@@ -57,6 +54,12 @@ func TestArrays(t *testing.T) {
 			}
 		})
 	}
-	_, oid, _ := appendArray(nil, "text")
+	want, err := m.Encode(pgtype.JSONBArrayOID, pgtype.BinaryFormatCode, []json.RawMessage{json.RawMessage(`{"a": 1}`), json.RawMessage("[]")}, nil)
+	require.NoError(t, err)
+	got, oid, _ := appendArray(nil, []jsonb{`{"a": 1}`, "[]"})
+	assert.Equal(t, uint32(pgtype.JSONBArrayOID), oid)
+	assert.Equal(t, want, got)
+
+	_, oid, _ = appendArray(nil, "text")
 	assert.Zero(t, oid)
 }

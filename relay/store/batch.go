@@ -2,7 +2,6 @@ package store
 
 import (
 	"bytes"
-	"encoding/json"
 	"slices"
 	"strings"
 	"time"
@@ -95,10 +94,8 @@ func (t *tenantBatch) statements(owner outbox.UUID, again bool) []statement {
 		if failpoint.Planted(failpoint.NoOnConflict) {
 			sql = strings.Replace(sql, unlessThere, "", 1)
 		}
-		for len(outcomes) > 0 {
-			args, n := arguments(outcomes, full)
-			outcomes = outcomes[n:]
-			list = append(list, statement{forTenant(sql, t.tenant), forTenant(often, t.tenant), append(args, more...)})
+		for chunk := range chunks(outcomes, full) {
+			list = append(list, statement{forTenant(sql, t.tenant), forTenant(often, t.tenant), append(arguments(chunk, full), more...)})
 		}
 	}
 	unlooked := insertDelivered
@@ -131,124 +128,95 @@ func (t *tenantBatch) disabled() (ids []outbox.UUID, reasons []string) {
 	return ids, reasons
 }
 
+// chunks yields outcomes in parts whose bodies go into one statement.
+func chunks(outcomes []*Outcome, bodies bool) func(yield func([]*Outcome) bool) {
+	return func(yield func([]*Outcome) bool) {
+		from, size := 0, 0
+		for i, o := range outcomes {
+			if bodies {
+				size += len(o.Delivery.Message.Body)
+			}
+			if size > chunkBytes && i > from {
+				if !yield(outcomes[from:i]) {
+					return
+				}
+				from, size = i, len(o.Delivery.Message.Body)
+			}
+		}
+		if from < len(outcomes) {
+			yield(outcomes[from:])
+		}
+	}
+}
+
 // rows is a chunk of outcomes by columns.
 type rows struct {
-	commons []common
-
-	ids, events                              []outbox.UUID
-	common                                   []int32 // which of commons each row has, from one
-	signatures                               []string
-	ages, ends                               []time.Duration   // since the attempt began and since it ended
-	tooks                                    []int32           // milliseconds
-	headers                                  []json.RawMessage // null, as what the slice is too short for: those of the content type alone
-	states, bodies, classes, codes, messages []string
-	answers                                  []string
-	dues                                     []*time.Duration
-	leased, parks                            []bool
-	replays, ns                              []int32
-	keys                                     []outbox.UUID // null where no order is kept
-	lsns                                     []string
+	ids, events, endpoints                            []outbox.UUID
+	attempts, statuses                                []int32
+	urls, methods, signatures                         []string
+	headers                                           []jsonb
+	ages, ends                                        []time.Duration // since the attempt began, and since it ended
+	tooks                                             []int32         // milliseconds
+	states, bodies, classes, codes, messages, answers []string
+	dues                                              []*time.Duration
+	leased, parks                                     []bool
+	replays, ns                                       []int32
+	keys                                              []outbox.UUID // null where no order is kept
+	lsns                                              []string
 }
 
-// common is what rows have in common with others.
-type common struct {
-	endpoint         outbox.UUID
-	url, method      string
-	contentType      string
-	attempts, status int32
-}
-
-// maxCommons bounds them in a statement: to take one of the middle is to walk over those before it.
-const maxCommons = 128
-
-// arguments returns the parameters for attemptRows, or with full those for outcomeRows, and of how many outcomes: those that come first and fit into one statement.
-func arguments(outcomes []*Outcome, full bool) (args []any, n int) {
+// arguments returns the parameters for attemptRows, or with full those for outcomeRows.
+func arguments(outcomes []*Outcome, full bool) []any {
 	var (
 		r       rows
 		now     = time.Now()
-		size    int
-		message *delivery.Message // the one that brought headers last
-		headers json.RawMessage
+		message *delivery.Message // with these headers: most events have none of their own
+		headers jsonb
 	)
 	r.grow(len(outcomes), full)
 	for _, o := range outcomes {
 		d := o.Delivery
-		if size += len(d.Message.Body); full && size > chunkBytes && n > 0 {
-			break
+		if message == nil || !message.SameHeader(d.Message) {
+			message, headers = d.Message, jsonb(text(string(d.Message.HeaderJSON())))
 		}
-		if !r.note(o) {
-			break
-		}
-		n++
-		r.ids, r.events = append(r.ids, d.ID), append(r.events, d.EventID)
-		if len(d.Message.Header) > 0 {
-			if message != d.Message {
-				message, headers = d.Message, headerJSON(d.Message)
-			}
-			r.headers = append(append(r.headers, make([]json.RawMessage, n-1-len(r.headers))...), headers)
-		}
+		r.ids, r.events, r.endpoints = append(r.ids, d.ID), append(r.events, d.EventID), append(r.endpoints, d.EndpointID)
+		r.attempts = append(r.attempts, int32(max(d.Attempts, 1))) //nolint:gosec // a handful
+		r.urls, r.methods = append(r.urls, text(d.URL)), append(r.methods, short(d.Method, maxMethod))
+		r.headers = append(r.headers, headers)
 		r.addResult(o, now)
 		if full {
 			r.addOutcome(o)
 		}
 	}
-	args = append(r.commonArguments(), r.ids, r.events, r.common, r.headers, r.signatures, r.ages, r.ends, r.tooks)
+	args := []any{r.ids, r.events, once(r.endpoints), once(r.attempts), once(r.urls), once(r.methods), once(r.headers), once(r.statuses), r.signatures, r.ages, r.ends, r.tooks}
 	if full {
 		args = append(args, r.states, r.bodies, r.classes, r.codes, r.messages, r.answers, r.dues, r.leased,
 			r.replays, r.keys, r.lsns, r.ns, r.parks)
 	}
-	return args, n
+	return args
 }
 
-// note keeps what the row of an outcome has in common with others, and is false if there is no room for it. It begins to look at what the last row had and
-// goes on to what was noted after that: outcomes come by (event, endpoint), and most events go to the same endpoints.
-func (r *rows) note(o *Outcome) bool {
-	d := o.Delivery
-	c := common{
-		endpoint: d.EndpointID, url: d.URL, method: d.Method, contentType: d.Message.ContentType,
-		attempts: int32(max(d.Attempts, 1)), status: int32(o.Result.Status), //nolint:gosec // a handful; three digits
-	}
-	at := 0
-	if n := len(r.common); n > 0 {
-		at = int(r.common[n-1]) - 1
-	}
-	for range r.commons {
-		if r.commons[at] == c {
-			r.common = append(r.common, int32(at+1))
-			return true
-		}
-		if at++; at == len(r.commons) {
-			at = 0
+// once returns the first value of a column that has only that, and any other column as it is.
+func once[T comparable](column []T) []T {
+	for _, v := range column {
+		if v != column[0] {
+			return column
 		}
 	}
-	if len(r.commons) == maxCommons {
-		return false
-	}
-	r.commons = append(r.commons, c)
-	r.common = append(r.common, int32(len(r.commons))) //nolint:gosec // at most maxCommons
-	return true
-}
-
-// commonArguments returns the parameters for commonColumns.
-func (r *rows) commonArguments() []any {
-	n := len(r.commons)
-	endpoints, attempts, statuses := make([]outbox.UUID, n), make([]int32, n), make([]int32, n)
-	urls, methods, headers := make([]string, n), make([]string, n), make([]json.RawMessage, n)
-	for i := range r.commons {
-		c := &r.commons[i]
-		endpoints[i], attempts[i], statuses[i] = c.endpoint, c.attempts, c.status
-		urls[i], methods[i], headers[i] = text(c.url), short(c.method, maxMethod), headerJSON(&delivery.Message{ContentType: c.contentType})
-	}
-	return []any{endpoints, attempts, urls, methods, headers, statuses}
-}
-
-func headerJSON(m *delivery.Message) json.RawMessage {
-	return json.RawMessage(text(string(m.HeaderJSON())))
+	return column[:min(1, len(column))]
 }
 
 func (r *rows) grow(n int, full bool) {
-	r.ids, r.events = make([]outbox.UUID, 0, n), make([]outbox.UUID, 0, n)
-	r.common, r.tooks, r.signatures = make([]int32, 0, n), make([]int32, 0, n), make([]string, 0, n)
+	for _, column := range []*[]outbox.UUID{&r.ids, &r.events, &r.endpoints} {
+		*column = make([]outbox.UUID, 0, n)
+	}
+	for _, column := range []*[]int32{&r.attempts, &r.statuses, &r.tooks} {
+		*column = make([]int32, 0, n)
+	}
+	for _, column := range []*[]string{&r.urls, &r.methods, &r.signatures} {
+		*column = make([]string, 0, n)
+	}
+	r.headers = make([]jsonb, 0, n)
 	r.ages, r.ends = make([]time.Duration, 0, n), make([]time.Duration, 0, n)
 	if !full {
 		return
@@ -268,6 +236,7 @@ func (r *rows) addResult(o *Outcome, now time.Time) {
 		age = now.Sub(o.Result.Started)
 	}
 	r.signatures = append(r.signatures, short(o.Result.Signature, maxSignature))
+	r.statuses = append(r.statuses, int32(o.Result.Status)) //nolint:gosec // three digits
 	r.ages, r.ends = append(r.ages, age), append(r.ends, age-o.Result.Duration)
 	r.tooks = append(r.tooks, int32(o.Result.Duration.Milliseconds())) //nolint:gosec // some weeks
 }

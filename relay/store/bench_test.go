@@ -19,31 +19,36 @@ func BenchmarkRecord(b *testing.B) {
 		return succeeded(d)
 	}
 	for _, tenants := range []int{1, 100} {
-		b.Run(fmt.Sprintf("delivered/tenants=%d", tenants), func(b *testing.B) { benchmarkRecord(b, tenants, plain) })
+		b.Run(fmt.Sprintf("delivered/tenants=%d", tenants), func(b *testing.B) { benchmarkRecord(b, tenants, 1, plain) })
 	}
 	b.Run("traced/tenants=1", func(b *testing.B) {
-		benchmarkRecord(b, 1, func(d *store.Delivery) store.Outcome {
+		benchmarkRecord(b, 1, 1, func(d *store.Delivery) store.Outcome {
 			d.Message.Header[0].Value = "00-" + strings.ReplaceAll(d.EventID.String(), "-", "") + "-b7ad6b7169203331-01"
 			return succeeded(d)
 		})
 	})
-	b.Run("deferred/tenants=1", func(b *testing.B) {
-		benchmarkRecord(b, 1, func(d *store.Delivery) store.Outcome {
-			d.Message.Header = nil
-			return deferred(d, 0)
+	for _, endpoints := range []int{1, 1000} {
+		b.Run(fmt.Sprintf("deferred/endpoints=%d", endpoints), func(b *testing.B) {
+			benchmarkRecord(b, 1, endpoints, func(d *store.Delivery) store.Outcome {
+				d.Message.Header = nil
+				return deferred(d, 0)
+			})
 		})
-	})
+	}
+	b.Run("delivered/endpoints=1000", func(b *testing.B) { benchmarkRecord(b, 1, 1000, plain) })
 }
 
-func benchmarkRecord(b *testing.B, tenants int, outcome func(*store.Delivery) store.Outcome) {
+func benchmarkRecord(b *testing.B, tenants, endpointsEach int, outcome func(*store.Delivery) store.Outcome) {
 	const batch = 1000
 	s := setup(b)
 	names := make([]string, tenants)
-	endpoints := make([]outbox.UUID, tenants)
+	endpoints := make([]outbox.UUID, tenants*endpointsEach)
 	for i := range names {
 		names[i] = fmt.Sprintf("tenant_%d", i)
 		s.addTenant(names[i])
-		endpoints[i] = s.endpoint(names[i])
+	}
+	for i := range endpoints {
+		endpoints[i] = s.endpoint(names[i%tenants])
 	}
 	p, err := s.store.Lead(b.Context(), store.LeadOptions{})
 	require.NoError(b, err)
@@ -52,7 +57,7 @@ func benchmarkRecord(b *testing.B, tenants int, outcome func(*store.Delivery) st
 		b.StopTimer()
 		outcomes := make([]store.Outcome, batch)
 		for i := range outcomes {
-			outcomes[i] = outcome(deliver(names[i%tenants], endpoints[i%tenants]))
+			outcomes[i] = outcome(deliver(names[i%tenants], endpoints[i%len(endpoints)]))
 		}
 		p.LSN++
 		b.StartTimer()

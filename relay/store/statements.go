@@ -6,23 +6,23 @@ package store
 
 // attemptRows is what is known of a delivery whose only attempt, or last one, succeeded. In this place the server takes the arrays apart row by row; as a
 // function of FROM each would be made into a table of its own first.
-const attemptRows = `(SELECT r.id, r.event, ` + commonColumns + `, r.signature, r.age, r.ended, r.took
-  FROM (SELECT unnest($7::uuid[]) AS id, unnest($8::uuid[]) AS event, unnest($9::int4[]) AS common, unnest($10::jsonb[]) AS headers,
-    unnest($11::text[]) AS signature, unnest($12::interval[]) AS age, unnest($13::interval[]) AS ended, unnest($14::int4[]) AS took) AS r) AS d`
+const attemptRows = `(SELECT r.id, r.event, ` + alike + `, r.signature, r.age, r.ended, r.took
+  FROM (SELECT unnest($1::uuid[]) AS id, unnest($2::uuid[]) AS event, unnest($3::uuid[]) AS endpoint, unnest($4::int4[]) AS attempt,
+    unnest($5::text[]) AS url, unnest($6::text[]) AS method, unnest($7::jsonb[]) AS headers, unnest($8::int4[]) AS status,
+    unnest($9::text[]) AS signature, unnest($10::interval[]) AS age, unnest($11::interval[]) AS ended, unnest($12::int4[]) AS took) AS r) AS d`
 
 // outcomeRows adds what any other outcome needs. class is empty where no attempt was made.
-const outcomeRows = `(SELECT r.id, r.event, ` + commonColumns + `, r.signature, r.age, r.ended, r.took,
+const outcomeRows = `(SELECT r.id, r.event, ` + alike + `, r.signature, r.age, r.ended, r.took,
     r.state, r.body, r.class, r.code, r.error, r.answer, r.due, r.leased, r.replay, r.key, r.lsn, r.n, r.park
-  FROM unnest($7::uuid[], $8::uuid[], $9::int4[], $10::jsonb[], $11::text[], $12::interval[], $13::interval[], $14::int4[],
-    $15::text[], $16::text[], $17::text[], $18::text[], $19::text[], $20::text[], $21::interval[], $22::bool[],
-    $23::int4[], $24::uuid[], $25::text[]::pg_lsn[], $26::int4[], $27::bool[])
-  AS r (id, event, common, headers, signature, age, ended, took, state, body, class, code, error, answer, due, leased,
+  FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::int4[], $5::text[], $6::text[], $7::jsonb[], $8::int4[], $9::text[], $10::interval[], $11::interval[], $12::int4[],
+    $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[], $19::interval[], $20::bool[],
+    $21::int4[], $22::uuid[], $23::text[]::pg_lsn[], $24::int4[], $25::bool[])
+  AS r (id, event, endpoint, attempt, url, method, headers, status, signature, age, ended, took, state, body, class, code, error, answer, due, leased,
     replay, key, lsn, n, park)) AS d`
 
-// commonColumns are what most rows have in common with others: the server reads it once, JSON above all, and each row says which it has. Headers that an event
-// brings are its own.
-const commonColumns = `($1::uuid[])[r.common] AS endpoint, ($2::int4[])[r.common] AS attempt, ($3::text[])[r.common] AS url, ($4::text[])[r.common] AS method,
-    coalesce(r.headers, ($5::jsonb[])[r.common]) AS headers, ($6::int4[])[r.common] AS status`
+// alike are the columns that may be the same in all rows, as most are: then only the first row has a value, and it is sent and read once, JSON above all.
+const alike = `coalesce(r.endpoint, ($3::uuid[])[1]) AS endpoint, coalesce(r.attempt, ($4::int4[])[1]) AS attempt, coalesce(r.url, ($5::text[])[1]) AS url,
+    coalesce(r.method, ($6::text[])[1]) AS method, coalesce(r.headers, ($7::jsonb[])[1]) AS headers, coalesce(r.status, ($8::int4[])[1]) AS status`
 
 const (
 	started  = `now() - d.age`
@@ -48,7 +48,7 @@ const unlessThere = `
 ON CONFLICT (webhook_event_id, webhook_endpoint_id) WHERE relayed DO NOTHING`
 
 // insertOutcomes writes the first outcome of deliveries that did not succeed at once. Queue, dead letters and attempts get rows for
-// those deliveries only that are really new. $28 is the owner of leases, $29 the tenant.
+// those deliveries only that are really new. $26 is the owner of leases, $27 the tenant.
 const insertOutcomes = `
 WITH d AS MATERIALIZED (SELECT * FROM ` + outcomeRows + `),
 fresh AS (
@@ -63,7 +63,7 @@ fresh AS (
   RETURNING id),
 queued AS (
   INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at, leased_by, order_key, order_lsn, order_n)
-  SELECT d.id, $29::text, d.endpoint, ` + queuedAt + `, CASE WHEN d.leased THEN $28::uuid END,
+  SELECT d.id, $27::text, d.endpoint, ` + queuedAt + `, CASE WHEN d.leased THEN $26::uuid END,
     d.key, CASE WHEN d.key IS NOT NULL THEN d.lsn END, CASE WHEN d.key IS NOT NULL THEN d.n END
   FROM d JOIN fresh USING (id) WHERE d.due IS NOT NULL
   ON CONFLICT (delivery_id) DO NOTHING),
@@ -72,16 +72,16 @@ dead AS (` + insertDead + ` FROM d JOIN fresh USING (id) WHERE d.state = 'failed
 
 // updateDelivered records the success of deliveries that have a row. It is a fact whoever holds the lease by now, and also if the delivery has been
 // given up meanwhile: then nobody has to send its dead letter again. Only a delivery that was sent again after the attempt began stays as it is: the batch
-// is repeated after an unclear commit, and what somebody has asked for since is not to be undone. $15 is the tenant.
+// is repeated after an unclear commit, and what somebody has asked for since is not to be undone. $13 is the tenant.
 const updateDelivered = `
 WITH d AS MATERIALIZED (SELECT * FROM ` + attemptRows + `),
 held AS MATERIALIZED (
-  SELECT q.delivery_id FROM outbox_relay.retry_queue q WHERE q.delivery_id = ANY($7::uuid[]) AND q.tenant = $15::text ORDER BY q.delivery_id FOR UPDATE),
-stale AS MATERIALIZED (SELECT w.id FROM d JOIN {tenant}.webhook_deliveries w USING (id) WHERE w.id = ANY($7::uuid[]) AND ` + sentAgain + `),
+  SELECT q.delivery_id FROM outbox_relay.retry_queue q WHERE q.delivery_id = ANY($1::uuid[]) AND q.tenant = $13::text ORDER BY q.delivery_id FOR UPDATE),
+stale AS MATERIALIZED (SELECT w.id FROM d JOIN {tenant}.webhook_deliveries w USING (id) WHERE w.id = ANY($1::uuid[]) AND ` + sentAgain + `),
 done AS (DELETE FROM outbox_relay.retry_queue q USING held WHERE q.delivery_id = held.delivery_id AND NOT EXISTS (SELECT FROM stale s WHERE s.id = q.delivery_id)),
 closed AS (
   UPDATE {tenant}.webhook_dead_letters l SET replayed_at = now()
-  WHERE l.delivery_id = ANY($7::uuid[]) AND l.replayed_at IS NULL AND l.discarded_at IS NULL)
+  WHERE l.delivery_id = ANY($1::uuid[]) AND l.replayed_at IS NULL AND l.discarded_at IS NULL)
 UPDATE {tenant}.webhook_deliveries w
 SET delivery_status = 'success', attempt_number = d.attempt, request_url = d.url, request_method = d.method, request_body = NULL,
   request_signature = nullif(d.signature, ''), response_status_code = nullif(d.status, 0), response_body = NULL, response_time_ms = d.took,
@@ -93,12 +93,12 @@ const sentAgain = `w.replay > 0 AND w.attempted_at > ` + started
 
 // updateOutcomes records any other outcome of deliveries that have a row, as long as the lease is still ours: whoever else holds it
 // is attempting the delivery and will say what became of it. So is a lease of another replay, which a batch that is repeated may meet. A row that kept no body, since it had been delivered once, gets what was sent now: its
-// event may be archived before the next attempt. $28 is the owner of leases, $29 the tenant.
+// event may be archived before the next attempt. $26 is the owner of leases, $27 the tenant.
 const updateOutcomes = `
 WITH d AS MATERIALIZED (SELECT * FROM ` + outcomeRows + `),
 held AS MATERIALIZED (
   SELECT q.delivery_id AS id FROM outbox_relay.retry_queue q
-  WHERE q.delivery_id = ANY($7::uuid[]) AND q.leased_by = $28::uuid AND q.tenant = $29::text
+  WHERE q.delivery_id = ANY($1::uuid[]) AND q.leased_by = $26::uuid AND q.tenant = $27::text
     AND NOT EXISTS (SELECT FROM d JOIN {tenant}.webhook_deliveries w USING (id) WHERE d.id = q.delivery_id AND w.replay <> d.replay)
   ORDER BY q.delivery_id FOR UPDATE OF q),
 back AS (
