@@ -254,6 +254,33 @@ func TestTenantsFromFirstToLast(t *testing.T) {
 	assert.Contains(t, o.err, `schema "nosuch" does not exist`)
 }
 
+// TestAddDoesNotSendAgain: the relay leaves processed_at as it is, and forgets after a while what it has delivered.
+func TestAddDoesNotSendAgain(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	d.exec(t, `CREATE SCHEMA acme`)
+	d.succeed(t, "migrate")
+	d.succeed(t, "tenants", "add", "acme")
+	event := func(age string) {
+		d.exec(t, `INSERT INTO acme.webhook_events (event_type, aggregate_id, aggregate_type, occurred_at)
+			VALUES ('order.created', gen_random_uuid(), 'order', now() - interval '`+age+`')`)
+	}
+	event("89 days") // retention.deliveries is 90
+	d.succeed(t, "tenants", "add", "acme", "--unprocessed")
+	event("91 days")
+	d.succeed(t, "tenants", "add", "acme")
+	for _, back := range [][]string{{"--unprocessed"}, {"--since", "91d"}} {
+		again := append([]string{"tenants", "add", "acme"}, back...)
+		o := invoke(t, d.env, again...)
+		assert.Equal(t, exitFailure, o.code)
+		assert.Contains(t, o.err, "would be sent again")
+		assert.Contains(t, o.err, "--since 20")
+		assert.Contains(t, o.err, "--yes")
+	}
+	d.exec(t, `UPDATE outbox_relay.tenants SET backfill_done_at = now()`) // no relay runs that would do it
+	d.succeed(t, "tenants", "add", "acme", "--unprocessed", "--yes")
+}
+
 func TestTenantLeftOutByIncludeIsSaid(t *testing.T) {
 	t.Parallel()
 	d := newDatabase(t)

@@ -201,7 +201,7 @@ func beyondRetention(since, now time.Time, kept time.Duration) error {
 	return hinted{
 		fmt.Errorf("%s is further back than deliveries are kept (retention.deliveries is %s): what was delivered before %s would be sent again",
 			since.UTC().Format(time.RFC3339), durationText(kept), border.Format(time.RFC3339)),
-		"begin at " + border.Add(time.Hour).Truncate(time.Hour).Format(time.RFC3339) + " or later, or say --yes if receivers may get those a second time",
+		"begin with --since " + border.Add(time.Hour).Truncate(time.Hour).Format(time.RFC3339) + " or later, or say --yes if receivers may get those a second time",
 	}
 }
 

@@ -57,7 +57,8 @@ lock blocks writers for more than a second. Repeating it does no harm.
 
 Every event committed after it is delivered. Events from before are not, unless --unprocessed or
 --since queues them, once. For a schema that has been a tenant before, going back further than
-retention.deliveries needs --yes: what was delivered before that would be sent again.
+retention.deliveries needs --yes: what was delivered before that would be sent again, with
+--unprocessed too, since the relay leaves processed_at as it is.
 
 The role of database.url must own the schema and its tables.`,
 		Example: `  outbox-relay tenants add acme
@@ -74,8 +75,8 @@ The role of database.url must own the schema and its tables.`,
 			if err != nil {
 				return err
 			}
-			if since != (moment{}) && !yes {
-				if err := checkSince(cmd.Context(), &c, args[0], options.Since); err != nil {
+			if !yes {
+				if err := checkBackfill(cmd.Context(), &c, args[0], options); err != nil {
 					return err
 				}
 			}
@@ -95,19 +96,36 @@ The role of database.url must own the schema and its tables.`,
 	return cmd
 }
 
-// checkSince refuses to go back too far for a schema that has been a tenant before, as a column of its table tells: from any other the relay has
-// delivered nothing yet.
-func checkSince(ctx context.Context, c *config, schema string, since time.Time) error {
-	var before bool
-	err := withDatabase(ctx, c, func(conn *pgx.Conn) error {
-		return conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class r ON r.oid = a.attrelid
-			JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
-			WHERE n.nspname = $1::text AND r.relname = 'webhook_deliveries' AND a.attname = 'relayed' AND NOT a.attisdropped)`, schema).Scan(&before)
-	})
-	if err != nil || !before {
-		return err
+// checkBackfill refuses to go back further than deliveries are kept for a schema that has been a tenant before, as a column of its table tells: from any
+// other the relay has delivered nothing yet. The relay leaves processed_at alone, so what it delivered is unprocessed for ever.
+func checkBackfill(ctx context.Context, c *config, tenant string, o schema.AddOptions) error {
+	kept := c.Retention.Deliveries
+	if kept == 0 || !o.Unprocessed && o.Since.IsZero() {
+		return nil
 	}
-	return beyondRetention(since, time.Now(), c.Retention.Deliveries)
+	now := time.Now()
+	return withDatabase(ctx, c, func(conn *pgx.Conn) error {
+		var before bool
+		err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class r ON r.oid = a.attrelid
+			JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
+			WHERE n.nspname = $1::text AND r.relname = 'webhook_deliveries' AND a.attname = 'relayed' AND NOT a.attisdropped)`, tenant).Scan(&before)
+		if err != nil || !before {
+			return err
+		}
+		if !o.Unprocessed {
+			return beyondRetention(o.Since, now, kept)
+		}
+		var oldest time.Time
+		err = conn.QueryRow(ctx, `SELECT occurred_at FROM `+pgx.Identifier{tenant, "webhook_events"}.Sanitize()+`
+			WHERE processed_at IS NULL AND occurred_at < $1::timestamptz LIMIT 1`, now.Add(-kept)).Scan(&oldest)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return fmt.Errorf("an event whose processed_at is null: %w", beyondRetention(oldest, now, kept))
+	})
 }
 
 func (a *app) tenantsRemoveCommand() *cobra.Command {
