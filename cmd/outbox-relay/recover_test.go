@@ -28,7 +28,7 @@ func TestNothingGoesBackBeyondRetention(t *testing.T) {
 		_, said, code := s.desk(t, args...)
 		require.NotZero(t, code, args)
 		require.Contains(t, said, "retention.deliveries is 240h", args)
-		require.Contains(t, said, "hint: begin at", args)
+		require.Contains(t, said, "hint: begin with --since", args)
 		s.command(t, append(args, "--yes")...)
 	}
 	s.exec(t, `UPDATE outbox_relay.tenants SET backfill_done_at = now()`) // another one may begin
