@@ -98,7 +98,6 @@ func TestRecordColumns(t *testing.T) {
 	assert.Equal(t, "255|100", b.row("length(request_signature), length(error_code)", "a.webhook_deliveries WHERE id = $1", wide.ID))
 }
 
-// A delivery that somebody else has recorded under another id is left as it is, and so is everything around it.
 // TestRecordAlike records rows that are alike, of which one differs in one column.
 func TestRecordAlike(t *testing.T) {
 	t.Parallel()
@@ -140,6 +139,7 @@ func TestRecordAlike(t *testing.T) {
 	}
 }
 
+// A delivery that somebody else has recorded under another id is left as it is, and so is everything around it.
 func TestRecordConflict(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a")
