@@ -132,7 +132,7 @@ func (c *Client) newHTTP(tlsConfig *tls.Config) (*retryablehttp.Client, *http.Tr
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 	}
 	return &retryablehttp.Client{
-		HTTPClient:   &http.Client{Transport: roundTripper{t, c.dialer.crowded}},
+		HTTPClient:   &http.Client{Transport: roundTripper{t}},
 		RetryMax:     1,
 		CheckRetry:   resendStale,
 		Backoff:      func(time.Duration, time.Duration, int, *http.Response) time.Duration { return 0 },
@@ -142,15 +142,12 @@ func (c *Client) newHTTP(tlsConfig *tls.Config) (*retryablehttp.Client, *http.Tr
 
 // roundTripper hides CloseIdleConnections of net/http's: retryablehttp calls it after every failed request, and one dead receiver would cost all the
 // others their kept connections.
-type roundTripper struct {
-	t       *http.Transport
-	crowded func() bool
-}
+type roundTripper struct{ t *http.Transport }
 
 // RoundTrip implements http.RoundTripper.
 func (r roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	if x, ok := req.Context().Value(exchangeKey{}).(*exchange); ok {
-		req = req.WithContext(x.trace(req.Context(), r.idled))
+		req = req.WithContext(x.trace(req.Context()))
 	}
 	resp, err := r.t.RoundTrip(req)
 	if err == nil {
@@ -166,13 +163,6 @@ func hideLocation(resp *http.Response) {
 	if resp.StatusCode >= 300 && resp.StatusCode <= 399 {
 		resp.Header[headerLocation] = resp.Header["Location"]
 		resp.Header.Del("Location")
-	}
-}
-
-// idled is told that a connection has been kept.
-func (r roundTripper) idled(error) {
-	if r.crowded() {
-		r.t.CloseIdleConnections()
 	}
 }
 
@@ -249,6 +239,9 @@ func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt 
 		}
 		resp, err := c.send(limited, profile.http(ep.verifyTLS), sent, request(ep, target, header), m.Body) //nolint:bodyclose // settle does
 		target = c.settle(ctx, deadline, sent, ep, target, redirects, resp, err, res)
+		if c.dialer.crowded() {
+			c.closeIdle()
+		}
 	}
 }
 

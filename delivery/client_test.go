@@ -365,8 +365,7 @@ func TestFinishedConnectionGivesWay(t *testing.T) {
 			go try(busy.URL + "/slow")
 			<-held
 			go try(other.URL)
-			rt, _ := b.client.common.http(true).HTTPClient.Transport.(roundTripper)
-			require.Eventually(t, rt.crowded, time.Second, time.Millisecond)
+			require.Eventually(t, b.client.dialer.crowded, time.Second, time.Millisecond)
 			go try(busy.URL + "/next")
 			require.Eventually(t, func() bool { return b.count(b.m.inFlight) == 3 }, time.Second, time.Millisecond)
 			<-time.After(10 * time.Millisecond) // until it waits for the connection, too

@@ -18,6 +18,7 @@ import (
 type exchange struct {
 	reused   atomic.Bool
 	answered atomic.Bool
+	kept     atomic.Bool // the connection is among the idle ones, and the answer about to come from it
 	asked    atomic.Bool // for a client certificate, on a connection that is new
 	resent   bool
 	m        *Metrics
@@ -34,15 +35,16 @@ func (x *exchange) context(ctx context.Context) context.Context {
 	return context.WithValue(ctx, exchangeKey{}, x)
 }
 
-// trace has net/http tell the exchange what http1 tells it itself, and idled that the connection is kept.
-func (x *exchange) trace(ctx context.Context, idled func(error)) context.Context {
+// trace has net/http tell the exchange what http1 tells it itself.
+func (x *exchange) trace(ctx context.Context) context.Context {
+	x.kept.Store(false)
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
 			x.connected(info.Reused)
 			x.asked.Store(!info.Reused && isAsked(info.Conn))
 		},
 		GotFirstResponseByte: x.gotFirstByte,
-		PutIdleConn:          idled,
+		PutIdleConn:          func(err error) { x.kept.Store(err == nil) },
 	})
 }
 
@@ -74,8 +76,8 @@ func (x *exchange) note(res *Result) {
 	res.Connected, res.Answered, res.Reused = time.Duration(x.connectedAt.Load()), time.Duration(x.answeredAt.Load()), x.reused.Load()
 }
 
-// resendStale is a retryablehttp.CheckRetry: it asks for a second try only if a kept connection ended before any byte of an answer. The
-// receiver has most likely closed it while the request was on its way; net/http does not send a POST again by itself.
+// resendStale is a retryablehttp.CheckRetry: it asks for a second try only if a kept connection ended before any byte of an answer, or was closed by the
+// Client before the answer was handed over. net/http does not send a POST again by itself.
 func resendStale(ctx context.Context, _ *http.Response, err error) (bool, error) {
 	x, ok := ctx.Value(exchangeKey{}).(*exchange)
 	return err != nil && ok && x.resend(ctx, err), nil // an error here would take the place of err
@@ -97,8 +99,15 @@ func (x *exchange) stale(err error) bool {
 	if errors.As(err, &dial) || errors.As(err, &timeout) && timeout.Timeout() {
 		return false
 	}
-	return x.reused.Load() && !x.answered.Load()
+	if !x.answered.Load() {
+		return x.reused.Load() // the receiver has most likely closed it while the request was on its way
+	}
+	return x.lost()
 }
+
+// lost tells, of a request that failed, whether it was answered and the answer got lost: net/http has an answer without a body wait until its connection is
+// among the idle ones, and whoever closes those (Transport.CloseIdleConnections) closes it, too.
+func (x *exchange) lost() bool { return x.kept.Load() }
 
 // classify turns the error of a request into its class and words that may be shown to anyone. ctx is the caller's context, deadline the end of the
 // endpoint's timeout.
@@ -126,6 +135,8 @@ func classify(ctx context.Context, deadline time.Time, x *exchange, err error) (
 		return ClassReset, "the connection ended before the answer"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return ClassReset, "the connection ended within the head of the answer"
+	case x.lost():
+		return ClassLocal, "the connection was given up while its answer arrived"
 	default:
 		return ClassProtocol, "the answer is not HTTP, or its head is too large"
 	}

@@ -3,8 +3,10 @@ package delivery
 import (
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,6 +83,40 @@ func TestReconfiguredUnderLoad(t *testing.T) {
 		}
 		close(stop)
 		busy.Wait()
+	}
+}
+
+// TestAnswerMeetsReconfigure closes the idle connections in the moment in which net/http has one of them back whose answer it has not handed over yet.
+func TestAnswerMeetsReconfigure(t *testing.T) {
+	t.Parallel()
+	for closings, want := range map[int]Result{1: {Class: ClassSuccess}, 2: {Class: ClassLocal, Err: "the connection was given up while its answer arrived"}} {
+		arrived, ended := make(chan struct{}, 3), make(chan struct{})
+		s := serve(t, func(http.ResponseWriter, *http.Request) { arrived <- struct{}{} })
+		b := setup(t, transports()["net/http"])
+		var kept atomic.Int32
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{PutIdleConn: func(error) {
+			n := int(kept.Add(1))
+			if n > closings {
+				return
+			}
+			if n == 2 {
+				b.client.closeIdle()
+				<-ended
+				return
+			}
+			<-arrived
+			b.client.closeIdle()
+			select { // the answer stays where it is until the attempt has gone on
+			case <-arrived:
+			case <-ended:
+			}
+		}})
+		ep := b.endpoint(s.URL)
+		m := Encode(nil, ep.Format, testEvent(), "test")
+		res := b.client.Attempt(ctx, ep, &m, 1)
+		close(ended)
+		assert.Equal(t, want, Result{Class: res.Class, Err: res.Err})
+		assert.Equal(t, 1, b.count(b.m.resends))
 	}
 }
 
