@@ -303,7 +303,7 @@ func TestMessageWithImpossibleHeader(t *testing.T) {
 func TestConnectionLimit(t *testing.T) {
 	t.Parallel()
 	b := setup(t, func(c *Config) {
-		c.MaxConns, c.MaxConnsPerHost, c.MaxIdlePerHost, c.ConnectTimeout = 2, 2, 2, 200*time.Millisecond
+		c.MaxConns, c.MaxConnsPerHost, c.MaxIdlePerHost = 2, 2, 2
 	})
 	release := make(chan struct{})
 	held := make(chan struct{})
@@ -332,9 +332,13 @@ func TestConnectionLimit(t *testing.T) {
 		go func() { results <- b.attempt(b.endpoint(slow.URL)) }()
 		<-held
 	}
+	hasty := b.client.config
+	hasty.ConnectTimeout = 200 * time.Millisecond
+	b.client.Reconfigure(hasty)
 	res := b.attempt(b.endpoint(fast.URL))
 	assert.Equal(t, ClassLocal, res.Class)
 	assert.Contains(t, res.Err, "delivery.max_connections")
+	b.client.Reconfigure(b.client.config)
 	close(release)
 	for range 2 {
 		res := <-results

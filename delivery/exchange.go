@@ -18,7 +18,6 @@ import (
 type exchange struct {
 	reused   atomic.Bool
 	answered atomic.Bool
-	kept     atomic.Bool // the connection is among the idle ones, and the answer about to come from it
 	asked    atomic.Bool // for a client certificate, on a connection that is new
 	resent   bool
 	m        *Metrics
@@ -37,14 +36,12 @@ func (x *exchange) context(ctx context.Context) context.Context {
 
 // trace has net/http tell the exchange what http1 tells it itself.
 func (x *exchange) trace(ctx context.Context) context.Context {
-	x.kept.Store(false)
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
 			x.connected(info.Reused)
 			x.asked.Store(!info.Reused && isAsked(info.Conn))
 		},
 		GotFirstResponseByte: x.gotFirstByte,
-		PutIdleConn:          func(err error) { x.kept.Store(err == nil) },
 	})
 }
 
@@ -99,15 +96,18 @@ func (x *exchange) stale(err error) bool {
 	if errors.As(err, &dial) || errors.As(err, &timeout) && timeout.Timeout() {
 		return false
 	}
-	if !x.answered.Load() {
-		return x.reused.Load() // the receiver has most likely closed it while the request was on its way
-	}
-	return x.lost()
+	// The receiver has most likely closed it while the request was on its way.
+	return x.reused.Load() && !x.answered.Load() || isLost(err)
 }
 
-// lost tells, of a request that failed, whether it was answered and the answer got lost: net/http has an answer without a body wait until its connection is
-// among the idle ones, and whoever closes those (Transport.CloseIdleConnections) closes it, too.
-func (x *exchange) lost() bool { return x.kept.Load() }
+// isLost tells whether a request was answered and the Client itself lost the answer: net/http puts a connection among the idle ones before it hands over an
+// answer without a body, and closes it there when the idle ones are closed. It has no name for that error, only these words.
+func isLost(err error) bool {
+	for next := err; next != nil; next = errors.Unwrap(err) {
+		err = next
+	}
+	return err != nil && err.Error() == "http: CloseIdleConnections called"
+}
 
 // classify turns the error of a request into its class and words that may be shown to anyone. ctx is the caller's context, deadline the end of the
 // endpoint's timeout.
@@ -135,7 +135,7 @@ func classify(ctx context.Context, deadline time.Time, x *exchange, err error) (
 		return ClassReset, "the connection ended before the answer"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return ClassReset, "the connection ended within the head of the answer"
-	case x.lost():
+	case isLost(err):
 		return ClassLocal, "the connection was given up while its answer arrived"
 	default:
 		return ClassProtocol, "the answer is not HTTP, or its head is too large"

@@ -242,7 +242,7 @@ func TestConnectFaults(t *testing.T) {
 func TestTLSFaults(t *testing.T) {
 	t.Parallel()
 	unchecked := func(r *EndpointRow) { r.VerifySSL = false }
-	b := setup(t, func(c *Config) { c.AllowInsecureTLS, c.TLSHandshakeTimeout = true, limit })
+	b := setup(t, func(c *Config) { c.AllowInsecureTLS = true })
 
 	plain := serve(t, func(http.ResponseWriter, *http.Request) {})
 	res := b.attempt(b.endpoint(strings.Replace(plain.URL, "http", "https", 1)))
@@ -250,7 +250,8 @@ func TestTLSFaults(t *testing.T) {
 	assert.Equal(t, "the server does not speak TLS on this port", res.Err)
 
 	silent := rawServer(t, func(_ *net.TCPConn, r *bufio.Reader, _ int) { hold(r) })
-	res = b.attempt(b.endpoint(strings.Replace(silent, "http", "https", 1)))
+	hasty := setup(t, func(c *Config) { c.TLSHandshakeTimeout = limit })
+	res = hasty.attempt(hasty.endpoint(strings.Replace(silent, "http", "https", 1)))
 	assert.Equal(t, ClassTimeout, res.Class)
 	assert.Equal(t, "the TLS handshake took too long", res.Err)
 
@@ -272,7 +273,8 @@ func TestTLSFaults(t *testing.T) {
 	res = b.attempt(b.endpoint(secure.URL))
 	assert.Equal(t, ClassTLS, res.Class)
 	assert.Equal(t, "the certificate is signed by an unknown authority", res.Err)
-	assert.Equal(t, 4, b.count(b.m.connErrors[stageTLS]))
+	assert.Equal(t, 3, b.count(b.m.connErrors[stageTLS]))
+	assert.Equal(t, 1, hasty.count(hasty.m.connErrors[stageTLS]))
 }
 
 // TestStaleConnection has the receiver close a kept connection while the next request is on its way.
