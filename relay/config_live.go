@@ -11,9 +11,12 @@ func (c Config) Reloaded(next Config) Config {
 	d.KeepResponse, d.Source, d.AllowInsecureTLS = next.Delivery.KeepResponse, next.Delivery.Source, next.Delivery.AllowInsecureTLS
 	d.ReceiverDisable, d.ReceiverAbort = next.Delivery.ReceiverDisable, next.Delivery.ReceiverAbort
 
-	proxy, proxyFile := c.Network.Proxy, c.Network.ProxyFile
+	stays := c.Network
 	c.Network = next.Network
-	c.Network.Proxy, c.Network.ProxyFile = proxy, proxyFile
+	c.Network.Proxy, c.Network.ProxyFile = stays.Proxy, stays.ProxyFile
+	if c.Validation.Profile != next.Validation.Profile { // which stays, and so does what it says of networks
+		c.Network.Allow, c.Network.HTTPSOnly = stays.Allow, stays.HTTPSOnly
+	}
 
 	c.Queue.Poll, c.Queue.Batch = next.Queue.Poll, next.Queue.Batch
 	c.Retry, c.Breaker, c.Record, c.Health, c.Retention = next.Retry, next.Breaker, next.Record, next.Health, next.Retention

@@ -2,13 +2,17 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/relay"
 )
 
 // another changes a value into one that it is not.
@@ -68,4 +72,28 @@ func TestExampleListsWhatNeedsARestart(t *testing.T) {
 	assert.Equal(t, []string{"databases.two.slot"}, differences(&next, &other))
 	now := next.reloaded(&other)
 	assert.Equal(t, next, now)
+}
+
+// TestReloadKeepsTheProfileWhole: what a profile says of networks waits for the restart that the profile waits for.
+func TestReloadKeepsTheProfileWhole(t *testing.T) {
+	t.Parallel()
+	read := func(profile, network string) *config {
+		file := filepath.Join(t.TempDir(), "relay.yaml")
+		text := "database: {url: 'postgres://relay@db/app'}\nvalidation: {profile: " + profile + "}\nnetwork: " + network + "\n"
+		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+		c, err := loadConfig(file, pflag.NewFlagSet("", 0))
+		require.NoError(t, err)
+		return &c
+	}
+	profiles := []string{relay.ProfileDevelopment, relay.ProfileStaging, relay.ProfileProduction}
+	for _, from := range profiles {
+		for _, to := range profiles {
+			was := read(from, "{}")
+			now := was.reloaded(read(to, "{deny_hosts: [example.com]}"))
+			assert.Equal(t, from, now.Validation.Profile)
+			assert.Equal(t, was.Network.HTTPSOnly, now.Network.HTTPSOnly, "%s to %s", from, to)
+			assert.Equal(t, was.Network.Allow, now.Network.Allow, "%s to %s", from, to)
+			assert.NotEmpty(t, now.Network.DenyHosts, "what no profile speaks of")
+		}
+	}
 }
