@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -146,7 +147,7 @@ type roundTripper struct{ t *http.Transport }
 
 // RoundTrip implements http.RoundTripper.
 func (r roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
-	if x, ok := req.Context().Value(exchangeKey{}).(*exchange); ok {
+	if x := exchangeOf(req.Context()); x != nil {
 		req = req.WithContext(x.trace(req.Context()))
 	}
 	resp, err := r.t.RoundTrip(req)
@@ -231,11 +232,10 @@ func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt 
 	}
 	limited, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	header, profile := c.header(ep, m, attempt, signed), c.profileOf(ep)
 	for ; target != nil; redirects++ {
-		if target.Host != ep.url.Host || target.Scheme != ep.url.Scheme {
-			// Its authorities and its certificate are as much between the two as its signature is.
-			header, profile = c.foreignHeader(m, attempt, signed), c.common
+		header, profile := c.foreignHeader(m, attempt, signed), c.common
+		if ep.owns(target) { // its authorities and its certificate are as much between the two as its signature is
+			header, profile = c.header(ep, m, attempt, signed), c.profileOf(ep)
 		}
 		resp, err := c.send(limited, profile.http(ep.verifyTLS), sent, request(ep, target, header), m.Body) //nolint:bodyclose // settle does
 		target = c.settle(ctx, deadline, sent, ep, target, redirects, resp, err, res)
@@ -346,8 +346,20 @@ func (ep *Endpoint) redirect(resp *http.Response, from *url.URL) *url.URL {
 		return nil
 	}
 	to.User = nil
-	if to.Host == from.Host && to.Scheme == from.Scheme {
-		to.User = from.User
+	if ep.owns(to) {
+		to.User = ep.url.User
 	}
 	return to
+}
+
+// owns tells whether u leads to the endpoint's own host: the same scheme, name and port, or https:// instead of http:// with either's usual port.
+func (ep *Endpoint) owns(u *url.URL) bool {
+	name := func(u *url.URL) string { return strings.ToLower(strings.TrimSuffix(u.Hostname(), ".")) }
+	if name(u) != name(ep.url) {
+		return false
+	}
+	if u.Scheme == ep.url.Scheme {
+		return portOf(u) == portOf(ep.url)
+	}
+	return u.Scheme == "https" && portOf(u) == "443" && portOf(ep.url) == "80"
 }

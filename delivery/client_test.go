@@ -148,12 +148,18 @@ func TestRedirects(t *testing.T) {
 		body, _ := io.ReadAll(r.Body)
 		hops = append(hops, hop{r.Method, r.URL.Path, string(body), r.Header.Get("webhook-signature") + r.Header.Get("X-Webhook-Signature"), r.Header.Get("X-Auth") + r.Header.Get("Authorization")})
 	}
-	other := serve(t, func(_ http.ResponseWriter, r *http.Request) { record(r) })
 	var s *httptest.Server
+	other := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		record(r)
+		if r.URL.Path == "/back" {
+			w.Header().Set("Location", s.URL+"/done")
+			w.WriteHeader(http.StatusTemporaryRedirect)
+		}
+	})
 	s = serve(t, func(w http.ResponseWriter, r *http.Request) {
 		record(r)
 		to := map[string]string{
-			"/302": "/done", "/307": s.URL + "/done", "/308": "done", "/away": strings.Replace(other.URL, "://", "://u:p@", 1) + "/x", "/loop": "/loop", "/303": "/done",
+			"/302": "/done", "/307": s.URL + "/done", "/308": "done", "/away": strings.Replace(other.URL, "://", "://u:p@", 1) + "/x", "/and-back": other.URL + "/back", "/loop": "/loop", "/303": "/done",
 			"/nowhere": "", "/bad": "http://%zz/", "/file": "file:///etc/passwd",
 		}[r.URL.Path]
 		code := map[string]int{"/302": 302, "/308": 308, "/303": 303, "/done": 200}[r.URL.Path]
@@ -186,6 +192,14 @@ func TestRedirects(t *testing.T) {
 	require.True(t, res.OK(), res.Err)
 	require.Len(t, hops, 2)
 	assert.Equal(t, hop{method: "POST", path: "/x", body: body}, hops[1], "nothing secret to another host")
+
+	hops = nil
+	res = b.attempt(b.endpoint(s.URL+"/and-back", follow))
+	require.True(t, res.OK(), res.Err)
+	require.Len(t, hops, 3)
+	assert.Empty(t, hops[1].signature+hops[1].auth)
+	assert.Equal(t, hops[0].signature, hops[2].signature)
+	assert.Equal(t, hops[0].auth, hops[2].auth)
 
 	hops = nil
 	res = b.attempt(b.endpoint(s.URL+"/loop", follow))

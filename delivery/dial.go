@@ -50,6 +50,7 @@ type dialer struct {
 
 // dial opens a TCP connection. net/http lets it go on when the attempt that asked for it has ended, so it has its own time limit.
 func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	exchangeOf(ctx).step(waitPlace, waitOpen)
 	ctx, cancel := d.bound(ctx, d.live.Load().connectTimeout)
 	defer cancel()
 	conn, err := d.open(ctx, network, addr)
@@ -164,6 +165,9 @@ func (d *dialer) reach(ctx context.Context, network, addr string) (net.Conn, err
 	if err != nil {
 		return nil, err
 	}
+	x := exchangeOf(ctx)
+	x.step(waitOpen, waitProxy)
+	defer x.step(waitProxy, waitOpen)
 	conn, err := d.proxy.connect(ctx, netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port()))
 	switch sick := errors.As(err, new(*proxyError)) && !errors.Is(ctx.Err(), context.Canceled); {
 	case sick && d.proxy.sick.CompareAndSwap(false, true):
@@ -184,16 +188,28 @@ func (d *dialer) takeSlot(ctx context.Context) error {
 		return nil
 	default:
 	}
+	x := exchangeOf(ctx)
+	x.step(waitOpen, waitSlot)
+	defer x.step(waitSlot, waitOpen)
 	d.queued.Add(1) // first: what is kept after the look at the idle ones has to see it
 	defer d.queued.Add(-1)
-	d.evict()
-	select {
-	case d.slots <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return &dialError{stageConnect, errNoSlot}
+	again := time.NewTicker(evictEvery)
+	defer again.Stop()
+	for {
+		d.evict()
+		select {
+		case d.slots <- struct{}{}:
+			return nil
+		case <-again.C:
+		case <-ctx.Done():
+			return &dialError{stageConnect, errNoSlot}
+		}
 	}
 }
+
+// evictEvery is the time between two looks for idle connections while somebody waits for a place: net/http does not say of every one that it is idle now, of
+// HTTP/2 for example.
+const evictEvery = 50 * time.Millisecond
 
 // countedConn gives its place back when it is closed.
 type countedConn struct {

@@ -204,6 +204,9 @@ func NewEndpoint(row EndpointRow, d Defaults) (*Endpoint, error) {
 	if len(f) > 0 {
 		return nil, errors.Join(f...)
 	}
+	if strings.EqualFold(ep.signatureHeader, "Authorization") {
+		ep.url.User = nil // there is one header of the name
+	}
 	ep.head, ep.like = ep.plainHead(), &http.Request{Method: ep.Method}
 	return ep, nil
 }

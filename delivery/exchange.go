@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -18,13 +19,47 @@ import (
 type exchange struct {
 	reused   atomic.Bool
 	answered atomic.Bool
-	asked    atomic.Bool // for a client certificate, on a connection that is new
+	asked    atomic.Bool  // for a client certificate, on a connection that is new
+	waits    atomic.Int32 // a wait
 	resent   bool
 	m        *Metrics
 
 	began       time.Time
 	connectedAt atomic.Int64 // nanoseconds from began
 	answeredAt  atomic.Int64
+}
+
+// wait is what a request waits for before it has a connection. Only waitOpen is for the receiver.
+type wait int32
+
+const (
+	waitPlace wait = iota // among the connections to its host
+	waitSlot              // among all connections
+	waitProxy             // for the proxy itself
+	waitOpen              // for a connection that is being opened
+	waitOver
+)
+
+// held is why a request that came to no connection in time did not: empty if it is not for a lack of our own.
+func (x *exchange) held() string {
+	switch wait(x.waits.Load()) {
+	case waitPlace:
+		return "all connections to this host are in use: see delivery.max_connections_per_host"
+	case waitSlot:
+		return errNoSlot.Error()
+	case waitProxy:
+		return wordsNoProxy
+	default:
+		return ""
+	}
+}
+
+// step goes on to another wait. A request takes a connection that another one gives back while its own is being opened, which must not bring it back to a wait:
+// so who opens a connection names what it comes from. A nil exchange waits for nothing.
+func (x *exchange) step(from, to wait) {
+	if x != nil {
+		x.waits.CompareAndSwap(int32(from), int32(to))
+	}
 }
 
 type exchangeKey struct{}
@@ -34,8 +69,15 @@ func (x *exchange) context(ctx context.Context) context.Context {
 	return context.WithValue(ctx, exchangeKey{}, x)
 }
 
+// exchangeOf returns nil if there is none.
+func exchangeOf(ctx context.Context) *exchange {
+	x, _ := ctx.Value(exchangeKey{}).(*exchange)
+	return x
+}
+
 // trace has net/http tell the exchange what http1 tells it itself.
 func (x *exchange) trace(ctx context.Context) context.Context {
+	x.waits.Store(int32(waitPlace))
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
 			x.connected(info.Reused)
@@ -46,6 +88,7 @@ func (x *exchange) trace(ctx context.Context) context.Context {
 }
 
 func (x *exchange) connected(reused bool) {
+	x.waits.Store(int32(waitOver))
 	x.reused.Store(reused)
 	x.answered.Store(false)
 	x.connectedAt.Store(int64(time.Since(x.began)))
@@ -76,8 +119,8 @@ func (x *exchange) note(res *Result) {
 // resendStale is a retryablehttp.CheckRetry: it asks for a second try only if a kept connection ended before any byte of an answer, or was closed by the
 // Client before the answer was handed over. net/http does not send a POST again by itself.
 func resendStale(ctx context.Context, _ *http.Response, err error) (bool, error) {
-	x, ok := ctx.Value(exchangeKey{}).(*exchange)
-	return err != nil && ok && x.resend(ctx, err), nil // an error here would take the place of err
+	x := exchangeOf(ctx)
+	return err != nil && x != nil && x.resend(ctx, err), nil // an error here would take the place of err
 }
 
 // resend tells, once, whether the request is to be sent again.
@@ -86,6 +129,7 @@ func (x *exchange) resend(ctx context.Context, err error) bool {
 		return false
 	}
 	x.resent = true
+	x.waits.Store(int32(waitPlace))
 	x.m.resends.Inc()
 	return true
 }
@@ -121,7 +165,12 @@ func classify(ctx context.Context, deadline time.Time, x *exchange, err error) (
 		return ClassDenied, denied.reason
 	case ctx.Err() != nil:
 		return ClassCanceled, "canceled"
+	case isDial && (dial.stage == stageProxy || local(dial.err) != ""): // also where there was no time left to go on
+		return classifyDial(dial)
 	case !time.Now().Before(deadline):
+		if words := x.held(); words != "" {
+			return ClassLocal, words
+		}
 		return ClassTimeout, "no answer within the endpoint's timeout"
 	case isDial:
 		return classifyDial(dial)
@@ -176,6 +225,8 @@ func classifyDial(dial *dialError) (Class, string) {
 // local tells what this machine has run out of; empty: it is not at fault. A lack of local ports (EADDRNOTAVAIL) is not among it: an address of a kind that
 // the machine does not have gives the same error, and would be tried for ever.
 func local(err error) string {
+	var dns *net.DNSError
+	named := errors.As(err, &dns)
 	for _, ours := range []struct {
 		err   error
 		words string
@@ -186,7 +237,7 @@ func local(err error) string {
 		{syscall.ENOBUFS, "no memory is left for a socket"},
 		{syscall.ENOMEM, "no memory is left for a socket"},
 	} {
-		if errors.Is(err, ours.err) {
+		if errors.Is(err, ours.err) || named && strings.HasSuffix(dns.Err, ours.err.Error()) { // which has nothing but the text of most errors
 			return ours.words
 		}
 	}

@@ -55,7 +55,7 @@ type http1Conn struct {
 	look  look
 
 	watched <-chan struct{} // ends the context that is watched
-	unwatch func()
+	unwatch func() bool     // false: the end of ctx may still end what comes next
 }
 
 var errHeadTooLarge = errors.New("the head of the answer is too large")
@@ -90,7 +90,7 @@ func (t *http1) send(ctx context.Context, addr string, deadline time.Time, reque
 	if err != nil {
 		return 0, nil, err
 	}
-	c, reused, err := t.conn(ctx, h, addr, deadline)
+	c, reused, err := t.conn(ctx, h, addr, deadline, x)
 	if err != nil {
 		t.leave(h, nil)
 		return 0, nil, err
@@ -140,8 +140,7 @@ func (c *http1Conn) watch(ctx context.Context) {
 	}
 	c.unwatch()
 	c.watched = ctx.Done()
-	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	c.unwatch = func() { stop() }
+	c.unwatch = context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 }
 
 func (c *http1Conn) close() {
@@ -325,21 +324,22 @@ func (t *http1) leave(h *http1Host, c *http1Conn) {
 // conn returns the idle connection that was used last, or a new one, with the deadline set. Each is looked at first, however short it was idle: a byte
 // that nobody asked for would be taken for the answer of the next request, and a receiver that restarts closes all at once, more than an attempt
 // sends again for.
-func (t *http1) conn(ctx context.Context, h *http1Host, addr string, deadline time.Time) (c *http1Conn, reused bool, err error) {
+func (t *http1) conn(ctx context.Context, h *http1Host, addr string, deadline time.Time, x *exchange) (c *http1Conn, reused bool, err error) {
 	for c := t.take(h); c != nil; c = t.take(h) {
-		if !c.stale && time.Since(c.since) < t.idleTimeout && c.SetDeadline(deadline) == nil && c.look.alive() {
+		foreign := c.watched != ctx.Done()
+		if !c.stale && (!foreign || c.unwatch()) && time.Since(c.since) < t.idleTimeout && c.SetDeadline(deadline) == nil && c.look.alive() {
 			return c, true, nil
 		}
 		c.close()
 	}
-	ctx, cancel := context.WithDeadline(ctx, deadline)
+	ctx, cancel := context.WithDeadline(x.context(ctx), deadline)
 	defer cancel()
 	age := t.now() // before the address is checked
 	conn, err := t.dial(ctx, "tcp", addr)
 	if err != nil {
 		return nil, false, err
 	}
-	c = &http1Conn{Conn: conn, head: -1, age: age, unwatch: func() {}}
+	c = &http1Conn{Conn: conn, head: -1, age: age, unwatch: func() bool { return true }}
 	c.in = bufio.NewReader(c)
 	c.look.prepare(conn)
 	_ = c.SetDeadline(deadline) // fails only for a connection that is closed, as the request will

@@ -113,13 +113,15 @@ func (p *proxy) read() error {
 	return err
 }
 
+const wordsNoProxy = "the proxy cannot be reached: see network.proxy"
+
 // connect opens a connection through the proxy to an address that the guard has let pass. The connection is the proxy's own if that is spoken to
 // without TLS.
 func (p *proxy) connect(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 	u := p.url.Load()
 	conn, err := p.net.DialContext(ctx, "tcp", hostPort(u))
 	if err != nil {
-		return nil, &proxyError{"the proxy cannot be reached: see network.proxy", err}
+		return nil, &proxyError{wordsNoProxy, err}
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	through := conn
@@ -131,6 +133,7 @@ func (p *proxy) connect(ctx context.Context, addr netip.AddrPort) (net.Conn, err
 		through = secure
 	}
 	if err == nil {
+		exchangeOf(ctx).step(waitProxy, waitOpen)
 		err = ask(through, u, addr.String())
 	}
 	if !stop() && ctx.Err() != nil && !errors.As(err, new(*proxyError)) {
