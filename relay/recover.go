@@ -32,6 +32,9 @@ func (s *session) recoverMissed(ctx context.Context) error {
 			switch {
 			case errors.Is(err, errNotYet):
 				err = nil
+			case errors.As(err, &broken) && broken.Suspended: // nothing of the page was written: it comes again when the tenant is resumed
+				s.log.Error("a tenant could not be written to", "tenant", broken.Tenant, "suspended", true, "error", broken.Err)
+				err = nil
 			case errors.As(err, &broken):
 				err = s.store.EndRecovery(ctx, s.epoch, r.Number, broken.Err.Error())
 			case err == nil:

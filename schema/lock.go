@@ -56,13 +56,20 @@ func install(ctx context.Context, dsn string, progress func(string), work func(*
 // short runs statements in one transaction that waits briefly for locks, and repeats it until it gets them or ctx ends. Between two
 // tries it waits at least as long as it may have held writers up.
 func (in *installer) short(ctx context.Context, op string, statements func(tx pgx.Tx) error) error {
-	for pause := lockTimeout; ; pause = min(2*pause, 5*time.Second) {
-		err := pgx.BeginFunc(ctx, in.conn, func(tx pgx.Tx) error {
+	return in.patiently(ctx, op, func() error {
+		return pgx.BeginFunc(ctx, in.conn, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeout.Milliseconds())); err != nil {
 				return err
 			}
 			return statements(tx)
 		})
+	})
+}
+
+// patiently repeats what takes its locks quickly or not at all until it has them.
+func (in *installer) patiently(ctx context.Context, op string, do func() error) error {
+	for pause := lockTimeout; ; pause = min(2*pause, 5*time.Second) {
+		err := do()
 		if err == nil || !lockConflict(err) {
 			return opError(op, err)
 		}

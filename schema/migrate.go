@@ -55,7 +55,12 @@ func Migrate(ctx context.Context, dsn string, o Options) error {
 
 // migrateOwn lets goose run the embedded migrations, on a connection of its own: the installer's holds the lock for both.
 func (in *installer) migrateOwn(ctx context.Context, dsn string) (err error) {
-	if _, err := in.conn.Exec(ctx, "CREATE SCHEMA IF NOT EXISTS outbox_relay"); err != nil {
+	// Where it exists, IF NOT EXISTS needs the right to create schemas all the same.
+	missing, err := collect[bool](ctx, in.conn, "SELECT to_regnamespace('outbox_relay') IS NULL")
+	if err == nil && missing[0] {
+		_, err = in.conn.Exec(ctx, "CREATE SCHEMA IF NOT EXISTS outbox_relay")
+	}
+	if err != nil {
 		return opError("create schema outbox_relay", err)
 	}
 	dir, err := fs.Sub(files, "sql")
@@ -66,14 +71,24 @@ func (in *installer) migrateOwn(ctx context.Context, dsn string) (err error) {
 	if err != nil {
 		return fmt.Errorf("parse database URL: %w", err)
 	}
-	db := stdlib.OpenDB(*cfg, stdlib.OptionAfterConnect(prepareSession))
+	db := stdlib.OpenDB(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
+		if err := prepareSession(ctx, conn); err != nil {
+			return err
+		}
+		_, err := conn.Exec(ctx, fmt.Sprintf("SET lock_timeout = %d", lockTimeout.Milliseconds()))
+		return opError("set up session", err)
+	}))
 	defer func() { err = errors.Join(err, db.Close()) }()
 	provider, err := goose.NewProvider(goose.DialectPostgres, db, dir, goose.WithTableName(versionTable), goose.WithDisableGlobalRegistry(true))
 	if err != nil {
 		return fmt.Errorf("read migrations: %w", err)
 	}
-	if _, err := provider.Up(ctx); err != nil {
-		return opError("migrate schema outbox_relay", err)
+	// A migration is a transaction, and those before it are done: what follows waits for the relays' own tables, and relays would wait behind it.
+	if err := in.patiently(ctx, "migrate schema outbox_relay", func() error {
+		_, err := provider.Up(ctx)
+		return err
+	}); err != nil {
+		return err
 	}
 	return in.checkPublications(ctx)
 }

@@ -118,7 +118,8 @@ func connect(ctx context.Context, dsn string) (*pgx.Conn, error) {
 
 func prepareSession(ctx context.Context, conn *pgx.Conn) error {
 	_, err := conn.Exec(ctx, `SET application_name = 'outbox-relay migrate'; SET search_path = ''; SET lock_timeout = 0;
-		SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET client_min_messages = warning; SET jit = off`)
+		SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET client_min_messages = warning; SET jit = off; SET standard_conforming_strings = on;
+		SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off`)
 	return opError("set up session", err)
 }
 

@@ -28,6 +28,9 @@ func (w *writer) writeApart(ctx context.Context, conn *pgx.Conn) ([]TenantError,
 	if err != nil {
 		return nil, inTransaction(ctx, conn, err)
 	}
+	if slices.ContainsFunc(broken, func(te TenantError) bool { return te.Suspended }) {
+		w.last = nil // which says that all of it is written
+	}
 	p := beginPipeline(ctx, conn)
 	w.commit(p)
 	return broken, inTransaction(ctx, conn, p.run())

@@ -123,6 +123,12 @@ FROM (SELECT q.delivery_id, row_number() OVER (ORDER BY q.order_lsn, q.order_n, 
   WHERE q.order_key IS NOT NULL AND ($1::text[] IS NULL OR q.tenant = ANY($1::text[]))
     AND NOT EXISTS (SELECT FROM outbox_relay.tenants t WHERE t.schema = q.tenant AND t.shard <> $2::int4)) r WHERE q.delivery_id = r.delivery_id`
 
+	// The place that a recovery waits for is one of the old log.
+	restoreRecoveries = `
+UPDATE outbox_relay.recoveries r SET upto_lsn = NULL
+WHERE r.done_at IS NULL AND ($1::text[] IS NULL OR r.tenant = ANY($1::text[]))
+  AND NOT EXISTS (SELECT FROM outbox_relay.tenants t WHERE t.schema = r.tenant AND t.shard <> $2::int4)`
+
 	// The epoch is what makes it certain that nobody else has healed, or leads, meanwhile.
 	healProgress = `
 UPDATE outbox_relay.progress p SET lsn = $3::text::pg_lsn, high_lsn = $3::text::pg_lsn, snapshot = $4::text::pg_snapshot, updated_at = now(),
@@ -146,6 +152,9 @@ func (s *Store) Heal(ctx context.Context, o HealOptions) error {
 				return err
 			}
 			if _, err := tx.Exec(ctx, restoreLeft, s.slot); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, restoreRecoveries, o.Tenants, s.shard); err != nil {
 				return err
 			}
 		}

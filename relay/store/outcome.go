@@ -94,6 +94,14 @@ type Progress struct {
 	High  pglogrepl.LSN // greatest LSN of a commit with a recorded outcome: between LSN and High some outcomes are recorded
 }
 
+// part is what a transaction writes that has a part of the outcomes: a restart has to look before it sends from there on. A nil Progress has none.
+func (p *Progress) part() *Progress {
+	if p == nil {
+		return nil
+	}
+	return &Progress{Epoch: p.Epoch, High: p.High}
+}
+
 // Pair names a delivery by what it is, not by its row.
 type Pair struct{ Event, Endpoint outbox.UUID }
 

@@ -14,7 +14,7 @@ import (
 const advance = `SELECT outbox_relay.advance($1::text, $2::int8, $3::pg_lsn, $4::pg_lsn)`
 
 // Record makes outcomes durable, all or none, together with the position that they cover: in one transaction for all tenants, sent in
-// one round trip. owner is the process in the leases of the retry queue; p is nil where this process does not lead.
+// one round trip. A server that has no locks left for so many tenants gets them in several, of which the last has the position. owner is the process in the leases of the retry queue; p is nil where this process does not lead.
 //
 // A tenant that cannot be written to does not hold up the others: its part is left out and reported as a TenantError. On an error
 // nothing is known to be written, and the caller repeats the batch with the same Delivery.IDs: what was written is found and left as
@@ -28,18 +28,36 @@ func (s *Store) record(ctx context.Context, pool *pgxpool.Pool, owner outbox.UUI
 	if len(outcomes) == 0 && p == nil {
 		return nil, nil
 	}
-	w := writer{owner: owner, slot: s.slot, progress: p, batches: split(outcomes), last: last, often: pool == s.recording, again: s.unclear.Load()}
-	broken, err := w.write(ctx, pool)
-	if w.often {
-		s.unclear.Store(err != nil)
+	var broken []TenantError
+	for rest := split(outcomes); ; {
+		n := len(rest)
+		if most := int(s.most.Load()); most > 0 {
+			n = min(n, most)
+		}
+		w := writer{owner: owner, slot: s.slot, progress: p, batches: rest[:n], last: last, often: pool == s.recording, again: s.unclear.Load()}
+		if n < len(rest) { // the position and what comes last are for all of it
+			w.progress, w.last = p.part(), nil
+		}
+		more, err := w.write(ctx, pool)
+		if w.often {
+			s.unclear.Store(err != nil)
+		}
+		switch {
+		case code(err) == codeFenced:
+			return nil, ErrFenced
+		case code(err) == codeOutOfMemory && n > 1:
+			s.most.Store(int32(n / 2)) //nolint:gosec // it is smaller than n
+			s.log.Warn("the server has no memory left for the locks of so many tenants: outcomes are recorded in parts; raise max_locks_per_transaction",
+				"tenants", n, "part", n/2, "error", err)
+			continue
+		case err != nil:
+			return nil, fmt.Errorf("record %d outcomes: %w", len(outcomes), err)
+		}
+		broken = append(broken, more...)
+		if rest = rest[n:]; len(rest) == 0 {
+			return broken, nil
+		}
 	}
-	switch {
-	case code(err) == codeFenced:
-		return nil, ErrFenced
-	case err != nil:
-		return nil, fmt.Errorf("record %d outcomes: %w", len(outcomes), err)
-	}
-	return broken, nil
 }
 
 // A writer writes one batch.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
+	"github.com/neo-commons/outbox-relay/schema"
 )
 
 // recovery asks for a recovery of an endpoint from a day ago on, and takes it to where it is ready.
@@ -93,5 +94,76 @@ func TestRecoveryOfWhatIsCommittedMeanwhile(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, page.Events, 1)
 		assert.Equal(t, event, page.Events[0].ID)
+	}
+}
+
+// TestRecoveryOfATenantThatCannotBeWrittenTo: a page that was not written has not moved the recovery on.
+func TestRecoveryOfATenantThatCannotBeWrittenTo(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
+	require.NoError(t, err)
+	d := deliver("a", e)
+	d.EventID = b.event("a", "", "")
+	r := b.recovery(e)
+	page, err := b.store.RecoveryPage(t.Context(), r, 500)
+	require.NoError(t, err)
+	require.Len(t, page.Events, 1)
+	b.exec("ALTER TABLE a.webhook_deliveries ADD CONSTRAINT none CHECK (relayed IS NULL)")
+	err = b.store.RecordRecovery(t.Context(), p.Epoch, page, []store.Outcome{deferred(d, 0)})
+	var broken *store.TenantError
+	require.ErrorAs(t, err, &broken)
+	assert.True(t, broken.Suspended)
+	const state = "done_at IS NULL, cursor, scanned, queued, error"
+	assert.Equal(t, "true|-|0|0|-", b.row(state, "outbox_relay.recoveries"))
+	b.exec("ALTER TABLE a.webhook_deliveries DROP CONSTRAINT none")
+	require.NoError(t, b.store.RecordRecovery(t.Context(), p.Epoch, page, []store.Outcome{deferred(d, 0)}))
+	assert.Equal(t, "false|"+d.EventID.String()+"|1|1|-", b.row(state, "outbox_relay.recoveries"))
+	assert.Equal(t, 1, b.count("outbox_relay.retry_queue"))
+}
+
+// TestRecoveryIsReadyAfterARestore: the place that it waits for is one of the old cluster's log, which the new one's may take years to come to.
+func TestRecoveryIsReadyAfterARestore(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	b.recovery(b.endpoint("a"))
+	b.exec("UPDATE outbox_relay.recoveries SET upto_lsn = 'A0/0', upto = pg_current_snapshot()")
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
+	require.NoError(t, err)
+	snapshot, lsn, err := b.store.Snapshot(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, b.store.Heal(t.Context(), store.HealOptions{Epoch: p.Epoch, Snapshot: snapshot, LSN: lsn, SystemID: "2", Restored: true}))
+	_, err = b.store.Recoveries(t.Context(), p.Epoch) // it begins
+	require.NoError(t, err)
+	_, lsn, err = b.store.Snapshot(t.Context())
+	require.NoError(t, err)
+	_, err = b.store.Record(t.Context(), b.owner, &store.Progress{Epoch: p.Epoch, LSN: lsn, High: lsn}, nil)
+	require.NoError(t, err)
+	list, err := b.store.Recoveries(t.Context(), p.Epoch)
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+	assert.True(t, list[0].Ready)
+}
+
+// TestSinceForever: what an application says instead of a time when it means everything.
+func TestSinceForever(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	b.event("a", "", "")
+	b.exec("SELECT outbox_relay.add_tenant('a', since => '-infinity')")
+	assert.Len(t, b.page("a", 10).Events, 1)
+	tenants, err := schema.Tenants(t.Context(), b.admin)
+	require.NoError(t, err)
+	assert.Equal(t, 1, tenants[0].BackfillSince.Year())
+	number := get[int64](b, `SELECT outbox_relay.recover_endpoint('a', $1, since => '-infinity')`, e)
+	page, err := b.store.RecoveryPage(t.Context(), store.Recovery{Number: number, Endpoint: store.Endpoint{Tenant: "a", ID: e}, Ready: true}, 10)
+	require.NoError(t, err)
+	assert.Len(t, page.Events, 1)
+
+	for _, never := range []string{"add_tenant('a', since => 'infinity')", "recover_endpoint('a', '" + e.String() + "', since => 'infinity')"} {
+		_, err = b.admin.Exec(t.Context(), "SELECT outbox_relay."+never)
+		assert.ErrorContains(t, err, "since infinity is never", never)
 	}
 }

@@ -221,8 +221,10 @@ func loadTenants(ctx context.Context, conn *pgx.Conn, tenants []TenantRows, sche
 	if loadErr == nil || !isTenants(loadErr) {
 		return loadErr
 	}
-	if _, err := conn.Exec(ctx, "ROLLBACK TO SAVEPOINT tenant"); err != nil {
-		return errors.Join(loadErr, err)
+	if conn.PgConn().TxStatus() == 'E' { // else it is what we could not read, and the savepoint is gone by now
+		if _, err := conn.Exec(ctx, "ROLLBACK TO SAVEPOINT tenant"); err != nil {
+			return errors.Join(loadErr, err)
+		}
 	}
 	if len(tenants) == 1 {
 		t := &tenants[0]

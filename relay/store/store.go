@@ -55,6 +55,7 @@ type Store struct {
 	log       *slog.Logger
 	crowded   atomic.Int64 // when a claim waited in vain for its turn, in milliseconds of Unix time
 	unclear   atomic.Bool  // the last batch of Record may have been written all the same
+	most      atomic.Int32 // tenants that the server has locks for in one transaction, as it has shown; 0: it has not
 }
 
 // What advisory locks are about: each is taken for an endpoint or a slot, hashed with its number. 8245937120485516401 as it is, without anything hashed,
@@ -72,7 +73,7 @@ const sessionSQL = `SELECT set_config(s.name, w.value, false) FROM pg_catalog.pg
   ('application_name', 'outbox-relay'), ('search_path', ''), ('synchronous_commit', 'on'), ('lock_timeout', '5s'), ('statement_timeout', '0'),
   ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'), ('transaction_timeout', '0'), ('jit', 'off'),
   ('default_transaction_isolation', 'read committed'), ('default_transaction_read_only', 'off'),
-  ('client_encoding', 'UTF8'), ('DateStyle', 'ISO')) AS w (name, value) ON lower(s.name) = lower(w.name)`
+  ('client_encoding', 'UTF8'), ('DateStyle', 'ISO'), ('bytea_output', 'hex'), ('standard_conforming_strings', 'on')) AS w (name, value) ON lower(s.name) = lower(w.name)`
 
 // New opens the pool and, unless it is lazy, makes sure that the database answers.
 func New(ctx context.Context, cfg Config) (*Store, error) {
@@ -175,6 +176,7 @@ const (
 	codeUnique           = "23505"
 	codeUnknownStatement = "26000" // prepared on another session
 	codeReadOnly         = "25006" // a server that has become a standby
+	codeOutOfMemory      = "53200" // that for locks, above all
 )
 
 // isTenants tells whether an error of the server is about the tenant whose statement it answers. Anything else (no answer at all, a

@@ -77,6 +77,9 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET jit = off AS $$
     FROM required r JOIN att a ON a.relname = r.tbl AND a.attname = r.col
    WHERE format_type(a.atttypid, NULL) <> r.typ
   UNION ALL
+  SELECT a.relname, format('%s.%s is %s, not timestamp with time zone', a.relname, a.attname, format_type(a.atttypid, a.atttypmod)) FROM att a
+   WHERE a.relname = 'webhook_events' AND a.attname = 'occurred_at' AND a.atttypid <> 'timestamptz'::regtype
+  UNION ALL
   -- A row the relay inserts names only the columns it knows.
   SELECT a.relname, format('%s.%s is not null without a default, and the relay does not know it', a.relname, a.attname) FROM att a
    WHERE a.relname IN ('webhook_deliveries', 'webhook_delivery_attempts', 'webhook_dead_letters', 'webhook_delivery_stats')
@@ -196,6 +199,12 @@ BEGIN
   IF backfill NOT IN ('unprocessed', 'since') OR (backfill = 'since') <> (since IS NOT NULL) THEN
     RAISE EXCEPTION 'backfill "%" with since % is not possible', backfill, coalesce(since::text, 'null')
       USING ERRCODE = 'OR002', HINT = 'Use backfill => ''unprocessed'', or since => a time, or neither.';
+  END IF;
+  IF since = 'infinity' THEN
+    RAISE EXCEPTION 'since % is never', since USING ERRCODE = 'OR002', HINT = 'Use a time, or -infinity for everything.';
+  END IF;
+  IF since = '-infinity' THEN
+    since := '0001-01-01 00:00:00+00'; -- which who reads it has a value for
   END IF;
   IF backfill IS NOT NULL AND current_setting('transaction_isolation') <> 'read committed' THEN
     -- An older snapshot would not see what was committed between it and the lock below.

@@ -5,12 +5,12 @@
 -- for the other, in its order or for what its receiver can take. One value, since the planner thinks little of two conditions and takes any index then.
 CREATE OR REPLACE FUNCTION outbox_relay.lane(schema text, endpoint uuid) RETURNS uuid
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
-  SELECT pg_catalog.encode(pg_catalog.substr(pg_catalog.sha256(pg_catalog.replace(schema OPERATOR(pg_catalog.||) endpoint::text, '\', '\\')::bytea), 1, 16), 'hex')::uuid
+  SELECT pg_catalog.encode(pg_catalog.substr(pg_catalog.sha256(pg_catalog.replace(schema OPERATOR(pg_catalog.||) endpoint::text, E'\\', E'\\\\')::bytea), 1, 16), 'hex')::uuid
 $$;
 REVOKE ALL ON FUNCTION outbox_relay.lane(text, uuid) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION outbox_relay.lane(text, uuid) TO outbox_relay_runner;
 ALTER TABLE outbox_relay.retry_queue ADD COLUMN IF NOT EXISTS lane uuid NOT NULL
-  GENERATED ALWAYS AS (encode(substr(sha256(replace(tenant || endpoint_id::text, '\', '\\')::bytea), 1, 16), 'hex')::uuid) STORED; -- the same. A server in FIPS mode has no md5
+  GENERATED ALWAYS AS (encode(substr(sha256(replace(tenant || endpoint_id::text, E'\\', E'\\\\')::bytea), 1, 16), 'hex')::uuid) STORED; -- the same. A server in FIPS mode has no md5
 COMMENT ON COLUMN outbox_relay.retry_queue.lane IS 'outbox_relay.lane(tenant, endpoint_id)';
 
 -- Rows of an endpoint that promises an order carry a key and the place of their event in the log. Of each (lane, order_key) only the

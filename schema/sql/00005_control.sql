@@ -239,7 +239,7 @@ DECLARE
 BEGIN
   PERFORM outbox_relay.check_control(schema);
   INSERT INTO outbox_relay.recoveries AS r (tenant, endpoint_id, since, rate)
-  VALUES (schema, endpoint, request_recovery.since, request_recovery.rate) RETURNING r.id INTO id;
+  VALUES (schema, endpoint, CASE request_recovery.since WHEN '-infinity' THEN '0001-01-01 00:00:00+00' ELSE request_recovery.since END, request_recovery.rate) RETURNING r.id INTO id;
   RETURN id;
 END
 $$;
@@ -515,6 +515,9 @@ BEGIN
   PERFORM outbox_relay.check_control(schema);
   IF (since IS NULL) = (event IS NULL) THEN
     RAISE EXCEPTION 'name either a time or an event to recover from' USING ERRCODE = 'OR002';
+  END IF;
+  IF since = 'infinity' THEN
+    RAISE EXCEPTION 'since % is never', since USING ERRCODE = 'OR002', HINT = 'Use a time, or -infinity for everything.';
   END IF;
   EXECUTE format('SELECT EXISTS (SELECT FROM %I.webhook_endpoints e WHERE e.id = $1)', schema) INTO known USING endpoint;
   IF NOT known THEN
