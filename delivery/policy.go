@@ -15,11 +15,13 @@ type Policy struct {
 	ports         []int
 	httpsOnly     bool
 	allowInsecure bool
+
+	allowed, refused []netip.Prefix
 }
 
 // Policy returns that of the configuration.
 func (c *Config) Policy() *Policy {
-	p := &Policy{ports: c.Ports, httpsOnly: c.HTTPSOnly, allowInsecure: c.AllowInsecureTLS}
+	p := &Policy{ports: c.Ports, httpsOnly: c.HTTPSOnly, allowInsecure: c.AllowInsecureTLS, allowed: c.Allow, refused: c.Deny}
 	for _, h := range c.AllowHosts {
 		p.allow = append(p.allow, hostPattern(h))
 	}
@@ -36,6 +38,23 @@ func (p *Policy) Denied(ep *Endpoint) string {
 		return "verify_ssl=false needs delivery.allow_insecure_tls"
 	}
 	return p.denied(ep.url)
+}
+
+// DeniedAddress says why no connection to the endpoint is ever made, where its URL has an address, or localhost, for a host; empty: one is, or there is no
+// telling before the name is looked up.
+func (p *Policy) DeniedAddress(ep *Endpoint) string {
+	host := canonicalHost(ep.url.Hostname())
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return ""
+	}
+	if err := newGuard(p.allowed, p.refused).check(addr); err != nil {
+		return err.Error()
+	}
+	return ""
 }
 
 // denied does not name the host: that of a redirect is what a receiver has written.

@@ -55,6 +55,9 @@ func (b *walBudget) look(now time.Time, s *store.Stats, budget int64) outlook {
 	}
 	b.marks = append(b.marks, mark{now, s.Written})
 	o := outlook{left: math.Inf(1)}
+	if s.WALStatus == "" { // there is no slot for which any could be kept
+		return o
+	}
 	if first := b.marks[0]; now.After(first.at) {
 		o.rate = float64(s.Written-first.written) / now.Sub(first.at).Seconds()
 	}
@@ -71,6 +74,9 @@ func (b *walBudget) look(now time.Time, s *store.Stats, budget int64) outlook {
 func (b *walBudget) tell(now time.Time, s *store.Stats, o outlook, log *slog.Logger) {
 	state := ""
 	switch {
+	case s.WALStatus == "":
+		b.state = ""
+		return
 	case s.WALStatus == "unreserved", o.left <= 0:
 		state = "over"
 	case o.seconds() < soon.Seconds():

@@ -19,21 +19,21 @@ func TestWALBudgetOutlook(t *testing.T) {
 	const mib = 1 << 20
 	start := time.Now()
 	var b walBudget
-	o := b.look(start, &store.Stats{Written: 100 * mib, SafeBytes: -1, RetainedBytes: mib}, 0)
+	o := b.look(start, &store.Stats{WALStatus: "reserved", Written: 100 * mib, SafeBytes: -1, RetainedBytes: mib}, 0)
 	assert.True(t, math.IsInf(o.left, 1), "no limit is known")
 	assert.True(t, math.IsInf(o.seconds(), 1))
 
-	o = b.look(start.Add(30*time.Second), &store.Stats{Written: 130 * mib, SafeBytes: 600 * mib, RetainedBytes: 31 * mib}, 0)
+	o = b.look(start.Add(30*time.Second), &store.Stats{WALStatus: "reserved", Written: 130 * mib, SafeBytes: 600 * mib, RetainedBytes: 31 * mib}, 0)
 	assert.InDelta(t, mib, o.rate, 1)
 	assert.InDelta(t, 600, o.seconds(), .1)
 
-	o = b.look(start.Add(50*time.Second), &store.Stats{Written: 150 * mib, SafeBytes: 600 * mib, RetainedBytes: 31 * mib}, 61*mib)
+	o = b.look(start.Add(50*time.Second), &store.Stats{WALStatus: "reserved", Written: 150 * mib, SafeBytes: 600 * mib, RetainedBytes: 31 * mib}, 61*mib)
 	assert.InDelta(t, 30, o.seconds(), .1, "the budget is nearer than the server's limit")
 
-	o = b.look(start.Add(90*time.Second), &store.Stats{Written: 150 * mib, SafeBytes: 600 * mib}, 0)
+	o = b.look(start.Add(90*time.Second), &store.Stats{WALStatus: "reserved", Written: 150 * mib, SafeBytes: 600 * mib}, 0)
 	assert.InDelta(t, mib/3., o.rate, 1, "over the last minute, not over all time")
 
-	o = b.look(start.Add(95*time.Second), &store.Stats{Written: 10 * mib, SafeBytes: 0}, 0)
+	o = b.look(start.Add(95*time.Second), &store.Stats{WALStatus: "reserved", Written: 10 * mib, SafeBytes: 0}, 0)
 	assert.Zero(t, o.seconds(), "nothing is left, whatever the rate")
 	assert.Zero(t, o.rate, "another server counts anew")
 }
@@ -52,13 +52,16 @@ func TestWALBudgetTells(t *testing.T) {
 		return out.String()
 	}
 	far, near := outlook{rate: 1, left: 3600}, outlook{rate: 1, left: 60}
-	assert.Empty(t, tell(0, store.Stats{}, far))
+	assert.Empty(t, tell(0, store.Stats{WALStatus: "reserved"}, far))
 	said := tell(time.Second, store.Stats{RetainedBytes: 100, LagBytes: 90, WALStatus: "extended"}, near)
 	assert.Contains(t, said, "left_for=1m0s")
 	assert.Contains(t, said, "outcomes cannot be recorded")
-	assert.Empty(t, tell(time.Minute, store.Stats{}, near), "it has been said")
-	assert.Contains(t, tell(5*time.Minute, store.Stats{RetainedBytes: 100, LagBytes: 1}, near), "pg_prepared_xacts", "nothing is unconfirmed: a transaction keeps the log")
+	assert.Empty(t, tell(time.Minute, store.Stats{WALStatus: "reserved"}, near), "it has been said")
+	assert.Contains(t, tell(5*time.Minute, store.Stats{WALStatus: "reserved", RetainedBytes: 100, LagBytes: 1}, near), "pg_prepared_xacts", "nothing is unconfirmed: a transaction keeps the log")
 	assert.NotEmpty(t, tell(time.Second, store.Stats{WALStatus: "unreserved"}, near), "it has become worse")
-	assert.Contains(t, tell(time.Second, store.Stats{}, far), "within its limit again")
-	assert.Empty(t, strings.TrimSpace(tell(time.Second, store.Stats{}, far)))
+	assert.Contains(t, tell(time.Second, store.Stats{WALStatus: "reserved"}, far), "within its limit again")
+	assert.Empty(t, strings.TrimSpace(tell(time.Second, store.Stats{WALStatus: "reserved"}, far)))
+
+	assert.Empty(t, tell(time.Second, store.Stats{}, outlook{}), "without a slot nothing is kept")
+	assert.InDelta(t, math.Inf(1), new(walBudget).look(time.Now(), &store.Stats{}, 0).left, 0)
 }

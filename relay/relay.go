@@ -298,7 +298,7 @@ func (e *engine) tellEnd(err error, wait time.Duration) {
 func isFinal(err error) bool {
 	for _, kind := range []error{
 		wal.ErrUnsupported, wal.ErrWALLevel, wal.ErrNoReplication, wal.ErrPooler, wal.ErrSlotForeign, wal.ErrSlotMissing, wal.ErrSlotLost,
-		wal.ErrPublicationMissing, store.ErrInstance, store.ErrOutdated, store.ErrShards,
+		wal.ErrPublicationMissing, store.ErrInstance, store.ErrDenied, store.ErrOutdated, store.ErrShards,
 	} {
 		if errors.Is(err, kind) {
 			return true

@@ -96,11 +96,11 @@ func (in *installer) checkSlot(op string, s slotState) error {
 	case !s.Exists:
 		return nil
 	case s.Plugin != "pgoutput":
-		return &Error{Op: op, Err: ErrSlotUnusable, Hint: fmt.Sprintf("A slot of this name with plugin %q exists: choose another name.", s.Plugin)}
+		return &Error{Op: op, Err: ErrSlotUnusable, Hint: fmt.Sprintf("A slot of this name with plugin %q exists: choose another one, database.slot.", s.Plugin)}
 	case s.Database != database:
 		return &Error{
 			Op: op, Err: ErrSlotUnusable,
-			Hint: fmt.Sprintf("A slot of this name belongs to database %q: slots are named for the whole server, choose another name.", s.Database),
+			Hint: fmt.Sprintf("A slot of this name belongs to database %q: slots are named for the whole server, choose another one, database.slot.", s.Database),
 		}
 	}
 	return nil

@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/neo-commons/outbox-relay/schema"
 )
@@ -60,8 +63,14 @@ func adopt(ctx context.Context, c *config, name string) error {
 	if err != nil {
 		return err
 	}
-	return schema.AddTenant(ctx, dsn, name, schema.AddOptions{})
+	err = schema.AddTenant(ctx, dsn, name, schema.AddOptions{})
+	if denied := new(pgconn.PgError); errors.As(err, &denied) && denied.Code == "42501" {
+		return fmt.Errorf("%w (hint: tenants.auto_adopt needs a right more than the rest: %s)", denied, adoptRemedy)
+	}
+	return err
 }
+
+const adoptRemedy = "GRANT EXECUTE ON FUNCTION outbox_relay.add_tenant(text, text, timestamptz) TO " + schema.RunnerRole
 
 func candidates(ctx context.Context, c *config) ([]string, error) {
 	dsn, err := c.Database.DSN() // it may have another password by now

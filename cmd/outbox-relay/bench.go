@@ -112,7 +112,7 @@ func (a *app) bench(ctx context.Context, o benchOptions) (err error) {
 	}
 	defer func() { err = errors.Join(err, db.close(ctx)) }()
 	view.step("%s", db.about)
-	b := &bench{benchOptions: o, config: a.configFile, db: db, view: view, relay: &benchRelay{log: a.err}}
+	b := &bench{benchOptions: o, config: a.file(), db: db, view: view, relay: &benchRelay{log: a.err}}
 	if b.receiver, err = newBenchReceiver(ctx, o); err != nil {
 		return err
 	}

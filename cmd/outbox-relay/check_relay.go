@@ -208,7 +208,7 @@ func (k *checker) progress(ctx context.Context, name, slot string) error {
 
 // role checks the rights on the relay's own tables; those on a tenant's are checked with the tenant.
 func (k *checker) role(ctx context.Context) error {
-	var super bool
+	var super, adopts bool
 	var denied []string
 	err := k.conn.QueryRow(ctx, `
 		SELECT (SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.rolname = current_user),
@@ -217,7 +217,8 @@ func (k *checker) role(ctx context.Context) error {
 		           ('outbox_relay.retry_queue', 'SELECT'), ('outbox_relay.retry_queue', 'INSERT'), ('outbox_relay.retry_queue', 'UPDATE'),
 		           ('outbox_relay.retry_queue', 'DELETE'), ('outbox_relay.tenants', 'SELECT'), ('outbox_relay.endpoint_health', 'DELETE'),
 		           ('outbox_relay.recoveries', 'UPDATE'), ('outbox_relay.endpoint_verification', 'UPDATE')) w (t, p)
-		        WHERE NOT has_table_privilege(w.t, w.p))`).Scan(&super, &denied)
+		        WHERE NOT has_table_privilege(w.t, w.p)),
+		       has_function_privilege('outbox_relay.add_tenant(text, text, timestamptz)', 'EXECUTE')`).Scan(&super, &denied, &adopts)
 	switch {
 	case err != nil:
 		return err
@@ -225,6 +226,8 @@ func (k *checker) role(ctx context.Context) error {
 		k.warn("role", "is a superuser", "use one with the rights the relay needs: CREATE ROLE relay LOGIN REPLICATION PASSWORD '…' IN ROLE "+schema.RunnerRole)
 	case len(denied) > 0:
 		k.fail("role", fmt.Sprintf("lacks %s and maybe more", denied[0]), k.grantRemedy())
+	case !adopts && len(k.config.Tenants.AutoAdopt) > 0:
+		k.fail("role", "may not execute outbox_relay.add_tenant, as tenants.auto_adopt has it", adoptRemedy)
 	default:
 		k.ok("role", "has the rights it needs")
 	}

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -206,7 +209,7 @@ func (k *checker) rows(t *store.TenantRows) {
 		if ep == nil || !ep.Active {
 			continue
 		}
-		if why := policy.Denied(ep); why != "" {
+		if why := cmp.Or(policy.Denied(ep), policy.DeniedAddress(ep)); why != "" {
 			if denied++; denied <= invalidShown {
 				k.warn(fmt.Sprintf("tenant %s, webhook_endpoints %s", t.Schema, row.ID), why, "change the endpoint or the configuration: its deliveries become dead letters at once")
 			}
@@ -219,17 +222,21 @@ func (k *checker) rows(t *store.TenantRows) {
 	for _, row := range t.Subscriptions {
 		_ = table.SetSubscription(row) // Invalid has it
 	}
-	invalid := table.Invalid()
-	for i, row := range invalid {
-		if i == invalidShown {
-			k.warn("tenant "+t.Schema, fmt.Sprintf("%d more rows are invalid", len(invalid)-i), "mend the ones above and check again")
-			break
+	invalid := make(map[string]int)
+	for _, row := range table.Invalid() {
+		if invalid[row.Table]++; invalid[row.Table] > invalidShown {
+			continue
 		}
 		remedy := "it is left out until the row is changed"
 		if row.Table == route.TableEventTypes {
 			remedy = "change it, or set it to NULL"
 		}
 		k.warn(fmt.Sprintf("tenant %s, %s %s", t.Schema, row.Table, row.ID), row.Err.Error(), remedy)
+	}
+	for _, name := range slices.Sorted(maps.Keys(invalid)) {
+		if more := invalid[name] - invalidShown; more > 0 {
+			k.warn(fmt.Sprintf("tenant %s, %s", t.Schema, name), fmt.Sprintf("%d more rows are invalid", more), "mend the ones above and check again")
+		}
 	}
 }
 

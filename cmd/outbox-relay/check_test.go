@@ -68,6 +68,38 @@ func TestCheckWithTheLeastPrivileges(t *testing.T) {
 	}
 }
 
+// TestRunWithoutTheRole: who may stream, but not use the schema, is told so at once.
+func TestRunWithoutTheRole(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	o := invoke(t, append(d.as(t, "REPLICATION"), "OUTBOX_RELAY_SERVER_LISTEN=127.0.0.1:0"), "run")
+	assert.Equal(t, exitFailure, o.code, o.err)
+	assert.Contains(t, o.err, "the role is no member of outbox_relay_runner")
+	assert.Contains(t, o.err, "hint: have an administrator run: GRANT outbox_relay_runner TO \""+d.name+"_role\"; outbox-relay check says what else is missing\n")
+}
+
+// TestCheckOfAutoAdoption: it takes a right that nothing else of the relay does.
+func TestCheckOfAutoAdoption(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	env := append(d.as(t, "REPLICATION IN ROLE outbox_relay_runner"), "OUTBOX_RELAY_TENANTS_AUTO_ADOPT=cust_*")
+	assert.Equal(t, []string{"FAIL  role: may not execute outbox_relay.add_tenant, as tenants.auto_adopt has it → " + adoptRemedy}, failures(invoke(t, env, "check")))
+	d.exec(t, adoptRemedy)
+	assert.Empty(t, failures(invoke(t, env, "check")))
+}
+
+// TestAuditOfNobody: what is not a tenant is not in order either.
+func TestAuditOfNobody(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	d.exec(t, "UPDATE outbox_relay.progress SET snapshot = pg_current_snapshot()")
+	o := invoke(t, d.env, "audit", "acme")
+	assert.Equal(t, exitOK, o.code, o.err)
+	o = invoke(t, d.env, "audit", "acme", "acmee")
+	assert.Equal(t, exitFailure, o.code)
+	assert.Contains(t, o.err, `schema "acmee" is not a tenant`)
+}
+
 func TestCheckOfAnEmptyDatabase(t *testing.T) {
 	t.Parallel()
 	o := invoke(t, newDatabase(t).env, "check")
@@ -272,12 +304,17 @@ func TestCheckNamesDeniedEndpoints(t *testing.T) {
 	d := installed(t)
 	d.exec(t, `INSERT INTO acme.webhook_endpoints (id, name, endpoint_url, secret_token, verify_ssl, created_by_user_id)
 		SELECT ('00000000-0000-0000-0000-00000000000' || n)::uuid, 'x', url, 'a-secret-of-16-or-more', verified, gen_random_uuid()
-		  FROM (VALUES (1, 'https://good.example.com', true), (2, 'https://bad.example.com/?key=s3cret', true), (3, 'https://good.example.com', false)) w (n, url, verified)`)
+		  FROM (VALUES (1, 'https://good.example.com', true), (2, 'https://bad.example.com/?key=s3cret', true), (3, 'https://good.example.com', false),
+		    (4, 'http://127.0.0.1:8080/hooks', true), (5, 'https://localhost', true), (6, 'https://192.0.2.1', true), (7, 'https://1.1.1.1', true)) w (n, url, verified)`)
 	o := invoke(t, append(d.env, "OUTBOX_RELAY_NETWORK_DENY_HOSTS=bad.example.com,*.worse.example.com"), "check")
 	assert.Equal(t, exitOK, o.code, o.out)
 	assert.NotContains(t, o.out, "000000000001")
 	assert.Contains(t, o.out, "warn  tenant acme, webhook_endpoints 00000000-0000-0000-0000-000000000002: the host is denied by network.deny_hosts → ")
 	assert.Contains(t, o.out, "warn  tenant acme, webhook_endpoints 00000000-0000-0000-0000-000000000003: verify_ssl=false needs delivery.allow_insecure_tls → ")
+	assert.Contains(t, o.out, "000000000004: address 127.0.0.1 is not public and not listed in network.allow → ")
+	assert.Contains(t, o.out, "000000000005: address 127.0.0.1 is not public and not listed in network.allow → ")
+	assert.Contains(t, o.out, "000000000006: address 192.0.2.1 is not public and not listed in network.allow → ")
+	assert.NotContains(t, o.out, "000000000007")
 	assert.NotContains(t, o.out, "s3cret")
 
 	o = invoke(t, append(d.env, "OUTBOX_RELAY_DELIVERY_TLS_CA_FILE=/nonexistent.pem"), "check")

@@ -153,6 +153,21 @@ func TestEnvironmentAloneConfigures(t *testing.T) {
 	}
 }
 
+func TestConfigFileByVariable(t *testing.T) {
+	t.Parallel()
+	write := func(workers string) string {
+		file := filepath.Join(t.TempDir(), "relay.yaml")
+		require.NoError(t, os.WriteFile(file, []byte("database: {url: 'postgres://h/x'}\ndelivery: {workers: "+workers+"}\n"), 0o600))
+		return file
+	}
+	env := []string{"OUTBOX_RELAY_CONFIG=" + write("11")}
+	o := invoke(t, env, "config")
+	require.Equal(t, exitOK, o.code, o.err)
+	assert.Contains(t, o.out, "  workers: 11\n")
+	o = invoke(t, env, "config", "--config", write("12"))
+	assert.Contains(t, o.out, "  workers: 12\n")
+}
+
 func TestConfigPrintsAndListsFaults(t *testing.T) {
 	t.Parallel()
 	o := invoke(t, []string{"OUTBOX_RELAY_DELIVERY_DEFAULT_TIMEOUT=30", "OUTBOX_RELAY_WINDOW_BYTES=-1MiB"}, "config")

@@ -169,7 +169,13 @@ func readFault(err error) string {
 		return err.Error()
 	}
 	text, _, _ := strings.Cut(parse.Unwrap().Error(), "invalid map key: ")
-	return strings.Join(strings.Fields(regexp.MustCompile("`[^`]*`|'[^']*'").ReplaceAllLiteralString(text, "(hidden)")), " ")
+	text = regexp.MustCompile("`[^`]*`|'[^']*'").ReplaceAllStringFunc(text, func(cited string) string {
+		if len(cited) == len("','") && strings.Contains(",:?-[]{}", cited[1:2]) { // what it has expected
+			return cited
+		}
+		return "(hidden)"
+	})
+	return strings.Join(strings.Fields(text), " ")
 }
 
 func (c *config) validateAll() error {

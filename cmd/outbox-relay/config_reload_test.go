@@ -22,7 +22,11 @@ func another(t *testing.T, v reflect.Value) {
 	case reflect.String:
 		v.SetString(v.String() + "x")
 	case reflect.Int, reflect.Int64:
-		v.SetInt(v.Int() + 1)
+		if v.Int() > 1 { // a value above its ceiling would be lowered again
+			v.SetInt(v.Int() - 1)
+		} else {
+			v.SetInt(v.Int() + 1)
+		}
 	case reflect.Float64:
 		v.SetFloat(v.Float() + 0.05)
 	case reflect.Bool:

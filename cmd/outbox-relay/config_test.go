@@ -204,10 +204,10 @@ func TestDefaultsFitWhatIsGiven(t *testing.T) {
 		},
 		"delivery: {max_connections: 50}": func(c *config) {
 			d := &c.Delivery
-			d.MaxConnections, d.MaxConnectionsPerHost, d.MaxIdlePerHost, d.Workers, d.EndpointConcurrency = 50, 50, 50, 50, 50
+			d.MaxConnections, d.MaxConnectionsPerHost, d.MaxIdlePerHost, d.HostConcurrency, d.Workers, d.EndpointConcurrency = 50, 50, 50, 50, 50, 50
 		},
 		"delivery: {max_connections_per_host: 9}": func(c *config) {
-			c.Delivery.MaxConnectionsPerHost, c.Delivery.MaxIdlePerHost = 9, 9
+			c.Delivery.MaxConnectionsPerHost, c.Delivery.MaxIdlePerHost, c.Delivery.HostConcurrency = 9, 9, 9
 		},
 		"delivery: {default_timeout: 3s}": func(c *config) {
 			d := &c.Delivery
@@ -449,6 +449,7 @@ func TestFaultsOfYAMLCiteNothing(t *testing.T) {
 		"a: !!int planted":                            "yaml: cannot decode !!str (hidden) as a !!int",
 		"a:\n  ? {planted: 2}\n  : 1":                 "yaml: ",
 		"database:\n  url: postgres://planted\n x: {": "yaml: line 2: did not find expected key",
+		"delivery: [planted\n":                        "did not find expected ',' or ']'",
 	} {
 		_, err := loadText(t, text)
 		var ce *configError

@@ -222,7 +222,13 @@ func writeSubscriptions(w *tabwriter.Writer, list []desk.Subscription) {
 		if !s.ContextID.IsZero() {
 			context = s.ContextID.String()
 		}
-		say(w, "%s\t%s\t%t\t%s\t%s\n", s.ID, short(cmp.Or(s.EventType, "-"), 60), s.Active, context, cmp.Or(short(s.Filter, 100), "-"))
+		say(w, "%s\t%s\t%t\t%s\t%s\n", s.ID, short(cmp.Or(s.EventType, "-"), 60), s.Active && s.Fault == "", context, cmp.Or(short(s.Filter, 100), "-"))
+	}
+	_ = w.Flush()
+	for _, s := range list {
+		if s.Fault != "" {
+			say(w, "\nSubscription %s cannot be used: %s\n", s.ID, plain(s.Fault))
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -138,10 +139,10 @@ From nothing to the first delivery:
   outbox-relay check                  # what is missing, and what to do about it
   outbox-relay run
 
-Configuration: defaults, then the file of --config, then the environment, then flags; the later
-wins. The key delivery.workers of the file is OUTBOX_RELAY_DELIVERY_WORKERS in the environment.
-Lists have commas there; a variable that is empty counts as not set. config.example.yaml explains
-every key; "outbox-relay config" shows what is in effect.
+Configuration: defaults, then the file of --config (or OUTBOX_RELAY_CONFIG), then the environment,
+then flags; the later wins. The key delivery.workers of the file is OUTBOX_RELAY_DELIVERY_WORKERS in
+the environment. Lists have commas there; a variable that is empty counts as not set.
+config.example.yaml explains every key; "outbox-relay config" shows what is in effect.
 
 Exit codes: 0 done, 1 failure, 2 usage or configuration.`
 
@@ -158,7 +159,7 @@ func (a *app) root() *cobra.Command {
 	}
 	root.SetVersionTemplate("outbox-relay {{.Version}}\n")
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.configFile, "config", "", "read the configuration from this YAML `FILE`")
+	flags.StringVar(&a.configFile, "config", "", "read the YAML `FILE` (default OUTBOX_RELAY_CONFIG)")
 	flags.String("database-url", "", "`DSN` of the database (database.url)")
 	flags.String("log-level", "", "log this `LEVEL` and above: debug, info, warn, error (log.level)")
 	flags.String("log-format", "", "log as `FORMAT`: json, text, or auto: text on a terminal (log.format)")
@@ -175,8 +176,11 @@ func (a *app) root() *cobra.Command {
 
 // load reads the configuration for a command.
 func (a *app) load(cmd *cobra.Command) (config, error) {
-	return loadConfig(a.configFile, cmd.Flags())
+	return loadConfig(a.file(), cmd.Flags())
 }
+
+// file is that of the configuration; empty: there is none.
+func (a *app) file() string { return cmp.Or(a.configFile, os.Getenv(envPrefix+"_CONFIG")) }
 
 // terminal reports whether the stream is one a person looks at.
 func terminal(stream any) bool {

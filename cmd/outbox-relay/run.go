@@ -55,7 +55,7 @@ name.`,
 			hangups := make(chan os.Signal, 1)
 			signal.Notify(hangups, syscall.SIGHUP) // before anything is read: what it asks for is not to be missed
 			defer signal.Stop(hangups)
-			r := &reloader{file: a.configFile, load: func() (config, error) { return a.load(cmd) }}
+			r := &reloader{file: a.file(), load: func() (config, error) { return a.load(cmd) }}
 			if err := r.first(); err != nil {
 				return err
 			}
@@ -96,7 +96,7 @@ func (a *app) run(ctx context.Context, r *reloader, hangups <-chan os.Signal) er
 	if c.Server.Listen != "" {
 		pages, err := admin.Listen(ctx, c.Server.Listen, admin.Options{Health: health{relays, r}, Registry: registry, Log: log})
 		if err != nil {
-			return err
+			return hinted{err, "where another relay has this address, give this one its own with --listen (server.listen), or none: \"\""}
 		}
 		log.Info("serving health and metrics", "address", pages.Addr())
 		group.Go(func() error { return pages.Run(serving) })

@@ -97,17 +97,17 @@ func (d *Desk) Endpoints(ctx context.Context, table *route.Tenant, states []stri
 	}
 	c.args = append(c.args, n)
 	list, err := collect(ctx, d, "list endpoints", scanEndpoint, selectEndpoints+c.String()+limit("e.name, e.id", len(c.args)), c.args...)
-	faults := faultsOf(table)
+	faults := faultsOf(table, "webhook_endpoints")
 	for i := range list {
 		list[i].Fault = faults[list[i].ID]
 	}
 	return list, err
 }
 
-func faultsOf(table *route.Tenant) map[outbox.UUID]string {
+func faultsOf(table *route.Tenant, name string) map[outbox.UUID]string {
 	faults := make(map[outbox.UUID]string)
 	for _, row := range table.Invalid() {
-		if row.Table == "webhook_endpoints" {
+		if row.Table == name {
 			faults[row.ID] = strings.ReplaceAll(row.Err.Error(), "\n", "; ")
 		}
 	}
@@ -160,6 +160,7 @@ type Subscription struct {
 	Active    bool        `json:"active"`
 	ContextID outbox.UUID `json:"context_id,omitzero"`
 	Filter    string      `json:"filter,omitempty"`
+	Fault     string      `json:"fault,omitempty"` // why it cannot be used
 }
 
 // EndpointDetail is all there is to say about an endpoint.
@@ -186,8 +187,8 @@ func (d *Desk) Endpoint(ctx context.Context, rows *store.TenantRows, table *rout
 	if len(list) == 0 || len(settings) == 0 {
 		return nil, d.notFound(ctx, "endpoint", id)
 	}
-	x := &EndpointDetail{Endpoint: list[0], Settings: settings[0], Subscriptions: subscriptionsOf(rows, id)}
-	x.Fault = faultsOf(table)[id]
+	x := &EndpointDetail{Endpoint: list[0], Settings: settings[0], Subscriptions: subscriptionsOf(rows, table, id)}
+	x.Fault = faultsOf(table, "webhook_endpoints")[id]
 	if x.Verification, err = d.verification(ctx, id); err != nil {
 		return nil, err
 	}
@@ -203,18 +204,23 @@ FROM {tenant}.webhook_delivery_stats s WHERE s.webhook_endpoint_id = $1::uuid AN
 	return x, err
 }
 
-func subscriptionsOf(rows *store.TenantRows, endpoint outbox.UUID) []Subscription {
+func subscriptionsOf(rows *store.TenantRows, table *route.Tenant, endpoint outbox.UUID) []Subscription {
 	types := make(map[outbox.UUID]string, len(rows.EventTypes))
 	for _, row := range rows.EventTypes {
 		types[row.ID] = row.EventType
 	}
+	faults := make(map[string]map[outbox.UUID]string)
 	list := []Subscription{}
 	for i := range rows.Subscriptions {
 		row := &rows.Subscriptions[i]
 		if row.EndpointID != endpoint {
 			continue
 		}
-		s := Subscription{ID: row.ID, Table: row.Source.String(), EventType: row.EventType, Active: row.Active, ContextID: row.ContextID}
+		name := row.Source.String()
+		if faults[name] == nil {
+			faults[name] = faultsOf(table, name)
+		}
+		s := Subscription{ID: row.ID, Table: name, EventType: row.EventType, Active: row.Active, ContextID: row.ContextID, Fault: faults[name][row.ID]}
 		if row.Source == route.Older {
 			s.EventType = types[row.EventTypeID]
 		}

@@ -2,6 +2,7 @@ package desk_test
 
 import (
 	"encoding/json"
+	"slices"
 	"testing"
 	"time"
 
@@ -77,6 +78,7 @@ func TestEndpointShowsItsSettingsAndNoSecret(t *testing.T) {
 	b.exec(`UPDATE acme.webhook_endpoints SET custom_headers = '{"X-Key": "s3cret-header", "A": "b"}', secondary_secret_token = 's3cret-second', max_concurrency = 3,
 		rate_limit_per_second = 2.5 WHERE id = $1::uuid`, id)
 	s := b.subscribe(id, "order.*", `{"total": {"$gte": 5}}`)
+	unusable := b.subscribe(id, "order.paid", `{"total": {"$above": 5}}`)
 	b.subscribe(b.endpoint("Another", "none"), "order.*", `{}`)
 	b.exec(`INSERT INTO acme.webhook_delivery_stats (webhook_endpoint_id, date_recorded, total_attempts, successful_deliveries, failed_deliveries)
 		VALUES ($1::uuid, current_date, 5, 3, 2), ($1::uuid, current_date - 6, 10, 10, 0), ($1::uuid, current_date - 7, 100, 0, 100)`, id)
@@ -89,6 +91,13 @@ func TestEndpointShowsItsSettingsAndNoSecret(t *testing.T) {
 	assert.True(t, x.Settings.SecondSecret)
 	assert.Equal(t, 3, x.Settings.Concurrency)
 	assert.InEpsilon(t, 2.5, x.Settings.Rate, 1e-9)
+	for i, sub := range x.Subscriptions {
+		if sub.ID == unusable {
+			assert.Contains(t, sub.Fault, "$above")
+			x.Subscriptions = slices.Delete(x.Subscriptions, i, i+1)
+			break
+		}
+	}
 	assert.Equal(t, []desk.Subscription{{ID: s, Table: "webhook_subscriptions", EventType: "order.*", Active: true, Filter: `{"total": {"$gte": 5}}`}}, x.Subscriptions)
 	text, err := json.Marshal(x)
 	require.NoError(t, err)

@@ -42,13 +42,17 @@ SELECT p.epoch, coalesce(r.restart_lsn IS NOT NULL AND r.wal_status <> 'lost' AN
   (SELECT count(*) FROM pg_catalog.pg_publication b WHERE b.pubname IN ('outbox_relay_events', 'outbox_relay_registry')) = 2
 FROM outbox_relay.progress p LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = p.slot WHERE p.slot = $1::text`
 
-// SlotState reads it. Without the schema of the relay, nothing is known.
+// SlotState reads it. Without the schema of the relay, nothing is known. ErrDenied: the role has no right to look.
 func (s *Store) SlotState(ctx context.Context) (st SlotState, err error) {
 	err = s.pool.QueryRow(ctx, slotState, s.slot).Scan(&st.Epoch, &st.Sound, &st.Published)
 	if errors.Is(err, pgx.ErrNoRows) || code(err) == codeUndefinedTable {
 		return SlotState{}, nil
 	}
 	st.Known = err == nil
+	if code(err) == codeDenied {
+		role := pgx.Identifier{s.pool.Config().ConnConfig.User}.Sanitize()
+		err = &hinted{fmt.Errorf("%w: %w", ErrDenied, err), "have an administrator run: GRANT outbox_relay_runner TO " + role + "; outbox-relay check says what else is missing"}
+	}
 	return st, wrap(err, "read the state of the slot")
 }
 

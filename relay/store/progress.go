@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
@@ -14,6 +15,24 @@ import (
 // ErrInstance says that the progress in the database was made elsewhere: the database is a copy, or was restored into another cluster.
 // Relaying from it could mail real receivers again, or skip events.
 var ErrInstance = errors.New("the progress belongs to another instance")
+
+// ErrUnknown says that nothing is known of the slot: no relay has led it, and migrate has not made it.
+var ErrUnknown = errors.New("nothing is known of the slot: run outbox-relay migrate")
+
+// ErrDenied says that the role may not use the schema outbox_relay.
+var ErrDenied = errors.New("the role is no member of outbox_relay_runner")
+
+// hinted is an error with a remedy.
+type hinted struct {
+	error
+
+	hint string
+}
+
+func (e *hinted) Unwrap() error { return e.error }
+
+// Hint is what to do about it.
+func (e *hinted) Hint() string { return e.hint }
 
 // ErrOutdated says that the database has not been migrated to what this version of the relay needs.
 var ErrOutdated = errors.New("the schema outbox_relay is older than this relay: run outbox-relay migrate")
@@ -80,12 +99,25 @@ func (s *Store) instanceError(ctx context.Context, o LeadOptions) error {
 	if err != nil {
 		return fmt.Errorf("read progress of slot %q: %w", s.slot, err)
 	}
-	kind := ErrInstance
 	if instance != "" && instance == o.InstanceID {
-		kind = ErrRestored
+		return fmt.Errorf("%w: %s", ErrRestored, whose(s.slot, instance, system, o))
 	}
-	return fmt.Errorf("%w: slot %q was served by instance %q on cluster %q, this is instance %q on cluster %q",
-		kind, s.slot, instance, system, o.InstanceID, o.SystemID)
+	var columns []string
+	if instance != "" && instance != o.InstanceID {
+		columns = append(columns, "instance_id = ''")
+	}
+	if system != "" && o.SystemID != "" && system != o.SystemID {
+		columns = append(columns, "system_identifier = ''")
+	}
+	return &hinted{
+		fmt.Errorf("%w: %s", ErrInstance, whose(s.slot, instance, system, o)),
+		"let a copy of somebody's database alone, or real receivers are called twice; if this relay shall take over, run: UPDATE outbox_relay.progress SET " +
+			strings.Join(columns, ", "),
+	}
+}
+
+func whose(slot, instance, system string, o LeadOptions) string {
+	return fmt.Sprintf("slot %q was served by instance %q on cluster %q, this is instance %q on cluster %q", slot, instance, system, o.InstanceID, o.SystemID)
 }
 
 const admit = `
@@ -93,11 +125,14 @@ SELECT p.instance_id IN ('', $2::text) AND (p.system_identifier IN ('', $3::text
 FROM outbox_relay.progress p WHERE p.slot = $1::text`
 
 // Admit returns ErrInstance where Lead would, without beginning anything: a copy of a database holds a queue of deliveries that its original makes.
-// Where nobody has led the slot and nobody has migrated the database there is no telling, and the answer is the same.
+// Where nobody has led the slot and nobody has migrated the database there is no telling, which is ErrUnknown.
 func (s *Store) Admit(ctx context.Context, o LeadOptions) error {
 	var ours bool
 	err := s.pool.QueryRow(ctx, admit, s.slot, o.InstanceID, o.SystemID).Scan(&ours)
-	if err == nil && !ours || errors.Is(err, pgx.ErrNoRows) {
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return fmt.Errorf("slot %q: %w", s.slot, ErrUnknown)
+	case err == nil && !ours:
 		return fmt.Errorf("slot %q: %w", s.slot, ErrInstance)
 	}
 	return wrap(err, "read whose the slot is")

@@ -174,6 +174,7 @@ const (
 	codeLockNotAvailable = "55P03"
 	codeUndefinedTable   = "42P01" // or its schema
 	codeUnique           = "23505"
+	codeDenied           = "42501"
 	codeUnknownStatement = "26000" // prepared on another session
 	codeReadOnly         = "25006" // a server that has become a standby
 	codeOutOfMemory      = "53200" // that for locks, above all
