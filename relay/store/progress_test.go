@@ -117,7 +117,7 @@ func TestAdmit(t *testing.T) {
 		}
 	}
 	b.exec("DELETE FROM outbox_relay.progress")
-	require.ErrorIs(t, b.store.Admit(t.Context(), store.LeadOptions{}), store.ErrInstance)
+	require.ErrorIs(t, b.store.Admit(t.Context(), store.LeadOptions{}), store.ErrUnknown)
 }
 
 func TestSaveSnapshot(t *testing.T) {
