@@ -295,3 +295,23 @@ func TestNotes(t *testing.T) {
 	assert.NotContains(t, full, "replicas=2")
 	assert.Contains(t, must(t, "database: {url: postgres://x@y/z}\n").notes, "in production")
 }
+
+// TestDSNInAFile: a DSN that is mounted as a file, to be rotated without a restart, is not given as a variable as well: the relay refuses two.
+func TestDSNInAFile(t *testing.T) {
+	t.Parallel()
+	r := must(t, `
+config: {database: {url_file: /secrets/url}}
+extraVolumes: [{name: dsn, secret: {secretName: relay}}]
+extraVolumeMounts: [{name: dsn, mountPath: /secrets, readOnly: true}]
+`)
+	c := relay(t, &get[*apps.Deployment](t, r, "shop-outbox-relay").Spec.Template.Spec)
+	assert.Empty(t, variable(c, "OUTBOX_RELAY_DATABASE_URL"))
+	r = must(t, `
+databases:
+  - {name: orders, existingSecret: one, config: {url_file: /secrets/orders}}
+  - {name: billing, existingSecret: two}
+`)
+	c = relay(t, &get[*apps.Deployment](t, r, "shop-outbox-relay").Spec.Template.Spec)
+	assert.Empty(t, variable(c, "OUTBOX_RELAY_DATABASES_ORDERS_URL"))
+	assert.Equal(t, "two/url", variable(c, "OUTBOX_RELAY_DATABASES_BILLING_URL"))
+}

@@ -83,21 +83,25 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
       key: {{ .key }}
 {{- end }}
 
-{{- /* The DSNs, which hold passwords and so are not in the file. */}}
+{{- /* The DSNs, which hold passwords and so are not in the file. One that is in a file of its own is not given twice. */}}
 {{- define "outbox-relay.databaseVariables" -}}
 {{- if .Values.databases }}
 {{- range .Values.databases }}
 {{- $prefix := printf "OUTBOX_RELAY_DATABASES_%s" (.name | upper | replace "-" "_") }}
 {{- $secret := .existingSecret }}
+{{- if not (dig "config" "url_file" "" .) }}
 {{ include "outbox-relay.secretVariable" (dict "name" (printf "%s_URL" $prefix) "secret" $secret "key" (get . "key" | default "url")) }}
+{{- end }}
 {{- with get . "replicationKey" }}
 {{ include "outbox-relay.secretVariable" (dict "name" (printf "%s_REPLICATION_URL" $prefix) "secret" $secret "key" .) }}
 {{- end }}
 {{- end }}
 {{- else }}
-{{- $secret := include "outbox-relay.secretName" . }}
-{{ include "outbox-relay.secretVariable" (dict "name" "OUTBOX_RELAY_DATABASE_URL" "secret" $secret "key" .Values.database.key) }}
+{{- if not (dig "database" "url_file" "" .Values.config) }}
+{{ include "outbox-relay.secretVariable" (dict "name" "OUTBOX_RELAY_DATABASE_URL" "secret" (include "outbox-relay.secretName" .) "key" .Values.database.key) }}
+{{- end }}
 {{- with .Values.database.replicationKey }}
+{{- $secret := include "outbox-relay.secretName" $ }}
 {{ include "outbox-relay.secretVariable" (dict "name" "OUTBOX_RELAY_DATABASE_REPLICATION_URL" "secret" $secret "key" .) }}
 {{- end }}
 {{- end }}
