@@ -406,7 +406,7 @@ func grantControl(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile("../README.md")
 	require.NoError(t, err)
-	found := regexp.MustCompile(`GRANT EXECUTE ON FUNCTION[^;]*?\sTO `).FindString(string(text))
+	found := regexp.MustCompile(`GRANT EXECUTE ON FUNCTION outbox_relay\.replay[^;]*?\sTO `).FindString(string(text))
 	require.NotEmpty(t, found)
 	return strings.TrimSuffix(found, " TO ")
 }
