@@ -128,7 +128,7 @@ func (s *session) checkPublished(ctx context.Context) error {
 			continue
 		}
 		reason := fmt.Errorf("tables are not published: %s; run: outbox-relay tenants add %s", list, name)
-		if err := s.suspend(ctx, t, reason); err != nil {
+		if err := s.markSuspended(ctx, t, reason); err != nil {
 			return err
 		}
 	}

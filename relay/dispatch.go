@@ -268,30 +268,6 @@ func (d *dispatcher) exceeds(limit int64, j *job) bool {
 	return w.n+r.n > 0 && w.bytes+r.bytes+j.bytes > limit
 }
 
-// hold takes room for a delivery; release gives it back.
-func (d *dispatcher) hold(j *job, where int) {
-	j.room = where
-	d.rooms[where].n++
-	d.rooms[where].bytes += j.bytes
-	j.lane.used++
-	if where == inWindow {
-		j.lane.windowed++
-		j.lane.party.windowed.n++
-		j.lane.party.windowed.bytes += j.bytes
-	}
-}
-
-func (d *dispatcher) leaveRoom(j *job) {
-	d.rooms[j.room].n--
-	d.rooms[j.room].bytes -= j.bytes
-	j.lane.used--
-	if j.room == inWindow {
-		j.lane.windowed--
-		j.lane.party.windowed.n--
-		j.lane.party.windowed.bytes -= j.bytes
-	}
-}
-
 // shed defers a delivery of the stream on its arrival. A quarter of the window is there for such until they are recorded; beyond that the stream waits
 // for the database.
 func (d *dispatcher) shed(ctx context.Context, j *job, reason string, due time.Duration) {
@@ -361,32 +337,41 @@ func (d *dispatcher) offer(list []offered) {
 	}
 	back := make(map[laneOrder]bool) // the keys of which one has gone back, as must all that follow it
 	for _, o := range list {
-		l := d.lane(o.job)
-		key := laneOrder{l, o.Order.Key}
-		if own := d.held[o.ID]; own != nil {
+		key := laneOrder{d.lane(o.job), o.Order.Key}
+		own := d.held[o.ID]
+		switch {
+		case own == nil:
+			if !d.accept(o, back[key]) && o.ordered() {
+				back[key] = true
+			}
+			continue
+		case own.counted && o.Attempts == own.Attempts:
+			own.reclaimed = &o // its outcome is durable, which we are about to hear, and has made the row due at once
+		default:
 			// Its outcome could not be recorded before the lease ran out. To attempt it again would only repeat it; and the lease is renewed now.
 			own.mine = o.mine
-			back[key] = back[key] || o.ordered()
-			continue
 		}
-		d.held[o.ID] = o.job
-		d.claimed++
-		d.claimedBytes += o.bytes
-		if o.reason == "" {
-			o.reason, o.due = d.refusalOfClaimed(l)
-		}
-		if o.reason == "" && back[key] {
-			o.reason, o.due = deferOrder, 0
-		}
-		if o.reason == "" {
-			d.enqueue(o.job)
-			continue
-		}
-		if o.ordered() {
-			back[key] = true
-		}
-		d.defers(o.job, o.reason, o.due)
+		back[key] = back[key] || o.ordered()
 	}
+}
+
+// accept puts a claimed delivery into its lane, or back into the retry queue: then it returns false. behind: one before it in its order has gone back.
+func (d *dispatcher) accept(o offered, behind bool) bool {
+	d.held[o.ID] = o.job
+	d.claimed++
+	d.claimedBytes += o.bytes
+	if o.reason == "" {
+		o.reason, o.due = d.refusalOfClaimed(o.lane)
+	}
+	if o.reason == "" && behind {
+		o.reason, o.due = deferOrder, 0
+	}
+	if o.reason != "" {
+		d.defers(o.job, o.reason, o.due)
+		return false
+	}
+	d.enqueue(o.job)
+	return true
 }
 
 func (d *dispatcher) refusalOfClaimed(l *lane) (reason string, due time.Duration) {

@@ -419,3 +419,37 @@ func TestAllWorkersComeBack(t *testing.T) {
 		b.close()
 	})
 }
+
+// TestReclaimedBeforeRelease: the outcome of a claimed delivery is durable, its row due and claimed anew, before the dispatcher hears of that. The row is leased to
+// us, so nobody else would attempt it. Where the outcome is not durable yet, the claim says nothing new.
+func TestReclaimedBeforeRelease(t *testing.T) {
+	t.Parallel()
+	for _, durable := range []bool{true, false} {
+		b := newBench(100)
+		claim := func(attempts int) *job {
+			j := b.job("one", 10)
+			j.ID, j.ledger, j.Attempts, j.mine = outbox.UUID{1}, nil, attempts, b.now().Add(time.Hour)
+			b.offer([]offered{{job: j}})
+			return j
+		}
+		first := claim(1)
+		require.Same(t, first, b.nextJob())
+		b.finish(first, verdict{attempted: true, failure: errAttempt, again: true})
+		claim(1)
+		var want *job
+		if durable {
+			want = claim(2)
+		}
+		require.Nil(t, b.nextJob())
+		b.release([]*job{first})
+		require.Same(t, want, b.nextJob())
+		_, _, claimed, _ := b.load()
+		if durable {
+			b.finish(want, verdict{})
+			b.release([]*job{want})
+			_, _, claimed, _ = b.load()
+		}
+		require.Zero(t, claimed)
+		require.Empty(t, b.held)
+	}
+}

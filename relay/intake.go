@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -173,26 +172,16 @@ func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error
 func (s *session) jobs(t *tenant, e *outbox.Event) []*job {
 	s.batch = s.batch[:0]
 	var m messages
+	var sharing sharings
+	sharing.count(s.targets)
 	source := s.cfg().Delivery.Source
 	for _, target := range s.targets {
-		s.batch = append(s.batch, newJob(t.schema, target, m.of(s.scratch[:0], target.Endpoint.Format, e, source), e, s))
+		f := target.Endpoint.Format
+		j := newJob(t.schema, target, m.of(s.scratch[:0], f, e, source), e, s)
+		sharing.of(f, j)
+		s.batch = append(s.batch, j)
 	}
 	return s.batch
-}
-
-// messages are the bodies of one event, by format.
-type messages [delivery.Formats]*delivery.Message
-
-// of encodes the body in scratch, which may be nil, if it fits.
-func (m *messages) of(scratch []byte, f delivery.Format, e *outbox.Event, source string) *delivery.Message {
-	if m[f] == nil {
-		encoded := delivery.Encode(scratch, f, e, source)
-		if len(encoded.Body) <= cap(scratch) { // it may be kept for seconds: not a byte more than it needs
-			encoded.Body = bytes.Clone(encoded.Body)
-		}
-		m[f] = &encoded
-	}
-	return m[f]
 }
 
 func newJob(tenant string, target route.Target, m *delivery.Message, e *outbox.Event, s *session) *job {
@@ -206,7 +195,6 @@ func newJob(tenant string, target route.Target, m *delivery.Message, e *outbox.E
 		committed: s.tx.begin.CommitTime,
 		ledger:    s.ledger,
 		commit:    s.tx.entry,
-		bytes:     int64(jobOverhead + len(m.Body)/len(s.targets)),
 	}
 }
 

@@ -31,12 +31,15 @@ type job struct {
 	lane       *lane
 	host       *host // that the attempt under way counts for
 	bytes      int64
-	room       int  // where it is held, once it is
-	unrecorded bool // attempted, and not durable
+	sharing    *sharing // nil: it has its body for itself
+	room       int      // where it is held, once it is
+	unrecorded bool     // attempted, and not durable
 	admitted   time.Time
 	running    bool
 	mine       time.Time   // until when a claimed delivery is leased to us, at least
 	leased     bool        // the retry queue has taken it over from the ledger; the attempt goes on
+	counted    bool        // it has been attempted, and Attempts has that
+	reclaimed  *offered    // its row, claimed anew before release; nil: it is not
 	blocking   bool        // counted among what keeps its key blocked until it is recorded
 	settle     func(error) // tells the breaker
 	next, prev *job
@@ -94,8 +97,7 @@ type laneKey struct {
 type lane struct {
 	key      laneKey
 	party    *party
-	host     *host // nil until an endpoint is known
-	hostName string
+	host     *host              // nil until an endpoint is known
 	endpoint *delivery.Endpoint // of the latest delivery; nil until then
 	queue    jobList            // may start, as far as their order goes
 	behind   int                // jobs in chains that may not

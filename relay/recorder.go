@@ -304,13 +304,13 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 		}
 		due = due || nextDue(&out[i])
 	}
-	if due {
-		r.dueNow()
-	}
 	for l, n := range settled {
 		l.written(n)
 	}
 	r.done(jobs, out)
+	if due {
+		r.dueNow() // not before: what is claimed meanwhile is taken for what we still have
+	}
 	return r.full(), nil
 }
 

@@ -272,12 +272,20 @@ func (s *session) beat(ctx context.Context) {
 func (s *session) lost(err error) { s.end(err) }
 
 // suspend stops a tenant whose tables are not as they should be: nothing of it is lost, and nobody else is held up. Its events stay where they
-// are, and resuming it queues what it has missed.
+// are, and resuming it queues what it has missed. It is for the stream's goroutine.
 func (s *session) suspend(ctx context.Context, t *tenant, reason error) error {
-	s.log.Error("tenant suspended", "tenant", t.schema, "error", reason, "hint", "it is tried again by itself; once mended, this does it at once: outbox-relay tenants resume "+t.schema)
-	t.setState(stateSuspended)
+	err := s.markSuspended(ctx, t, reason)
+	if err == nil {
+		t.setState(stateSuspended) // not before: what is left out comes again only if the database knows of it
+	}
+	return err
+}
+
+// markSuspended is suspend for any goroutine: the session heeds it as soon as the stream brings it, in the order of whatever else becomes of the tenant.
+func (s *session) markSuspended(ctx context.Context, t *tenant, reason error) error {
 	if err := s.store.Suspend(ctx, store.Progress{Epoch: s.epoch}, t.schema, reason.Error()); err != nil {
 		return fmt.Errorf("suspend tenant %q: %w", t.schema, err)
 	}
+	s.log.Error("tenant suspended", "tenant", t.schema, "error", reason, "hint", "it is tried again by itself; once mended, this does it at once: outbox-relay tenants resume "+t.schema)
 	return nil
 }

@@ -1,6 +1,10 @@
 package relay
 
-import "github.com/sony/gobreaker/v2"
+import (
+	"slices"
+
+	"github.com/sony/gobreaker/v2"
+)
 
 // What tenants, lanes and hosts may have of what there is.
 
@@ -18,13 +22,14 @@ type party struct {
 
 // host is the place that endpoints lead to.
 type host struct {
+	name    string
 	running int
 	waiting fifo[*lane] // stalled: as many attempts run as the host may have
 	lanes   int
 }
 
 // fifo is a queue that reuses its array.
-type fifo[T any] struct {
+type fifo[T comparable] struct {
 	items []T
 	head  int
 }
@@ -48,6 +53,16 @@ func (q *fifo[T]) pop() T {
 	return v
 }
 
+// remove takes an element out, and tells whether it was there.
+func (q *fifo[T]) remove(v T) bool {
+	i := slices.Index(q.items[q.head:], v)
+	if i < 0 {
+		return false
+	}
+	q.items = slices.Delete(q.items, q.head+i, q.head+i+1)
+	return true
+}
+
 func (d *dispatcher) partyOf(tenant string) *party {
 	p := d.parties[tenant]
 	if p == nil {
@@ -59,25 +74,36 @@ func (d *dispatcher) partyOf(tenant string) *party {
 
 // setHost counts the lane to the host that its endpoint has now.
 func (d *dispatcher) setHost(l *lane, name string) {
-	if l.host != nil && l.hostName == name {
+	if l.host != nil && l.host.name == name {
 		return
 	}
 	d.leaveHost(l)
 	h := d.hosts[name]
 	if h == nil {
-		h = &host{}
+		h = &host{name: name}
 		d.hosts[name] = h
 	}
 	h.lanes++
-	l.host, l.hostName = h, name
+	l.host = h
+	d.rouse(l) // it may have waited for a place at the other one
 }
 
 func (d *dispatcher) leaveHost(l *lane) {
-	if l.host == nil {
+	h := l.host
+	if h == nil {
 		return
 	}
-	if l.host.lanes--; l.host.lanes == 0 {
-		delete(d.hosts, l.hostName)
+	if l.stalled && h.waiting.remove(l) {
+		l.stalled = false
+	}
+	h.lanes--
+	d.dropHost(h)
+}
+
+// dropHost forgets a host that has nothing any more: one with attempts under way would be counted from nothing when an endpoint comes back to it.
+func (d *dispatcher) dropHost(h *host) {
+	if h.lanes == 0 && h.running == 0 {
+		delete(d.hosts, h.name)
 	}
 }
 
@@ -178,21 +204,20 @@ func (d *dispatcher) workerFor(l *lane) bool {
 // it already, and the others would come to their turn after the receiver's time to answer only.
 const stalledTries = 8
 
-// freed lets those try that waited for a worker, or for a place at the host. More than one that have work, since the first may have to wait on: a lane whose
-// queue was deferred meanwhile must not use up the turn of one behind it.
+// freed lets those try that waited for a worker, or for a place at the host: when an attempt has ended, or a lane that had its turn begins none after all. More
+// than one, since the first may have to wait on.
 func (d *dispatcher) freed(h *host) {
 	d.retry(&h.waiting, 2)
 	d.retry(&d.stalled, stalledTries)
 }
 
-// retry has the first lanes of a list that have work ask again whether they may start.
+// retry has the first lanes of a list ask again whether they may start. One that waits for something else, or has nothing any more, leaves its turn to the next.
 func (d *dispatcher) retry(q *fifo[*lane], tries int) {
 	for left := q.len(); tries > 0 && left > 0; left-- {
 		l := q.pop()
 		l.stalled = false
-		if l.queue.n > 0 {
+		if d.rouse(l); l.ready || l.stalled {
 			tries--
 		}
-		d.rouse(l)
 	}
 }

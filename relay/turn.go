@@ -103,7 +103,12 @@ func (d *dispatcher) nextJob() *job {
 	for d.ring.len() > 0 {
 		l := d.turn()
 		d.dropLost(l)
-		if l.queue.n == 0 || !d.mayStart(l) {
+		if l.queue.n == 0 {
+			d.busy(l)
+			d.freed(l.host)
+			continue
+		}
+		if !d.mayStart(l) {
 			d.busy(l)
 			continue
 		}
@@ -114,11 +119,13 @@ func (d *dispatcher) nextJob() *job {
 		}
 		if left := l.until.Sub(now); left > 0 {
 			d.deferQueue(l, deferThrottled, spread(left))
+			d.freed(l.host)
 			continue
 		}
 		settle, err := l.breaker.Allow()
 		if err != nil {
 			d.refuse(l, err)
+			d.freed(l.host)
 			continue
 		}
 		return d.start(l, settle)
@@ -243,6 +250,7 @@ func (d *dispatcher) leave(j *job, v verdict) {
 	d.unrecorded++
 	if v.attempted {
 		j.Attempts++
+		j.counted = true
 	}
 	switch {
 	case v.failure == nil:
@@ -268,6 +276,7 @@ func (d *dispatcher) leave(j *job, v verdict) {
 	d.busy(l)
 	d.rouse(l)
 	d.freed(j.host)
+	d.dropHost(j.host)
 }
 
 // release gives back the room of deliveries whose outcome is durable.
@@ -280,6 +289,9 @@ func (d *dispatcher) release(jobs []*job) {
 		}
 		if j.ledger == nil || j.leased {
 			delete(d.held, j.ID)
+		}
+		if j.reclaimed != nil {
+			d.accept(*j.reclaimed, false)
 		}
 		if j.ledger == nil {
 			d.claimed--
