@@ -122,6 +122,7 @@ type auditor struct {
 	thorough  bool
 	repair    bool
 	found     func(tenant string, event, endpoint outbox.UUID)
+	repaired  func([]store.Outcome) // is told what has been queued; nil: nobody is
 
 	missing, queued int64
 	first           outbox.UUID // event
@@ -164,6 +165,9 @@ func (a *auditor) run(ctx context.Context) error {
 				return fmt.Errorf("queue what is missing: %w", err)
 			}
 			a.queued += int64(len(out))
+			if a.repaired != nil {
+				a.repaired(out)
+			}
 		}
 	}
 	return nil
@@ -225,7 +229,7 @@ func (s *session) audit(ctx context.Context, from, to store.Snapshot, changes ma
 		}
 		a := auditor{
 			store: s.store, cfg: s.cfg(), table: t, inspector: s.inspector, span: store.Range{Tenant: name, From: from, To: to, Since: time.Now().Add(-auditReach)},
-			epoch: s.epoch, repair: true,
+			epoch: s.epoch, repair: true, repaired: s.queued,
 		}
 		err := a.run(ctx)
 		if _, broken := errors.AsType[*store.TenantError](err); broken {
@@ -237,10 +241,8 @@ func (s *session) audit(ctx context.Context, from, to store.Snapshot, changes ma
 		}
 		if a.missing > 0 {
 			s.metrics.auditFindings.Add(float64(a.missing))
-			s.metrics.deferrals[deferAudit].Add(float64(a.queued))
 			s.log.Error("audit: committed events had no delivery; it is being queued", "tenant", name, "deliveries", a.missing, "first_event", a.first,
 				"check", "whether somebody has changed publications, slot or tables; outbox-relay audit looks at earlier events")
-			signal(s.claim)
 		}
 	}
 	return nil
