@@ -94,7 +94,7 @@ func opError(op string, err error) error {
 		err = fmt.Errorf("%w: %w", ErrNotInstalled, err)
 	case "42501":
 		if hint == "" {
-			hint = "Use a role that owns the objects named, or have an administrator run the output of: outbox-relay migrate --print"
+			hint = "Use a role that owns the objects named, not the relay's own; what it takes is at the head of: outbox-relay migrate --print, which an administrator may run as well"
 		}
 	}
 	return &Error{Op: op, Err: err, Hint: hint}
