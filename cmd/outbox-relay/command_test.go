@@ -153,6 +153,17 @@ func TestEnvironmentAloneConfigures(t *testing.T) {
 	}
 }
 
+func TestConfigHidesTheUserOfAProxy(t *testing.T) {
+	t.Parallel()
+	for proxy, want := range map[string]string{
+		"http://s3cret@proxy:3128": "http://xxxxx@proxy:3128", "http://user:s3cret@proxy:3128": "http://user:xxxxx@proxy:3128", "http://proxy:3128": "http://proxy:3128",
+	} {
+		o := invoke(t, []string{"OUTBOX_RELAY_DATABASE_URL=postgres://h/x", "OUTBOX_RELAY_NETWORK_PROXY=" + proxy}, "config")
+		assert.Equal(t, exitOK, o.code, o.err)
+		assert.Contains(t, o.out, "  proxy: "+want+"\n")
+	}
+}
+
 func TestConfigFileByVariable(t *testing.T) {
 	t.Parallel()
 	write := func(workers string) string {

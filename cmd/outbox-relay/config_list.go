@@ -92,11 +92,14 @@ func plainProfiles(profiles []delivery.TLSProfile) []map[string]any {
 	return list
 }
 
-// hideUserinfo shows the URL of a proxy without its password.
+// hideUserinfo shows the URL of a proxy without its password. A user without one is often a token.
 func hideUserinfo(text string) string {
 	u, err := url.Parse(text)
 	if err != nil || text != "" && u.Host == "" {
 		return "(hidden: not a URL)"
+	}
+	if _, ok := u.User.Password(); u.User != nil && !ok {
+		u.User = url.User("xxxxx")
 	}
 	return u.Redacted()
 }
