@@ -206,12 +206,12 @@ func (a *auditor) look(u *store.Unaccounted, out []store.Outcome) []store.Outcom
 const auditReach = 7 * 24 * time.Hour
 
 // audit looks, before a snapshot is saved, at what it shows and the one before does not. A tenant whose subscriptions have changed meanwhile is left
-// out: what they would match now they did not match then.
-func (s *session) audit(ctx context.Context, from, to store.Snapshot, changes map[string]uint64) error {
+// out: what they would match now they did not match then. So is one that has just been found not to be published: it is suspended, and has a backfill to come.
+func (s *session) audit(ctx context.Context, from, to store.Snapshot, changes map[string]uint64, unpublished map[string]string) error {
 	var steady []string
 	for _, name := range s.known() {
 		t := s.tenant(name)
-		if t == nil || !t.is(stateActive) || t.isFilling() || t.until != 0 {
+		if t == nil || !t.is(stateActive) || t.isFilling() || t.until != 0 || unpublished[name] != "" {
 			continue
 		}
 		if before, known := changes[name]; t.changed() == before && (known || changes == nil) { // not one that has come meanwhile: what its events matched before is not known

@@ -116,11 +116,11 @@ type checkpoint struct {
 }
 
 // checkPublished suspends the tenants whose events, or changes of whose routing, the log does not carry. It comes after a snapshot is taken and
-// before it is saved, which would count what they have committed as handled: they are resumed from the one before.
-func (s *session) checkPublished(ctx context.Context) error {
-	tables, err := s.store.Unpublished(ctx)
+// before it is saved, which would count what they have committed as handled: they are resumed from the one before. It returns which they are.
+func (s *session) checkPublished(ctx context.Context) (tables map[string]string, err error) {
+	tables, err = s.store.Unpublished(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for name, list := range tables {
 		t := s.tenant(name)
@@ -129,10 +129,10 @@ func (s *session) checkPublished(ctx context.Context) error {
 		}
 		reason := fmt.Errorf("tables are not published: %s; run: outbox-relay tenants add %s", list, name)
 		if err := s.markSuspended(ctx, t, reason); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return tables, nil
 }
 
 // advance takes a snapshot now and then, and saves it when the recorded position has reached it.
@@ -153,10 +153,11 @@ func (c *checkpoint) advance(ctx context.Context, s *session) error {
 		}
 		return nil
 	}
-	if err := s.checkPublished(ctx); err != nil {
+	unpublished, err := s.checkPublished(ctx)
+	if err != nil {
 		return err
 	}
-	if err := s.audit(ctx, c.saved, c.snapshot, c.changes); err != nil {
+	if err := s.audit(ctx, c.saved, c.snapshot, c.changes, unpublished); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.Audited)

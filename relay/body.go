@@ -23,12 +23,12 @@ func (m *messages) of(scratch []byte, f delivery.Format, e *outbox.Event, source
 	return m[f]
 }
 
-// sharing is how the deliveries of one event that have one body pay for it: each for its part, which stays where it was charged until the last of them is gone,
-// as the body does. What is below belongs to the dispatcher's lock.
+// sharing is how the deliveries of one event that have one body pay for it: each for its part. That of one that is gone is the window's until the last of them is,
+// wherever it was charged: the body is still there, and nothing is on its way to be recorded. What is below belongs to the dispatcher's lock.
 type sharing struct {
 	holders int
-	left    [roomsNumber]int64 // charged by those that are gone
-	paid    int64              // by all that are gone, while there is no holder: the next one takes it over
+	left    int64 // charged to the window for those that are gone
+	paid    int64 // by all that are gone, while there is no holder: the next one takes it over
 }
 
 // sharings are those of one event, by format.
@@ -76,21 +76,19 @@ func (d *dispatcher) leaveRoom(j *job) {
 		j.lane.windowed--
 		j.lane.party.windowed.n--
 	}
+	d.charge(j.lane.party, j.room, -j.bytes)
 	s := j.sharing
 	if s == nil {
-		d.charge(j.lane.party, j.room, -j.bytes)
 		return
 	}
-	d.charge(j.lane.party, j.room, -jobOverhead)
-	s.left[j.room] += j.bytes - jobOverhead
+	part := j.bytes - jobOverhead
 	if s.holders--; s.holders > 0 {
+		d.charge(j.lane.party, inWindow, part)
+		s.left += part
 		return
 	}
-	for where, bytes := range s.left {
-		d.charge(j.lane.party, where, -bytes)
-		s.paid += bytes
-	}
-	s.left = [roomsNumber]int64{}
+	d.charge(j.lane.party, inWindow, -s.left)
+	s.left, s.paid = 0, s.left+part
 }
 
 // charge counts bytes of a tenant in a room. All that share a body are the same tenant's.

@@ -80,9 +80,36 @@ func TestBodyIsPaidForOnce(t *testing.T) {
 	require.EqualValues(t, jobOverhead+200, b.rooms[inReserve].bytes, "whoever comes after that pays for those before")
 	b.hold(jobs[2], inWindow)
 	b.leaveRoom(jobs[1])
-	require.EqualValues(t, 200, b.rooms[inReserve].bytes, "it stays where it was charged")
-	require.EqualValues(t, jobOverhead+100, jobs[2].lane.party.windowed.bytes)
+	require.Zero(t, b.rooms[inReserve].bytes)
+	require.EqualValues(t, jobOverhead+300, b.rooms[inWindow].bytes, "the body is in the window as long as somebody has it")
+	require.EqualValues(t, jobOverhead+300, jobs[2].lane.party.windowed.bytes)
 	b.leaveRoom(jobs[2])
 	require.Zero(t, b.bytes())
 	require.Zero(t, jobs[2].lane.party.windowed.bytes)
+}
+
+// TestBodyDoesNotFillTheDeferrals has nineteen of twenty endpoints paused and one hang: what is recorded leaves the room of what is about to be.
+func TestBodyDoesNotFillTheDeferrals(t *testing.T) {
+	t.Parallel()
+	b := newBench(1000)
+	e := &engine{}
+	e.config.Store(b.cfg)
+	s := &session{engine: e, ledger: b.ledger}
+	for i := range 20 {
+		s.targets = append(s.targets, route.Target{Endpoint: &delivery.Endpoint{ID: outbox.UUID{byte(i + 1)}, Concurrency: 1, Host: fmt.Sprint(i)}})
+	}
+	const size = 64 << 10
+	jobs := s.jobs(&tenant{schema: "t"}, &outbox.Event{ID: outbox.NewUUID(), Type: "a.b", Data: bytes.Repeat([]byte{'1'}, size), OccurredAt: time.Now()})
+	for i, j := range jobs {
+		j.commit = noCommit
+		if i == 0 {
+			b.admit(t.Context(), j)
+			continue
+		}
+		b.postpone(t.Context(), j, deferPaused, parked)
+		b.release([]*job{j})
+	}
+	require.Zero(t, b.rooms[inDeferral].bytes)
+	require.InDelta(t, size, b.rooms[inWindow].bytes, 2048)
+	require.InDelta(t, size, jobs[0].lane.party.windowed.bytes, 2048)
 }

@@ -346,7 +346,9 @@ func (d *dispatcher) offer(list []offered) {
 			}
 			continue
 		case own.counted && o.Attempts == own.Attempts:
-			own.reclaimed = &o // its outcome is durable, which we are about to hear, and has made the row due at once
+			// Its outcome is durable, which we are about to hear, and has made the row due at once. What was put back without an attempt cannot be told from the
+			// case below, and waits for the lease.
+			own.reclaimed = &o
 		default:
 			// Its outcome could not be recorded before the lease ran out. To attempt it again would only repeat it; and the lease is renewed now.
 			own.mine = o.mine

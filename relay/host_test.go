@@ -99,3 +99,48 @@ func oneHost(t *testing.T, concurrency, bad int) {
 	}
 	require.Greater(t, delivered, 100)
 }
+
+// TestMovedEndpointsLeaveTheirTurn: lanes that had got the old host's free place leave it to those that stay.
+func TestMovedEndpointsLeaveTheirTurn(t *testing.T) {
+	t.Parallel()
+	b := newBench(1000)
+	b.cfg.Delivery.HostConcurrency = 1
+	b.admit(t.Context(), b.at("x", "old"))
+	first := b.nextJob()
+	for i := range 4 {
+		b.admit(t.Context(), b.at(fmt.Sprint("e", i), "old"))
+	}
+	require.Nil(t, b.nextJob())
+	b.finish(first, verdict{}) // two are ready now, and no worker has come yet
+	for i := range 2 {
+		b.lane(b.at(fmt.Sprint("e", i), "new"))
+	}
+	begun := 0
+	for j := b.nextJob(); j != nil; j = b.nextJob() {
+		begun++
+		b.finish(j, verdict{})
+	}
+	require.Equal(t, 4, begun)
+}
+
+// TestDoubtUsesUpNoTurns: what the stream brought must not begin while it is not sure that this replica leads, and leaves its turn to what was claimed.
+func TestDoubtUsesUpNoTurns(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(1000)
+		b.cfg.Delivery.HostConcurrency = 1
+		b.ledger.tenure = newTenure(time.Now(), time.Minute)
+		b.admit(t.Context(), b.at("x", "h"))
+		first := b.nextJob()
+		for i := range 2 {
+			b.admit(t.Context(), b.at(fmt.Sprint("e", i), "h"))
+		}
+		claimed := b.at("q", "h")
+		claimed.ledger, claimed.mine = nil, time.Now().Add(time.Hour)
+		b.offer([]offered{{job: claimed}})
+		require.Nil(t, b.nextJob())
+		time.Sleep(41 * time.Second)
+		b.finish(first, verdict{})
+		require.Same(t, claimed, b.nextJob())
+	})
+}

@@ -48,8 +48,8 @@ func (s *session) recoverMissed(ctx context.Context) error {
 	}
 }
 
-// errNotYet puts a recovery off until the stream has come to where its tenant is.
-var errNotYet = errors.New("the tenant is not known yet")
+// errNotYet puts a recovery off until the stream has come to where its tenant is, or the tenant is resumed.
+var errNotYet = errors.New("the tenant is not known yet, or suspended")
 
 func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 	t := s.tenant(r.Tenant)
@@ -58,6 +58,9 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 		return errNotYet
 	case t == nil:
 		return s.store.EndRecovery(ctx, s.epoch, r.Number, "the tenant is not served any more")
+	}
+	if t.is(stateSuspended) {
+		return errNotYet
 	}
 	ep := t.endpoint(r.ID)
 	switch {

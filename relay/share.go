@@ -97,6 +97,9 @@ func (d *dispatcher) leaveHost(l *lane) {
 		l.stalled = false
 	}
 	h.lanes--
+	if l.ready { // its turn there is somebody else's
+		d.retry(&h.waiting, 1)
+	}
 	d.dropHost(h)
 }
 

@@ -46,7 +46,7 @@ func TestSuspensionThatFails(t *testing.T) {
 	messages := make(chan string, 1000)
 	p.run(heard{slog.DiscardHandler, messages}, nil)
 	p.events("one", 1)
-	require.Eventually(t, func() bool { return p.arrived() == 1 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return p.arrived() == 1 }, time.Minute, 10*time.Millisecond)
 
 	lock, err := p.pool.Begin(ctx)
 	require.NoError(t, err)

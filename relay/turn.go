@@ -115,6 +115,7 @@ func (d *dispatcher) nextJob() *job {
 		now := d.now()
 		if of := l.queue.head.ledger; of != nil && !of.tenure.holds(now) {
 			d.doubt() // sure waits for the answer, or the session ends
+			d.freed(l.host)
 			continue
 		}
 		if left := l.until.Sub(now); left > 0 {

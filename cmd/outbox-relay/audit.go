@@ -109,14 +109,6 @@ func (a *app) audit(ctx context.Context, c *config, o relay.AuditOptions, output
 		result.Tenants = append(result.Tenants, reports...)
 	}
 	shown.end()
-	for _, name := range o.Tenants {
-		if !slices.ContainsFunc(result.Tenants, func(r relay.AuditReport) bool { return r.Tenant == name }) {
-			return hinted{
-				fmt.Errorf("schema %q is not a tenant, or none of tenants.include", name),
-				"see: outbox-relay tenants list; names are taken as they are, upper and lower case differ",
-			}
-		}
-	}
 	slices.SortFunc(result.Tenants, func(a, b relay.AuditReport) int { return strings.Compare(a.Tenant, b.Tenant) })
 	var err error
 	if output == "json" {
@@ -128,6 +120,14 @@ func (a *app) audit(ctx context.Context, c *config, o relay.AuditOptions, output
 	}
 	if err != nil {
 		return err
+	}
+	for _, name := range o.Tenants { // after what was found of the others, and repaired perhaps
+		if !slices.ContainsFunc(result.Tenants, func(r relay.AuditReport) bool { return r.Tenant == name }) {
+			return hinted{
+				fmt.Errorf("schema %q is not a tenant, or none of tenants.include", name),
+				"see: outbox-relay tenants list; names are taken as they are, upper and lower case differ",
+			}
+		}
 	}
 	for _, r := range result.Tenants {
 		if r.Missing > r.Queued {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -29,17 +30,21 @@ func (s *Store) record(ctx context.Context, pool *pgxpool.Pool, owner outbox.UUI
 		return nil, nil
 	}
 	var broken []TenantError
+	again := s.unclear.Load()
+	if time.Since(time.UnixMilli(s.short.Load())) > shortFor {
+		s.most.Store(0)
+	}
 	for rest := split(outcomes); ; {
 		n := len(rest)
 		if most := int(s.most.Load()); most > 0 {
 			n = min(n, most)
 		}
-		w := writer{owner: owner, slot: s.slot, progress: p, batches: rest[:n], last: last, often: pool == s.recording, again: s.unclear.Load()}
+		w := writer{owner: owner, slot: s.slot, progress: p, batches: rest[:n], last: last, often: pool == s.recording, again: again}
 		if n < len(rest) { // the position and what comes last are for all of it
 			w.progress, w.last = p.part(), nil
 		}
 		more, err := w.write(ctx, pool)
-		if w.often {
+		if w.often && (err != nil || n == len(rest)) {
 			s.unclear.Store(err != nil)
 		}
 		switch {
@@ -47,6 +52,7 @@ func (s *Store) record(ctx context.Context, pool *pgxpool.Pool, owner outbox.UUI
 			return nil, ErrFenced
 		case code(err) == codeOutOfMemory && n > 1:
 			s.most.Store(int32(n / 2)) //nolint:gosec // it is smaller than n
+			s.short.Store(time.Now().UnixMilli())
 			s.log.Warn("the server has no memory left for the locks of so many tenants: outcomes are recorded in parts; raise max_locks_per_transaction",
 				"tenants", n, "part", n/2, "error", err)
 			continue
@@ -59,6 +65,9 @@ func (s *Store) record(ctx context.Context, pool *pgxpool.Pool, owner outbox.UUI
 		}
 	}
 }
+
+// shortFor is how long parts are as small as they had to be: others may have had the locks.
+const shortFor = time.Minute
 
 // A writer writes one batch.
 type writer struct {

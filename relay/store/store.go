@@ -56,6 +56,7 @@ type Store struct {
 	crowded   atomic.Int64 // when a claim waited in vain for its turn, in milliseconds of Unix time
 	unclear   atomic.Bool  // the last batch of Record may have been written all the same
 	most      atomic.Int32 // tenants that the server has locks for in one transaction, as it has shown; 0: it has not
+	short     atomic.Int64 // when it had too few last, in milliseconds of Unix time
 }
 
 // What advisory locks are about: each is taken for an endpoint or a slot, hashed with its number. 8245937120485516401 as it is, without anything hashed,
