@@ -233,9 +233,12 @@ func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt 
 	limited, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	for ; target != nil; redirects++ {
-		header, profile := c.foreignHeader(m, attempt, signed), c.common
+		var header http.Header
+		profile := c.common
 		if ep.owns(target) { // its authorities and its certificate are as much between the two as its signature is
 			header, profile = c.header(ep, m, attempt, signed), c.profileOf(ep)
+		} else {
+			header = c.foreignHeader(m, attempt, signed)
 		}
 		resp, err := c.send(limited, profile.http(ep.verifyTLS), sent, request(ep, target, header), m.Body) //nolint:bodyclose // settle does
 		target = c.settle(ctx, deadline, sent, ep, target, redirects, resp, err, res)

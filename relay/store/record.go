@@ -15,7 +15,8 @@ import (
 const advance = `SELECT outbox_relay.advance($1::text, $2::int8, $3::pg_lsn, $4::pg_lsn)`
 
 // Record makes outcomes durable, all or none, together with the position that they cover: in one transaction for all tenants, sent in
-// one round trip. A server that has no locks left for so many tenants gets them in several, of which the last has the position. owner is the process in the leases of the retry queue; p is nil where this process does not lead.
+// one round trip. A server that has no locks left for so many tenants gets them in several, of which the last has the position. owner is the process in
+// the leases of the retry queue; p is nil where this process does not lead.
 //
 // A tenant that cannot be written to does not hold up the others: its part is left out and reported as a TenantError. On an error
 // nothing is known to be written, and the caller repeats the batch with the same Delivery.IDs: what was written is found and left as
