@@ -92,11 +92,9 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 	if page.Done {
 		s.log.Info("backfill done", "tenant", t.schema)
 		// A tenant that was moved may have rows that the other shard's leader wrote after the tenant had come here: what is to be sent goes behind those.
-		blocked, err := s.store.Blocked(ctx, []string{t.schema})
-		if err != nil {
+		if err := s.blockOrdered(ctx, []string{t.schema}); err != nil {
 			return fmt.Errorf("load what waits in order: %w", err)
 		}
-		s.dispatcher.block(blocked)
 		t.setFilling(false)
 		s.resumed.Store(true) // what was parked behind it
 		signal(s.attention)

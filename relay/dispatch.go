@@ -104,13 +104,15 @@ type dispatcher struct {
 	drained chan struct{} // not nil: nothing more is started
 	empty   bool          // drained is closed
 
-	lanes   map[laneKey]*lane
-	parties map[string]*party
-	hosts   map[string]*host
-	ring    fifo[*party]
-	stalled fifo[*lane] // those that wait for a worker
-	running jobList
-	stamp   uint64
+	lanes    map[laneKey]*lane
+	parties  map[string]*party
+	hosts    map[string]*host
+	ring     fifo[*party]
+	stalled  fifo[*lane] // those that wait for a worker
+	running  jobList
+	stamp    uint64
+	keys     int // blocked ones of lanes that are not crowded
+	mostKeys int // of them
 
 	rooms        [roomsNumber]room
 	unrecorded   int       // deliveries that were attempted and whose outcome is not durable
@@ -131,7 +133,7 @@ type dispatcher struct {
 
 func newDispatcher(cfg *Config, m *metrics) *dispatcher {
 	return &dispatcher{
-		cfg: cfg, metrics: m, now: time.Now, swept: time.Now(), room: make(chan struct{}, 1),
+		cfg: cfg, metrics: m, now: time.Now, swept: time.Now(), mostKeys: mostKeys, room: make(chan struct{}, 1),
 		deferred: func(*job, string, time.Duration) {}, lease: func(*job) {}, claimedDone: func() {},
 		breakerOpened: func(laneKey, time.Duration) {}, turned: func(laneKey, bool, delivery.Class, string) {}, doubt: func() {}, spawn: func() {}, beat: func(context.Context) {},
 		held: make(map[outbox.UUID]*job), lanes: make(map[laneKey]*lane), parties: make(map[string]*party), hosts: make(map[string]*host),

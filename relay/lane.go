@@ -127,6 +127,7 @@ type lane struct {
 
 	chains  map[outbox.UUID]*chain
 	blocked map[outbox.UUID]*block
+	crowd   *crowd // all its keys are blocked; nil: those in the map
 }
 
 // ramp is how many attempts run at the same time. It begins low, grows by one for every success that used all of it up to a threshold, and by
@@ -312,5 +313,5 @@ func (l *lane) measure(spell time.Duration) {
 // idle tells whether the lane can be forgotten.
 func (l *lane) idle() bool {
 	return !l.active && l.used == 0 && l.queue.n == 0 && l.behind == 0 && l.running == 0 && !l.ready && !l.stalled &&
-		len(l.chains) == 0 && len(l.blocked) == 0 && l.breakerState() != gobreaker.StateOpen
+		len(l.chains) == 0 && len(l.blocked) == 0 && l.crowd == nil && l.breakerState() != gobreaker.StateOpen
 }

@@ -52,7 +52,9 @@ func (d *dispatcher) enqueue(j *job) {
 }
 
 // isBlocked tells whether a delivery of the stream has to go behind a row.
-func (l *lane) isBlocked(j *job) bool { return j.ordered() && l.blocked[j.Order.Key] != nil }
+func (l *lane) isBlocked(j *job) bool {
+	return j.ordered() && (l.crowd != nil || l.blocked[j.Order.Key] != nil)
+}
 
 // blockKey makes rows of what the stream has brought of a key, in order, before one more of it is deferred. What was claimed stays: it has rows,
 // with places before those of all that the stream brings.
@@ -105,6 +107,9 @@ func (d *dispatcher) blocking(l *lane, key outbox.UUID) *block {
 		}
 		b = &block{}
 		l.blocked[key] = b
+		if l.crowd == nil {
+			d.keys++
+		}
 	}
 	d.stamp++
 	b.stamp = d.stamp
@@ -167,6 +172,9 @@ func (d *dispatcher) blockedKeys() (keys []store.OrderedKey, stamps []uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, l := range d.lanes {
+		if l.crowd != nil {
+			continue
+		}
 		for key, b := range l.blocked {
 			if len(keys) == maxBlockedKeys {
 				return keys, stamps
@@ -180,8 +188,8 @@ func (d *dispatcher) blockedKeys() (keys []store.OrderedKey, stamps []uint64) {
 	return keys, stamps
 }
 
-// unblock frees the keys that have no rows, unless they have been blocked again since they were listed.
-func (d *dispatcher) unblock(keys []store.OrderedKey, stamps []uint64, still []bool) {
+// unblock frees the keys that have no rows, unless they have been blocked again since they were listed. It returns how many those are.
+func (d *dispatcher) unblock(keys []store.OrderedKey, stamps []uint64, still []bool) (freed int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for i, k := range keys {
@@ -191,16 +199,25 @@ func (d *dispatcher) unblock(keys []store.OrderedKey, stamps []uint64, still []b
 		}
 		if b := l.blocked[k.Key]; b != nil && b.stamp == stamps[i] {
 			delete(l.blocked, k.Key)
+			d.keys--
+			freed++
 		}
 	}
+	return freed
 }
 
-// block takes over what the database knows of blocked keys when a session begins.
+// block takes over what the database knows of blocked keys.
 func (d *dispatcher) block(keys []store.OrderedKey) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.blockKeys(keys)
+}
+
+func (d *dispatcher) blockKeys(keys []store.OrderedKey) {
 	for _, k := range keys {
-		d.blocking(d.laneOf(laneKey{k.Tenant, k.Endpoint}), k.Key)
+		if l := d.laneOf(laneKey{k.Tenant, k.Endpoint}); l.crowd == nil || l.crowd.asking {
+			d.blocking(l, k.Key)
+		}
 	}
 }
 

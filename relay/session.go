@@ -130,11 +130,9 @@ func (s *session) run(parent context.Context) error {
 	if err := s.loadTenants(ctx); err != nil {
 		return err
 	}
-	blocked, err := s.store.Blocked(ctx, s.schemas())
-	if err != nil {
+	if err := s.blockOrdered(ctx, s.schemas()); err != nil {
 		return fmt.Errorf("load what waits in order: %w", err)
 	}
-	s.dispatcher.block(blocked)
 	if err := s.heedBreakers(ctx); err != nil {
 		return err
 	}

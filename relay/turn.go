@@ -301,7 +301,9 @@ func (d *dispatcher) release(jobs []*job) {
 		}
 		d.leaveRoom(j)
 		if b := j.lane.blocked[j.Order.Key]; j.blocking && b != nil && b.of == j.ledger {
-			b.unrecorded--
+			if b.unrecorded--; b.unrecorded == 0 && j.lane.crowd != nil && !j.lane.crowd.asking {
+				delete(j.lane.blocked, j.Order.Key)
+			}
 		}
 	}
 	if d.unrecorded < d.cfg.Window.Deliveries {

@@ -126,10 +126,11 @@ func (d *dispatcher) abandon(of *ledger) int {
 			}
 		}
 		take(&l.queue)
-		l.blocked = nil
+		l.blocked, l.crowd = nil, nil
 		d.busy(l)
 		d.rouse(l)
 	}
+	d.keys = 0
 	d.mu.Unlock()
 	d.release(left)
 	return len(left)

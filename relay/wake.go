@@ -16,6 +16,8 @@ const (
 	wakeAgain = 10 * time.Second
 	// wakeWithin is the time over which the deliveries of an endpoint come back that takes them again.
 	wakeWithin = time.Second
+	// keysLooks is how often in a row it asks for blocked keys.
+	keysLooks = 20
 )
 
 // A waker ends waits: of keys whose rows are gone, and of rows whose endpoint takes deliveries again.
@@ -41,12 +43,8 @@ func (w *waker) wake(ctx context.Context, s *session) error {
 			s.takesAgain(key)
 		}
 	}
-	if keys, stamps := s.dispatcher.blockedKeys(); len(keys) > 0 {
-		still, err := s.store.StillBlocked(ctx, keys)
-		if err != nil {
-			return fmt.Errorf("look for keys that wait no more: %w", err)
-		}
-		s.dispatcher.unblock(keys, stamps, still)
+	if err := errors.Join(s.lookAtCrowds(ctx), s.freeKeys(ctx)); err != nil {
+		return err
 	}
 	if s.resumed.Swap(false) {
 		w.reason = time.Now()
@@ -65,6 +63,24 @@ func (w *waker) wake(ctx context.Context, s *session) error {
 	}
 	signal(s.claim)
 	return failed
+}
+
+// freeKeys looks for blocked keys that have no rows any more. Where most of those it has asked for are free, as after a recovery, it asks for the next.
+func (s *session) freeKeys(ctx context.Context) error {
+	for range keysLooks {
+		keys, stamps := s.dispatcher.blockedKeys()
+		if len(keys) == 0 {
+			return nil
+		}
+		still, err := s.store.StillBlocked(ctx, keys)
+		if err != nil {
+			return fmt.Errorf("look for keys that wait no more: %w", err)
+		}
+		if freed := s.dispatcher.unblock(keys, stamps, still); len(keys) < maxBlockedKeys || freed < len(keys)/2 {
+			return nil
+		}
+	}
+	return nil
 }
 
 func (s *session) wakeEndpoint(ctx context.Context, key laneKey) (more bool, err error) {

@@ -38,6 +38,27 @@ UPDATE outbox_relay.retry_queue q SET due_at = 'infinity'
 WHERE q.delivery_id = ANY($1::uuid[] || ARRAY(SELECT p.delivery_id FROM pushed p)) AND q.order_key IS NOT NULL AND q.leased_by IS NULL
   AND (q.due_at < 'infinity') IS TRUE AND EXISTS ` + behind
 
+// The keys of an endpoint are found one after the other, each by a look into the index: one may have a million rows.
+const orderedEndpoints = `
+WITH RECURSIVE l AS (
+  (SELECT q.lane, q.tenant, q.endpoint_id FROM outbox_relay.retry_queue q WHERE q.order_key IS NOT NULL ORDER BY q.lane LIMIT 1)
+  UNION ALL
+  SELECT n.lane, n.tenant, n.endpoint_id FROM l CROSS JOIN LATERAL (
+    SELECT q.lane, q.tenant, q.endpoint_id FROM outbox_relay.retry_queue q
+    WHERE q.order_key IS NOT NULL AND q.lane > l.lane ORDER BY q.lane LIMIT 1) n)
+SELECT l.tenant, l.endpoint_id FROM l WHERE l.tenant = ANY($1::text[])`
+
+const blockedKeys = `
+SELECT ARRAY(
+  WITH RECURSIVE k AS (
+    (SELECT q.order_key FROM outbox_relay.retry_queue q WHERE q.lane = u.lane AND q.order_key IS NOT NULL ORDER BY q.order_key LIMIT 1)
+    UNION ALL
+    SELECT n.order_key FROM k CROSS JOIN LATERAL (
+      SELECT q.order_key FROM outbox_relay.retry_queue q WHERE q.lane = u.lane AND q.order_key > k.order_key ORDER BY q.order_key LIMIT 1) n)
+  SELECT k.order_key FROM k LIMIT $3::int8)
+FROM (SELECT u.i, outbox_relay.lane(u.t, u.e) AS lane FROM unnest($1::text[], $2::uuid[]) WITH ORDINALITY AS u (t, e, i) OFFSET 0) u
+ORDER BY u.i`
+
 // wakeNext makes the heads of keys due after those before them have gone.
 const wakeNext = `SELECT outbox_relay.wake_next($1::text, $2::uuid[], $3::uuid[])`
 
@@ -84,21 +105,48 @@ func arrange(tenant string, first, won, later []*Outcome) []statement {
 	return list
 }
 
-// Blocked lists the keys of the tenants that have rows in the retry queue.
-func (s *Store) Blocked(ctx context.Context, tenants []string) ([]OrderedKey, error) {
-	rows, err := s.pool.Query(ctx, `
-SELECT DISTINCT q.tenant, q.endpoint_id, q.order_key FROM outbox_relay.retry_queue q
-WHERE q.order_key IS NOT NULL AND q.tenant = ANY($1::text[])`, tenants)
+// OrderedEndpoints lists the endpoints of the tenants that have rows with a key in the retry queue.
+func (s *Store) OrderedEndpoints(ctx context.Context, tenants []string) ([]Endpoint, error) {
+	rows, err := s.pool.Query(ctx, orderedEndpoints, tenants)
 	if err != nil {
-		return nil, fmt.Errorf("list ordered keys: %w", err)
+		return nil, fmt.Errorf("list ordered endpoints: %w", err)
 	}
-	keys, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (k OrderedKey, err error) {
-		return k, row.Scan(&k.Tenant, &k.Endpoint, &k.Key)
+	endpoints, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (e Endpoint, err error) {
+		return e, row.Scan(&e.Tenant, &e.ID)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list ordered keys: %w", err)
+		return nil, fmt.Errorf("list ordered endpoints: %w", err)
 	}
-	return keys, nil
+	return endpoints, nil
+}
+
+// Blocked lists the keys of the endpoints that have rows in the retry queue, of those with no more than most keys, and the endpoints that have more.
+func (s *Store) Blocked(ctx context.Context, endpoints []Endpoint, most int) (keys []OrderedKey, more []Endpoint, err error) {
+	tenants, ids := make([]string, len(endpoints)), make([]outbox.UUID, len(endpoints))
+	for i, e := range endpoints {
+		tenants[i], ids[i] = e.Tenant, e.ID
+	}
+	rows, err := s.pool.Query(ctx, blockedKeys, tenants, ids, most+1)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list ordered keys: %w", err)
+	}
+	rest := endpoints
+	var own []outbox.UUID
+	if _, err := pgx.ForEachRow(rows, []any{&own}, func() error {
+		e := rest[0]
+		rest = rest[1:]
+		if len(own) > most {
+			more = append(more, e)
+			return nil
+		}
+		for _, key := range own {
+			keys = append(keys, OrderedKey{Tenant: e.Tenant, Endpoint: e.ID, Key: key})
+		}
+		return nil
+	}); err != nil {
+		return nil, nil, fmt.Errorf("list ordered keys: %w", err)
+	}
+	return keys, more, nil
 }
 
 // StillBlocked tells of each key whether it has rows in the retry queue.

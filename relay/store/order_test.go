@@ -116,6 +116,41 @@ func TestTenantsShareNoOrder(t *testing.T) {
 	require.Equal(t, []bool{true, false}, still)
 }
 
+// TestBlocked: an endpoint's keys are told apart up to a number of them, whatever the number of their rows, and it is no more than a name beyond.
+func TestBlocked(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a", "b")
+	few, many, other := b.endpoint("a"), b.endpoint("a"), b.endpoint("b")
+	keys := make([]outbox.UUID, 3)
+	var all []store.OrderedKey
+	for i := range keys {
+		keys[i] = outbox.NewUUID()
+		b.backlog(many, keys[i], 5)
+		all = append(all, store.OrderedKey{Tenant: "a", Endpoint: many, Key: keys[i]})
+	}
+	b.backlog(few, keys[0], 2)
+	b.record(deferred(deliver("a", few), 0)) // without an order
+	b.backlogOf("b", other, keys[0], 1)
+	of := store.OrderedKey{Tenant: "a", Endpoint: few, Key: keys[0]}
+
+	endpoints, err := b.store.OrderedEndpoints(t.Context(), []string{"a", "c"})
+	require.NoError(t, err)
+	require.ElementsMatch(t, []store.Endpoint{{Tenant: "a", ID: few}, {Tenant: "a", ID: many}}, endpoints)
+	for most, want := range map[int][]store.OrderedKey{3: append(all, of), 2: {of}, 0: nil} {
+		got, more, err := b.store.Blocked(t.Context(), append(endpoints, store.Endpoint{Tenant: "c", ID: few}), most)
+		require.NoError(t, err)
+		require.ElementsMatch(t, want, got, "%d at most", most)
+		switch most {
+		case 3:
+			require.Empty(t, more)
+		case 2:
+			require.Equal(t, []store.Endpoint{{Tenant: "a", ID: many}}, more)
+		default:
+			require.ElementsMatch(t, endpoints, more)
+		}
+	}
+}
+
 // TestOrderAmongReplicas has several replicas work one queue with failures, deferrals and skipped heads. Whoever claims a run of a key has the
 // key to itself until the run has ended, and deliveries of a key end in their order.
 func TestOrderAmongReplicas(t *testing.T) {
