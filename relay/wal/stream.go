@@ -77,6 +77,8 @@ type Stream struct {
 	reached atomic.Uint64 // the position that the server has said it has come to
 	still   atomic.Int64  // ticks in a row that saw neither a piece of the log nor that position move
 	moved   bool          // one of the two did since the last tick
+
+	lockstep lockstep
 }
 
 func newStream(conn *pgconn.PgConn, o Options, senderTimeout time.Duration) *Stream {
@@ -153,15 +155,24 @@ func (s *Stream) Run(ctx context.Context, h Handler, confirmed func() LSN) error
 	}
 	front := s.conn.Frontend()
 	for {
+		read := front.ReadBufferLen() == 0 // else the message, or a part of it, is here
+		if read {
+			s.lockstep.read(ctx)
+		}
 		msg, err := front.Receive()
 		switch {
 		case err == nil:
+			now := time.Now()
+			if read {
+				s.lockstep.has(now)
+			}
 			s.heard = true
-			s.onHeard(time.Now())
+			s.onHeard(now)
 			err = s.take(ctx, h, msg)
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case errors.Is(err, os.ErrDeadlineExceeded):
+			s.lockstep.idle()
 			err = s.tick(ctx, h)
 		default:
 			s.dead = true
@@ -261,7 +272,9 @@ func (s *Stream) copyData(ctx context.Context, h Handler, data []byte) error {
 	switch {
 	case len(data) > header && data[0] == pglogrepl.XLogDataByteID:
 		s.moved = true
-		return s.change(ctx, h, data[header:])
+		err := s.change(ctx, h, data[header:])
+		s.lockstep.sent(int64(be64(data[1+8+8:]))) //nolint:gosec // two's complement on the wire
+		return err
 	case len(data) > 0 && data[0] == pglogrepl.PrimaryKeepaliveMessageByteID:
 		k, err := pglogrepl.ParsePrimaryKeepaliveMessage(data[1:])
 		if err != nil {
@@ -280,6 +293,7 @@ func (s *Stream) change(ctx context.Context, h Handler, msg []byte) error {
 	}
 	switch k {
 	case kindBegin:
+		s.lockstep.begins(s.decoder.begin.CommitTime)
 		return h.Begin(ctx, s.decoder.begin)
 	case kindCommit:
 		s.handed = max(s.handed, s.decoder.commit.EndLSN)
