@@ -143,11 +143,11 @@ WHERE tenant = $1::text AND endpoint_id = $2::uuid AND failing_since IS NOT NULL
 const disableEndpoint = `
 UPDATE {tenant}.webhook_endpoints e SET is_active = false, disabled_reason = $2::text, disabled_at = now() WHERE e.id = $1::uuid AND e.is_active`
 
-// Disable makes an endpoint inactive and keeps the reason. False: it is not active, or is gone.
+// Disable makes an endpoint inactive and keeps the reason. False: it is not active, or is gone. On an error its health stays as it is.
 func (s *Store) Disable(ctx context.Context, e Endpoint, reason string) (bool, error) {
 	tag, err := s.pool.Exec(ctx, forTenant(disableEndpoint, e.Tenant), e.ID, text(reason))
-	if err != nil && !isTenants(err) {
-		return false, fmt.Errorf("disable endpoint: %w", err)
+	if err != nil && code(err) != codeUndefinedTable {
+		return false, fmt.Errorf("disable endpoint %s of tenant %q: %w", e.ID, e.Tenant, err)
 	}
 	disabled := err == nil && tag.RowsAffected() > 0
 	return disabled, s.ForgetHealth(ctx, e)

@@ -241,3 +241,23 @@ func TestPurgeTakesOnlyWhatIsOver(t *testing.T) {
 	b.exec("DELETE FROM a.webhook_endpoints")
 	assert.EqualValues(t, 2, purge(store.KeptDeliveries, 90*day), "those that have failed, of an endpoint that is gone")
 }
+
+// TestDisableBesideALock: an endpoint that cannot be disabled now keeps its health, and is disabled later.
+func TestDisableBesideALock(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := store.Endpoint{Tenant: "a", ID: b.endpoint("a")}
+	b.exec(`INSERT INTO outbox_relay.endpoint_health (tenant, endpoint_id, failing_since, failed_at) VALUES ('a', $1, now() - interval '6 days', now())`, e.ID)
+	tx, err := b.admin.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "SELECT FROM a.webhook_endpoints WHERE id = $1 FOR UPDATE", e.ID)
+	require.NoError(t, err)
+	_, denied := b.store.Disable(t.Context(), e, "why")
+	require.NoError(t, tx.Rollback(t.Context()))
+	require.Error(t, denied)
+	require.Equal(t, 1, b.count("outbox_relay.endpoint_health"))
+	disabled, err := b.store.Disable(t.Context(), e, "why")
+	require.NoError(t, err)
+	require.True(t, disabled)
+	require.Zero(t, b.count("outbox_relay.endpoint_health"))
+}

@@ -26,7 +26,7 @@ const behind = `(SELECT FROM outbox_relay.retry_queue h WHERE h.lane = q.lane AN
     AND (h.order_lsn, h.order_n, h.delivery_id) < (q.order_lsn, q.order_n, q.delivery_id))`
 
 // parkRows parks those of the rows just written that are not the head of their key, and the row that each of them has come in front of: it may
-// have been the head.
+// have been the head. A new head ($2) that has come in front of one in flight waits for that.
 const parkRows = `
 WITH pushed AS MATERIALIZED (
   SELECT n.delivery_id FROM outbox_relay.retry_queue r CROSS JOIN LATERAL (
@@ -36,7 +36,7 @@ WITH pushed AS MATERIALIZED (
   WHERE r.delivery_id = ANY($1::uuid[]))
 UPDATE outbox_relay.retry_queue q SET due_at = 'infinity'
 WHERE q.delivery_id = ANY($1::uuid[] || ARRAY(SELECT p.delivery_id FROM pushed p)) AND q.order_key IS NOT NULL AND q.leased_by IS NULL
-  AND (q.due_at < 'infinity') IS TRUE AND EXISTS ` + behind
+  AND (q.due_at < 'infinity') IS TRUE AND (EXISTS ` + behind + ` OR q.delivery_id = ANY($2::uuid[]) AND outbox_relay.in_flight(q.lane, q.order_key))`
 
 // The keys of an endpoint are found one after the other, each by a look into the index: one may have a million rows.
 const orderedEndpoints = `
@@ -79,25 +79,28 @@ func ordered(batches ...tenantBatch) (tenants []string, endpoints []outbox.UUID)
 
 // arrange returns the statements that keep the order of the queue after the outcomes of a tenant have been written.
 func arrange(tenant string, first, won, later []*Outcome) []statement {
-	var rows, endpoints, keys []outbox.UUID
-	for _, list := range [][]*Outcome{first, won, later} {
+	var rows, fresh, endpoints, keys []outbox.UUID
+	for i, list := range [][]*Outcome{first, won, later} {
 		for _, o := range list {
 			d := o.Delivery
-			if d.Order.Key.IsZero() {
+			if d.Order.Key.IsZero() || o.Status == Leased { // the head, and nobody else's
 				continue
 			}
-			switch o.Status {
-			case Retrying, Pending:
+			again := o.Status == Retrying || o.Status == Pending
+			if again {
 				rows = append(rows, d.ID)
-			case Success, Failed, Cancelled:
+			}
+			switch {
+			case i == 0 && o.Status == Pending:
+				fresh = append(fresh, d.ID)
+			case i > 0, !again: // it was in flight, and one before it may have waited for that
 				endpoints, keys = append(endpoints, d.EndpointID), append(keys, d.Order.Key)
-			case Leased: // the head, and nobody else's
 			}
 		}
 	}
 	var list []statement
 	if len(rows) > 0 {
-		list = append(list, statement{sql: parkRows, args: []any{rows}})
+		list = append(list, statement{sql: parkRows, args: []any{rows, fresh}})
 	}
 	if len(keys) > 0 {
 		list = append(list, statement{sql: wakeNext, args: []any{tenant, endpoints, keys}})

@@ -151,6 +151,66 @@ func TestBlocked(t *testing.T) {
 	}
 }
 
+// TestANewHeadWaitsForOneInFlight: what an audit or a recovery queues before a delivery that another replica is sending is not sent at the same time, and is due
+// when that one has ended, however.
+func TestANewHeadWaitsForOneInFlight(t *testing.T) {
+	t.Parallel()
+	for name, outcome := range map[string]func(*store.Delivery) store.Outcome{
+		"succeeds": succeeded,
+		"fails":    func(d *store.Delivery) store.Outcome { return failed(d, store.Retrying) },
+		"put back": func(d *store.Delivery) store.Outcome { return deferred(d, time.Hour) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, "a")
+			e, key, other := b.endpoint("a"), outbox.NewUUID(), outbox.NewUUID()
+			p, err := b.store.Lead(t.Context(), store.LeadOptions{})
+			require.NoError(t, err)
+			inFlight := b.backlog(e, key, 1)[0]
+			require.Equal(t, []outbox.UUID{inFlight.ID}, b.claimRun(b.owner, 5))
+			earlier := deliver("a", e)
+			earlier.Order = store.Place{Key: key}
+			require.NoError(t, b.store.Queue(t.Context(), p.Epoch, []store.Outcome{deferred(earlier, 0)}))
+			require.Empty(t, b.claimRun(other, 5))
+
+			inFlight.Queued = true
+			b.record(outcome(inFlight))
+			require.Equal(t, []outbox.UUID{earlier.ID}, b.claimRun(other, 1))
+		})
+	}
+}
+
+// TestNothingOvertakesWhatASuspensionLost: once a tenant is suspended, what the stream has of an order becomes no row, for something before it may be lost; it comes
+// again with the rest when the tenant is resumed.
+func TestNothingOvertakesWhatASuspensionLost(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e, key := b.endpoint("a"), outbox.NewUUID()
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
+	require.NoError(t, err)
+	at := func(lsn pglogrepl.LSN, key outbox.UUID) *store.Delivery {
+		d := deliver("a", e)
+		d.Order = store.Place{Key: key, LSN: lsn}
+		return d
+	}
+	rows := func() int { return b.count("a.webhook_deliveries") }
+	require.NoError(t, b.store.Suspend(t.Context(), store.Progress{Epoch: p.Epoch}, "a", "lost"))
+	b.record(deferred(at(100, key), 0), failed(at(100, key), store.Retrying))
+	require.Zero(t, rows())
+	b.record(failed(at(100, key), store.Failed), succeeded(at(101, key)), deferred(at(100, outbox.UUID{}), 0), deferred(at(0, key), 0))
+	require.Equal(t, 4, rows(), "what has ended, what has no order, and what an audit found is kept")
+
+	require.NoError(t, b.store.Resume(t.Context(), "a"))
+	place := get[pglogrepl.LSN](b, "SELECT backfill_place FROM outbox_relay.tenants WHERE schema = 'a'")
+	b.record(deferred(at(place-1, key), 0))
+	require.Equal(t, 4, rows(), "what it missed is still being queued")
+	b.record(deferred(at(place, key), 0), deferred(at(place+1, key), 0))
+	require.Equal(t, 6, rows())
+	b.exec("UPDATE outbox_relay.tenants SET backfill_done_at = now()")
+	b.record(deferred(at(place-1, key), 0))
+	require.Equal(t, 7, rows())
+}
+
 // TestOrderAmongReplicas has several replicas work one queue with failures, deferrals and skipped heads. Whoever claims a run of a key has the
 // key to itself until the run has ended, and deliveries of a key end in their order.
 func TestOrderAmongReplicas(t *testing.T) {

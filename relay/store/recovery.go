@@ -80,14 +80,15 @@ WHERE e.id > $1::uuid AND e.occurred_at >= $3::timestamptz
   AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $4::text::pg_snapshot) OR e.xid >= pg_snapshot_xmax(pg_current_snapshot()))
 ORDER BY e.id LIMIT $5::int4`
 
-// RecoveryPage reads the next part of a recovery: at most n events are looked at. What is wrong with the tenant's own tables is a *TenantError.
+// RecoveryPage reads the next part of a recovery: at most n events are looked at. What is wrong with the tenant's own tables is a *TenantError, but for a lock
+// that somebody holds: that passes.
 func (s *Store) RecoveryPage(ctx context.Context, r Recovery, n int) (*RecoveryPage, error) {
 	page, err := s.recoveryPage(ctx, r, n)
 	switch {
-	case isTenants(err):
+	case isTenants(err) && code(err) != codeLockNotAvailable:
 		return nil, &TenantError{Tenant: r.Tenant, Err: err}
 	case err != nil:
-		return nil, fmt.Errorf("read recovery %d: %w", r.Number, err)
+		return nil, fmt.Errorf("read recovery %d of tenant %q: %w", r.Number, r.Tenant, err)
 	}
 	return page, nil
 }

@@ -49,6 +49,8 @@ ON CONFLICT (webhook_event_id, webhook_endpoint_id) WHERE relayed DO NOTHING`
 
 // insertOutcomes writes the first outcome of deliveries that did not succeed at once. Queue, dead letters and attempts get rows for
 // those deliveries only that are really new. $26 is the owner of leases, $27 the tenant.
+//
+// Nor is one written that what its tenant has missed comes before: see overtakes.
 const insertOutcomes = `
 WITH d AS MATERIALIZED (SELECT * FROM ` + outcomeRows + `),
 fresh AS (
@@ -59,7 +61,7 @@ fresh AS (
     d.headers, d.body, nullif(d.signature, ''), nullif(d.status, 0), nullif(d.answer, ''), CASE WHEN d.class <> '' THEN d.took END,
     nullif(d.error, ''), nullif(d.code, ''), ` + nextTry + `, d.state = 'failed',
     ` + started + `, CASE WHEN d.due IS NULL THEN ` + finished + ` END, true
-  FROM d` + unlessThere + `
+  FROM d WHERE NOT (` + overtakes + `)` + unlessThere + `
   RETURNING id),
 queued AS (
   INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at, leased_by, order_key, order_lsn, order_n)
@@ -69,6 +71,12 @@ queued AS (
   ON CONFLICT (delivery_id) DO NOTHING),
 dead AS (` + insertDead + ` FROM d JOIN fresh USING (id) WHERE d.state = 'failed'` + deadAgain + `)
 ` + insertAttempts + ` FROM d JOIN fresh USING (id) WHERE d.class <> ''`
+
+// overtakes tells of a delivery d of the stream, ordered and to be attempted later, that an earlier one of its key may have been lost: its tenant has been
+// suspended since, or is having queued what it missed then, of this place or a later one. It is among that, at its place in the order. $27 is the tenant.
+const overtakes = `d.key IS NOT NULL AND d.due IS NOT NULL AND NOT d.leased AND d.lsn > '0/0'
+    AND ((SELECT t.state = 'suspended' FROM outbox_relay.tenants t WHERE t.schema = $27::text) IS TRUE
+      OR (d.lsn < (SELECT outbox_relay.filling_place($27::text))) IS TRUE)`
 
 // updateDelivered records the success of deliveries that have a row. It is a fact whoever holds the lease by now, and also if the delivery has been
 // given up meanwhile: then nobody has to send its dead letter again. Only a delivery that was sent again after the attempt began stays as it is: the batch
