@@ -48,7 +48,8 @@ func (w *steward) look(ctx context.Context, s *session) error {
 	return errors.Join(w.tryAgain(ctx, s), w.giveUp(ctx, s))
 }
 
-// tryAgain resumes suspended tenants. What they missed is queued; if what suspended them has not passed, the next event suspends them again.
+// tryAgain ends suspensions. What tenants missed is queued; if what suspended them has not passed, the next event suspends them again. One that an operator has
+// paused is paused afterwards: only an operator ends that.
 func (w *steward) tryAgain(ctx context.Context, s *session) error {
 	suspended, err := s.store.Suspended(ctx)
 	if err != nil {
@@ -70,11 +71,15 @@ func (w *steward) tryAgain(ctx context.Context, s *session) error {
 		}
 		p.wait = min(2*p.wait, lastPatience)
 		p.next = now.Add(p.wait)
-		if err := s.store.Resume(ctx, name); err != nil {
+		state, err := s.store.Unsuspend(ctx, name)
+		switch {
+		case err != nil:
 			s.log.Debug("a suspended tenant cannot be resumed yet", "tenant", name, "again_in", p.wait, "error", err)
-			continue
+		case state == statePaused:
+			s.log.Info("tenant is not suspended any more, but paused: what it missed is queued when it is resumed", "tenant", name)
+		case state == stateActive:
+			s.log.Info("suspended tenant resumed: what it missed is being queued", "tenant", name)
 		}
-		s.log.Info("suspended tenant resumed: what it missed is being queued", "tenant", name)
 	}
 	maps.DeleteFunc(w.waiting, func(_ string, p *patience) bool { return now.Sub(p.last) > 2*lastPatience })
 	return nil

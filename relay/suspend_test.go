@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/schema"
 )
 
 // heard passes on the messages of a log.
@@ -72,4 +74,74 @@ func TestSuspensionThatFails(t *testing.T) {
 	require.NoError(t, lock.Rollback(ctx))
 	p.events("one", 5)
 	require.Eventually(t, func() bool { return p.arrived() == 6 }, time.Minute, 10*time.Millisecond)
+}
+
+// TestPauseBesideSuspension: a tenant that an operator has paused is suspended, because its table is locked, and tried again by itself. Its deliveries are held
+// back before and after, until the operator resumes it.
+func TestPauseBesideSuspension(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	p := newPlace(ctx, t)
+	p.join("one", 1)
+	p.run(slog.DiscardHandler, nil)
+	state := func() (s string) {
+		require.NoError(t, p.pool.QueryRow(ctx, `SELECT concat_ws(': ', state, reason) FROM outbox_relay.tenants`).Scan(&s))
+		return s
+	}
+	held := func() (n int) {
+		require.NoError(t, p.pool.QueryRow(ctx, `SELECT count(*) FROM one.webhook_deliveries WHERE delivery_status = 'pending'`).Scan(&n))
+		return n
+	}
+	p.exec(`SELECT outbox_relay.pause_tenant('one', 'it moves')`)
+	p.events("one", 3)
+	require.Eventually(t, func() bool { return held() == 3 }, time.Minute, 10*time.Millisecond)
+
+	lock, err := p.pool.Begin(ctx)
+	require.NoError(t, err)
+	defer func() { _ = lock.Rollback(ctx) }()
+	_, err = lock.Exec(ctx, `LOCK TABLE one.webhook_deliveries IN ACCESS EXCLUSIVE MODE`)
+	require.NoError(t, err)
+	p.events("one", 1)
+	require.Eventually(t, func() bool { return strings.HasPrefix(state(), "suspended: ") }, time.Minute, 10*time.Millisecond)
+	require.NoError(t, lock.Rollback(ctx))
+	require.Eventually(t, func() bool { return !strings.HasPrefix(state(), "suspended: ") }, time.Minute, 10*time.Millisecond)
+	require.Equal(t, "paused: it moves", state())
+	p.events("one", 2)
+	require.Eventually(t, func() bool { return held() == 5 }, time.Minute, 10*time.Millisecond)
+	require.Zero(t, p.arrived())
+
+	require.NoError(t, schema.ResumeTenant(ctx, p.cfg.Database.URL, "one"))
+	require.Eventually(t, func() bool { return p.arrived() == 6 }, time.Minute, 10*time.Millisecond)
+}
+
+// TestRoutesOfPausedAfterSuspension: what suspends a paused tenant is a change of its routing table that cannot be read. It counts once the suspension is over.
+func TestRoutesOfPausedAfterSuspension(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	p := newPlace(ctx, t)
+	p.join("one", 2)
+	p.run(slog.DiscardHandler, nil)
+	is := func(want string) func() bool {
+		return func() bool {
+			var state string
+			require.NoError(t, p.pool.QueryRow(ctx, `SELECT state FROM outbox_relay.tenants`).Scan(&state))
+			return state == want
+		}
+	}
+	p.exec(`SELECT outbox_relay.pause_tenant('one')`)
+	p.exec(`CREATE UNIQUE INDEX key ON one.webhook_subscriptions (endpoint_id)`)
+	p.exec(`ALTER TABLE one.webhook_subscriptions REPLICA IDENTITY USING INDEX key`)
+	p.exec(`DELETE FROM one.webhook_subscriptions WHERE endpoint_id = (SELECT id FROM one.webhook_endpoints WHERE name = 'e1')`)
+	require.Eventually(t, is("suspended"), time.Minute, 10*time.Millisecond)
+	require.Eventually(t, is("paused"), time.Minute, 10*time.Millisecond)
+	require.NoError(t, schema.ResumeTenant(ctx, p.cfg.Database.URL, "one"))
+	p.events("one", 20)
+	require.Eventually(t, func() bool { return p.arrived() >= 20 }, time.Minute, 10*time.Millisecond)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for delivery := range p.seen {
+		require.True(t, strings.HasSuffix(delivery, "/2"), "to an endpoint that has no subscription any more: %s", delivery)
+	}
 }

@@ -265,7 +265,7 @@ func (s *session) tenantChanged(ctx context.Context, c *wal.Change) error {
 	case c.Op == wal.Delete:
 		s.leave(schema)
 	case s.tenants[schema] != nil && !s.tenants[schema].wants(s.tx.begin):
-	case s.tenants[schema] == nil || state == stateActive && s.tenants[schema].is(stateSuspended):
+	case s.tenants[schema] == nil || state != stateSuspended && s.tenants[schema].is(stateSuspended):
 		if !s.cfg().Tenants.Includes(schema) {
 			return nil
 		}

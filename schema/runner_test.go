@@ -37,8 +37,8 @@ func TestRunnerMayDoItsWorkAndNoMore(t *testing.T) {
 		"INSERT INTO outbox_relay.retry_queue VALUES (gen_random_uuid(), 'acme', gen_random_uuid(), now())", "DELETE FROM outbox_relay.retry_queue",
 		"INSERT INTO outbox_relay.endpoint_verification (tenant, endpoint_id) VALUES ('acme', gen_random_uuid())",
 		"UPDATE outbox_relay.endpoint_verification SET tries = 1", "DELETE FROM outbox_relay.endpoint_verification",
-		"UPDATE outbox_relay.tenants SET state = 'suspended', reason = 'r', backfill_from = pg_current_snapshot()",
-		"SELECT outbox_relay.resume_tenant('acme')", "SELECT outbox_relay.shape_version()",
+		"UPDATE outbox_relay.tenants SET state = 'suspended', reason = 'r', pause = '', backfill_from = pg_current_snapshot()",
+		"SELECT outbox_relay.unsuspend_tenant('acme')", "SELECT outbox_relay.resume_tenant('acme')", "SELECT outbox_relay.shape_version()",
 	} {
 		_, err := relay.Exec(b.ctx, sql)
 		require.NoError(t, err, sql)

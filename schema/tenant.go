@@ -22,18 +22,22 @@ type Tenant struct {
 	BackfillSince  time.Time // zero unless Backfill is since
 	BackfillDoneAt time.Time // zero while it is under way
 	Shard          int
+	// Paused says that an operator has paused it. A suspended one is paused once that is over, and PauseReason says why; "" when nobody said.
+	Paused      bool
+	PauseReason string
 }
 
 // Tenants lists the registered tenants by name.
 func Tenants(ctx context.Context, conn Querier) ([]Tenant, error) {
-	rows, err := conn.Query(ctx, `SELECT schema, state, coalesce(reason, ''), version, since, coalesce(backfill, ''), backfill_since, backfill_done_at, shard
+	rows, err := conn.Query(ctx, `SELECT schema, state, coalesce(reason, ''), state = 'paused' OR pause IS NOT NULL, coalesce(pause, ''),
+		version, since, coalesce(backfill, ''), backfill_since, backfill_done_at, shard
 		FROM outbox_relay.tenants ORDER BY schema`)
 	if err != nil {
 		return nil, opError("list tenants", err)
 	}
 	tenants, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t Tenant, err error) {
 		var since, done *time.Time
-		err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Version, &t.Since, &t.Backfill, &since, &done, &t.Shard)
+		err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Paused, &t.PauseReason, &t.Version, &t.Since, &t.Backfill, &since, &done, &t.Shard)
 		if since != nil {
 			t.BackfillSince = *since
 		}
@@ -77,9 +81,17 @@ func RemoveTenant(ctx context.Context, dsn, schema string) error {
 	return change(ctx, dsn, fmt.Sprintf("remove tenant %q", schema), "SELECT outbox_relay.remove_tenant($1)", schema)
 }
 
-// PauseTenant holds a tenant's deliveries back until ResumeTenant; nothing is lost. A schema that is no tenant is ErrNotTenant.
-func PauseTenant(ctx context.Context, dsn, schema, reason string) error {
-	return change(ctx, dsn, fmt.Sprintf("pause tenant %q", schema), "SELECT outbox_relay.pause_tenant($1, nullif($2, ''))", schema, reason)
+// PauseTenant holds a tenant's deliveries back until ResumeTenant; nothing is lost. A suspended one stays suspended, and is paused when that is over. A
+// schema that is no tenant is ErrNotTenant.
+func PauseTenant(ctx context.Context, dsn, schema, reason string) (suspended bool, err error) {
+	op := fmt.Sprintf("pause tenant %q", schema)
+	err = transact(ctx, dsn, op, func(tx pgx.Tx) error {
+		if err := known(ctx, tx, op, "SELECT outbox_relay.pause_tenant($1, nullif($2, ''))", schema, reason); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, "SELECT t.state = 'suspended' FROM outbox_relay.tenants t WHERE t.schema = $1", schema).Scan(&suspended)
+	})
+	return suspended, err
 }
 
 // ResumeTenant lets a paused or suspended tenant go on; what a suspended one missed is queued. A schema that is no tenant is ErrNotTenant.
@@ -88,21 +100,28 @@ func ResumeTenant(ctx context.Context, dsn, schema string) error {
 }
 
 // change calls a function that says whether the tenant was known.
-func change(ctx context.Context, dsn, op, call string, args ...any) (err error) {
+func change(ctx context.Context, dsn, op, call string, args ...any) error {
+	return transact(ctx, dsn, op, func(tx pgx.Tx) error { return known(ctx, tx, op, call, args...) })
+}
+
+// known calls such a function within a transaction.
+func known(ctx context.Context, tx pgx.Tx, op, call string, args ...any) error {
+	var known bool
+	if err := tx.QueryRow(ctx, call, args...).Scan(&known); err != nil {
+		return err
+	}
+	if !known {
+		return &Error{Op: op, Err: ErrNotTenant, Hint: "See: outbox-relay tenants list"}
+	}
+	return nil
+}
+
+func transact(ctx context.Context, dsn, op string, f func(pgx.Tx) error) (err error) {
 	conn, err := connect(ctx, dsn)
 	if err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
 	defer func() { err = errors.Join(err, closeConn(ctx, conn)) }()
 	in := &installer{conn: conn, progress: func(string) {}}
-	return in.short(ctx, op, func(tx pgx.Tx) error {
-		var known bool
-		if err := tx.QueryRow(ctx, call, args...).Scan(&known); err != nil {
-			return err
-		}
-		if !known {
-			return &Error{Op: op, Err: ErrNotTenant, Hint: "See: outbox-relay tenants list"}
-		}
-		return nil
-	})
+	return in.short(ctx, op, f)
 }

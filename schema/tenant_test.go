@@ -128,13 +128,17 @@ func TestPauseAndResume(t *testing.T) {
 	state := "SELECT concat_ws(' ', state, reason, backfill, backfill_from, backfill_upto IS NOT NULL, backfill_done_at IS NOT NULL) FROM outbox_relay.tenants"
 	assert.Equal(t, []string{"active since t f"}, list(b, state))
 
-	require.NoError(t, schema.PauseTenant(b.ctx, b.dsn, "acme", "maintenance"))
+	suspended, err := schema.PauseTenant(b.ctx, b.dsn, "acme", "maintenance")
+	require.NoError(t, err)
+	assert.False(t, suspended)
 	assert.Equal(t, []string{"paused maintenance since t f"}, list(b, state))
 	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme"))
 	assert.Equal(t, []string{"active since t f"}, list(b, state))
 
 	b.exec("UPDATE outbox_relay.tenants SET state = 'suspended', backfill_from = '100:100:'")
-	require.NoError(t, schema.PauseTenant(b.ctx, b.dsn, "acme", ""))
+	suspended, err = schema.PauseTenant(b.ctx, b.dsn, "acme", "")
+	require.NoError(t, err)
+	assert.True(t, suspended)
 	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme"))
 	assert.Equal(t, []string{"active since t f"}, list(b, state), "an unfinished backfill goes on, from the start and up to now")
 
@@ -142,7 +146,8 @@ func TestPauseAndResume(t *testing.T) {
 	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme"))
 	assert.Equal(t, []string{"active missed 100:100: t f"}, list(b, state))
 
-	require.ErrorIs(t, schema.PauseTenant(b.ctx, b.dsn, "nosuch", ""), schema.ErrNotTenant)
+	_, err = schema.PauseTenant(b.ctx, b.dsn, "nosuch", "")
+	require.ErrorIs(t, err, schema.ErrNotTenant)
 	require.ErrorIs(t, schema.ResumeTenant(b.ctx, b.dsn, "nosuch"), schema.ErrNotTenant)
 
 	b.exec("INSERT INTO outbox_relay.retry_queue VALUES (gen_random_uuid(), 'acme', gen_random_uuid(), now()), (gen_random_uuid(), 'other', gen_random_uuid(), now())")
@@ -150,6 +155,55 @@ func TestPauseAndResume(t *testing.T) {
 	require.NoError(t, schema.RemoveTenant(b.ctx, b.dsn, "acme"))
 	assert.Equal(t, []string{"other"}, list(b, "SELECT tenant FROM outbox_relay.retry_queue"))
 	require.ErrorIs(t, schema.RemoveTenant(b.ctx, b.dsn, "acme"), schema.ErrNotTenant)
+}
+
+// TestPauseOfSuspended: a pause outlasts the suspension, and only resuming ends it.
+func TestPauseOfSuspended(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.exec("CREATE SCHEMA acme")
+	require.NoError(t, schema.AddTenant(b.ctx, b.dsn, "acme", schema.AddOptions{}))
+	state := "SELECT concat_ws('|', state, coalesce(reason, '-'), coalesce(pause, '-'), coalesce(backfill, '-'), backfill_upto IS NOT NULL) FROM outbox_relay.tenants"
+	suspend := func() {
+		b.exec("UPDATE outbox_relay.tenants SET state = 'suspended', reason = 'a lock', backfill = 'missed', backfill_from = '100:100:', backfill_upto = NULL, backfill_done_at = NULL")
+	}
+	pause := func(reason string) {
+		suspended, err := schema.PauseTenant(b.ctx, b.dsn, "acme", reason)
+		require.NoError(t, err)
+		assert.True(t, suspended)
+	}
+	unsuspend := func() string { return get[string](b, "SELECT coalesce(outbox_relay.unsuspend_tenant('acme'), '-')") }
+
+	suspend()
+	pause("it moves")
+	assert.Equal(t, []string{"suspended|a lock|it moves|missed|f"}, list(b, state))
+	tenants, err := schema.Tenants(b.ctx, b.conn)
+	require.NoError(t, err)
+	assert.Equal(t, []any{"suspended", "a lock", true, "it moves"}, []any{tenants[0].State, tenants[0].Reason, tenants[0].Paused, tenants[0].PauseReason})
+	pause("") // again
+	assert.Equal(t, "paused", unsuspend())
+	assert.Equal(t, []string{"paused|it moves|-|missed|t"}, list(b, state))
+	assert.Equal(t, "-", unsuspend(), "it is not suspended any more")
+	assert.Equal(t, []string{"paused|it moves|-|missed|t"}, list(b, state))
+	tenants, err = schema.Tenants(b.ctx, b.conn)
+	require.NoError(t, err)
+	assert.True(t, tenants[0].Paused)
+	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme"))
+	assert.Equal(t, []string{"active|-|-|missed|t"}, list(b, state))
+
+	suspend()
+	pause("")
+	assert.Equal(t, "paused", unsuspend())
+	assert.Equal(t, []string{"paused|-|-|missed|t"}, list(b, state), "nobody said why")
+
+	suspend()
+	pause("it moves")
+	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme"))
+	assert.Equal(t, []string{"active|-|-|missed|t"}, list(b, state), "resuming ends both")
+	suspend()
+	assert.Equal(t, "active", unsuspend())
+	assert.Equal(t, []string{"active|-|-|missed|t"}, list(b, state))
+	assert.Equal(t, "-", get[string](b, "SELECT coalesce(outbox_relay.unsuspend_tenant('nosuch'), '-')"))
 }
 
 func TestCandidates(t *testing.T) {

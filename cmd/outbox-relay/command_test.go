@@ -263,8 +263,15 @@ func TestTenantsFromFirstToLast(t *testing.T) {
 	assert.Regexp(t, `acme +paused +20\S+Z +- +it moves\n`, out)
 	assert.Regexp(t, `Big-Corp +active +20\S+Z +since 2026-01-02T02:04:05Z, under way +-\n`, out)
 
-	d.succeed(t, "tenants", "resume", "acme")
+	d.exec(t, `UPDATE outbox_relay.tenants SET state = 'suspended', reason = 'a column is gone', backfill_from = added_snapshot WHERE schema = 'acme'`)
+	assert.Equal(t, "acme is suspended, and paused once that is over\n", d.succeed(t, "tenants", "pause", "acme", "--reason", "it moves"))
+	assert.Regexp(t, `acme +suspended, paused +20\S+Z +- +a column is gone; paused: it moves\n`, d.succeed(t, "tenants", "list"))
 	var list []map[string]any
+	require.NoError(t, json.Unmarshal([]byte(d.succeed(t, "tenants", "list", "-o", "json")), &list))
+	assert.Equal(t, []any{"suspended", "a column is gone", true, "it moves"}, []any{list[1]["state"], list[1]["reason"], list[1]["paused"], list[1]["pause_reason"]})
+
+	d.succeed(t, "tenants", "resume", "acme")
+	list = nil
 	require.NoError(t, json.Unmarshal([]byte(d.succeed(t, "tenants", "list", "-o", "json")), &list))
 	require.Len(t, list, 2)
 	assert.Equal(t, "active", list[1]["state"])

@@ -170,8 +170,10 @@ func (a *app) confirm(question string) bool {
 func (a *app) tenantsPauseCommand() *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
-		Use:     "pause SCHEMA",
-		Short:   "Hold the deliveries of a tenant back; nothing is lost",
+		Use:   "pause SCHEMA",
+		Short: "Hold the deliveries of a tenant back; nothing is lost",
+		Long: `Hold the deliveries of a tenant back until tenants resume; nothing is lost. One that is suspended
+stays so, and is paused once that is over.`,
 		Example: `  outbox-relay tenants pause acme --reason 'receiver is moving, ticket 4711'`,
 		Args:    oneSchema,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -179,10 +181,15 @@ func (a *app) tenantsPauseCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := schema.PauseTenant(cmd.Context(), c.Database.URL, args[0], reason); err != nil {
+			suspended, err := schema.PauseTenant(cmd.Context(), c.Database.URL, args[0], reason)
+			switch {
+			case err != nil:
 				return err
+			case suspended:
+				say(a.out, "%s is suspended, and paused once that is over\n", args[0])
+			default:
+				say(a.out, "%s is paused\n", args[0])
 			}
-			say(a.out, "%s is paused\n", args[0])
 			return nil
 		},
 	}
@@ -192,8 +199,10 @@ func (a *app) tenantsPauseCommand() *cobra.Command {
 
 func (a *app) tenantsResumeCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:     "resume SCHEMA",
-		Short:   "Let a paused or suspended tenant go on; what it missed is delivered",
+		Use:   "resume SCHEMA",
+		Short: "Let a paused or suspended tenant go on; what it missed is delivered",
+		Long: `Let a paused or suspended tenant go on; what it missed is delivered. A running relay tries suspended
+ones again by itself. It ends no pause: that is for this command alone.`,
 		Example: `  outbox-relay tenants resume acme`,
 		Args:    oneSchema,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -290,9 +299,14 @@ func writeTenantsTable(w io.Writer, tenants []schema.Tenant, shards bool) error 
 	column := func(text string) string { return suffixIf(shards, text+"\t") }
 	say(table, "SCHEMA\t%sSTATE\tSINCE\tEARLIER EVENTS\tREASON\n", column("SHARD"))
 	for _, t := range tenants {
-		say(table, "%s\t%s%s\t%s\t%s\t%s\n", t.Schema, column(strconv.Itoa(t.Shard)), t.State, t.Since.UTC().Format(time.RFC3339), backfillText(t), cmp.Or(t.Reason, "-"))
+		say(table, "%s\t%s%s\t%s\t%s\t%s%s\n", t.Schema, column(strconv.Itoa(t.Shard)), stateText(t.State, t.Paused), t.Since.UTC().Format(time.RFC3339), backfillText(t),
+			cmp.Or(t.Reason, "-"), suffixIf(t.PauseReason != "", "; paused: "+t.PauseReason))
 	}
 	return table.Flush()
+}
+
+func stateText(state string, paused bool) string {
+	return state + suffixIf(paused && state != "paused", ", paused")
 }
 
 func backfillText(t schema.Tenant) string {
@@ -315,6 +329,8 @@ type tenantJSON struct {
 	Shard          int        `json:"shard"`
 	State          string     `json:"state"`
 	Reason         string     `json:"reason,omitempty"`
+	Paused         bool       `json:"paused,omitempty"`       // by an operator, whether it is suspended besides or not
+	PauseReason    string     `json:"pause_reason,omitempty"` // where reason is that of the suspension
 	Version        int        `json:"version"`
 	Since          time.Time  `json:"since"`
 	Backfill       string     `json:"backfill,omitempty"`
@@ -334,7 +350,7 @@ func writeTenantsJSON(w io.Writer, tenants []schema.Tenant) error {
 
 func jsonOf(t *schema.Tenant) tenantJSON {
 	return tenantJSON{
-		Schema: t.Schema, Shard: t.Shard, State: t.State, Reason: t.Reason, Version: t.Version, Since: t.Since.UTC(),
+		Schema: t.Schema, Shard: t.Shard, State: t.State, Reason: t.Reason, Paused: t.Paused, PauseReason: t.PauseReason, Version: t.Version, Since: t.Since.UTC(),
 		Backfill: t.Backfill, BackfillSince: orNil(t.BackfillSince), BackfillDoneAt: orNil(t.BackfillDoneAt),
 	}
 }

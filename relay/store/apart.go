@@ -12,11 +12,12 @@ const existing = `
 SELECT t.schema FROM outbox_relay.tenants t JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema WHERE t.schema = ANY($1::text[])`
 
 // suspend stops a tenant. What it misses from now on is queued when it is resumed: everything after the later of the last checkpoint
-// and its admission. A backfill that is under way keeps its mode and starts over then. The checkpoint is that of the tenant's own shard: another one may be
+// and its admission. A pause is kept beside it, with its reason. A backfill that is under way keeps its mode and starts over then. The checkpoint is that of the tenant's own shard: another one may be
 // the writer, of a delivery that it claimed before the tenant was moved.
 const suspend = `
 UPDATE outbox_relay.tenants t
-SET state = 'suspended', reason = $2::text, backfill_upto = NULL, backfill_place = NULL, ` + markMissed + `
+SET state = 'suspended', reason = $2::text, pause = CASE t.state WHEN 'paused' THEN coalesce(t.reason, '') END,
+  backfill_upto = NULL, backfill_place = NULL, ` + markMissed + `
 FROM (SELECT (SELECT g.snapshot FROM outbox_relay.progress g WHERE g.slot = $3::text OR g.shard = o.shard
     ORDER BY g.shard <> o.shard, g.slot <> $3::text LIMIT 1) AS snapshot FROM outbox_relay.tenants o WHERE o.schema = $1::text) p
 WHERE t.schema = $1::text AND t.state <> 'suspended'`

@@ -158,9 +158,10 @@ func TestRecordLockedTable(t *testing.T) {
 
 func TestSuspend(t *testing.T) {
 	t.Parallel()
-	b := setup(t, "a", "b", "c")
+	b := setup(t, "a", "b", "c", "d", "e")
 	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
 	require.NoError(t, err)
+	b.exec("SELECT outbox_relay.pause_tenant('d', 'it moves'), outbox_relay.pause_tenant('e')")
 	b.exec(`UPDATE outbox_relay.tenants SET backfill = 'unprocessed', backfill_upto = pg_current_snapshot(), backfill_cursor = gen_random_uuid(),
 		backfill_done_at = CASE schema WHEN 'c' THEN now() END WHERE schema IN ('b', 'c')`)
 	border := b.row("backfill_upto", "outbox_relay.tenants WHERE schema = 'b'")
@@ -168,7 +169,7 @@ func TestSuspend(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, b.store.SaveSnapshot(t.Context(), p.Epoch, snap))
 	for range 2 {
-		for _, name := range []string{"a", "b", "c", "nobody"} {
+		for _, name := range []string{"a", "b", "c", "d", "e", "nobody"} {
 			require.NoError(t, b.store.Suspend(t.Context(), p, name, "unreadable\x00"))
 		}
 	}
@@ -179,6 +180,12 @@ func TestSuspend(t *testing.T) {
 	assert.Equal(t, missed, b.row(columns, "outbox_relay.tenants WHERE schema = 'a'"))
 	assert.Equal(t, missed, b.row(columns, "outbox_relay.tenants WHERE schema = 'c'"))
 	assert.Equal(t, "suspended|unreadable\uFFFD|unprocessed|-|-|-|-", b.row(columns, "outbox_relay.tenants WHERE schema = 'b'"))
+
+	for name, want := range map[string]string{"a": "active|-", "d": "paused|it moves", "e": "paused|-"} {
+		state, err := b.store.Unsuspend(t.Context(), name)
+		require.NoError(t, err)
+		assert.Equal(t, want, state+"|"+b.row("reason", "outbox_relay.tenants WHERE schema = $1", name), "what an operator has paused is paused again")
+	}
 }
 
 // Errors that are not a tenant's own are the caller's to wait out; nobody is suspended for them.

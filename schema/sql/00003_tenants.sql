@@ -304,43 +304,56 @@ $$;
 CREATE OR REPLACE FUNCTION outbox_relay.pause_tenant(schema text, reason text DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 BEGIN
-  -- A suspended tenant stays suspended: its mark says which events are still to be fetched.
+  -- A suspended tenant stays suspended: its mark says which events are still to be fetched. It is paused once that is over.
   UPDATE outbox_relay.tenants n
-     SET state = CASE n.state WHEN 'suspended' THEN n.state ELSE 'paused' END, reason = coalesce(pause_tenant.reason, n.reason)
+     SET state = CASE n.state WHEN 'suspended' THEN n.state ELSE 'paused' END,
+         reason = CASE n.state WHEN 'suspended' THEN n.reason ELSE coalesce(pause_tenant.reason, n.reason) END,
+         pause = CASE n.state WHEN 'suspended' THEN coalesce(pause_tenant.reason, n.pause, '') END
    WHERE n.schema = pause_tenant.schema;
   RETURN FOUND;
 END
 $$;
 -- +goose StatementEnd
 
--- Lets a paused or suspended tenant go on. What a suspended one missed is queued: everything from its mark to this moment, the lock
--- being the border between what the snapshot shows and what the log will bring. False: it was not a tenant.
+-- Ends the suspension of a tenant: one that an operator has paused is paused then. What it missed is queued while it is active: everything from its mark to
+-- this moment, the lock being the border between what the snapshot shows and what the log will bring. It returns the state; null: it was not suspended.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION outbox_relay.unsuspend_tenant(schema text) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '400ms' AS $$
+DECLARE
+  was outbox_relay.tenants;
+BEGIN
+  PERFORM pg_advisory_xact_lock(8245937120485516401); -- as add_tenant does, before any row or table
+  SELECT n.* INTO was FROM outbox_relay.tenants n WHERE n.schema = unsuspend_tenant.schema FOR UPDATE;
+  IF was.state IS DISTINCT FROM 'suspended' THEN
+    RETURN NULL;
+  END IF;
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RAISE EXCEPTION 'resuming a suspended tenant needs a READ COMMITTED transaction' USING ERRCODE = 'OR002';
+  END IF;
+  PERFORM outbox_relay.add_tenant(schema); -- takes the lock, and makes good what has been changed about its tables
+  -- A backfill that was still under way starts over with the wider border and then covers what was missed, too.
+  UPDATE outbox_relay.tenants n
+     SET state = CASE WHEN was.pause IS NULL THEN 'active' ELSE 'paused' END, reason = nullif(was.pause, ''), pause = NULL,
+         backfill = CASE WHEN n.backfill_done_at IS NULL THEN coalesce(n.backfill, 'missed') ELSE 'missed' END,
+         backfill_from = CASE WHEN n.backfill_done_at IS NULL AND n.backfill IN ('unprocessed', 'since') THEN NULL ELSE n.backfill_from END,
+         backfill_place = pg_current_wal_insert_lsn() - 1, -- what it had still to queue when it was suspended keeps its own
+         backfill_upto = pg_current_snapshot(), backfill_cursor = NULL, backfill_done_at = NULL
+   WHERE n.schema = unsuspend_tenant.schema
+  RETURNING n.state INTO was.state;
+  RETURN was.state;
+END
+$$;
+-- +goose StatementEnd
+
+-- Lets a paused or suspended tenant go on, for an operator: nothing else ends a pause. False: it was not a tenant.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.resume_tenant(schema text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '400ms' AS $$
-DECLARE
-  was text;
 BEGIN
-  PERFORM pg_advisory_xact_lock(8245937120485516401); -- as add_tenant does, before any row or table
-  SELECT n.state INTO was FROM outbox_relay.tenants n WHERE n.schema = resume_tenant.schema FOR UPDATE;
-  IF was IS NULL THEN
-    RETURN false;
-  END IF;
-  IF was = 'suspended' THEN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-      RAISE EXCEPTION 'resuming a suspended tenant needs a READ COMMITTED transaction' USING ERRCODE = 'OR002';
-    END IF;
-    PERFORM outbox_relay.add_tenant(schema); -- takes the lock, and makes good what has been changed about its tables
-    -- A backfill that was still under way starts over with the wider border and then covers what was missed, too.
-    UPDATE outbox_relay.tenants n
-       SET backfill = CASE WHEN n.backfill_done_at IS NULL THEN coalesce(n.backfill, 'missed') ELSE 'missed' END,
-           backfill_from = CASE WHEN n.backfill_done_at IS NULL AND n.backfill IN ('unprocessed', 'since') THEN NULL ELSE n.backfill_from END,
-           backfill_place = pg_current_wal_insert_lsn() - 1, -- what it had still to queue when it was suspended keeps its own
-           backfill_upto = pg_current_snapshot(), backfill_cursor = NULL, backfill_done_at = NULL
-     WHERE n.schema = resume_tenant.schema;
-  END IF;
+  PERFORM outbox_relay.unsuspend_tenant(schema); -- and the row is locked, whatever its state
   UPDATE outbox_relay.tenants n SET state = 'active', reason = NULL WHERE n.schema = resume_tenant.schema;
-  RETURN true;
+  RETURN FOUND;
 END
 $$;
 -- +goose StatementEnd
@@ -427,4 +440,4 @@ $$;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION outbox_relay.tenant_faults(oid), outbox_relay.tenant_requires() TO outbox_relay_runner; -- for `check`
 GRANT EXECUTE ON FUNCTION outbox_relay.restore_publications(), outbox_relay.shape_version(), outbox_relay.pause_tenant(text, text), outbox_relay.resume_tenant(text),
-  outbox_relay.move_tenant(text, int) TO outbox_relay_runner;
+  outbox_relay.unsuspend_tenant(text), outbox_relay.move_tenant(text, int) TO outbox_relay_runner;
