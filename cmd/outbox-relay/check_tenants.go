@@ -25,6 +25,7 @@ type tenantFacts struct {
 	Schema      string
 	Gone        bool     // there is no such schema
 	Behind      bool     // its tables are of an older version
+	Paused      bool     // besides being suspended
 	Missing     []string // tables
 	Unpublished []string // tables
 	Denied      []string // rights
@@ -44,7 +45,7 @@ WITH wanted (tbl, pub) AS (VALUES
 rights AS MATERIALIZED ( -- SELECT, UPDATE (paused_at, …)
   SELECT g.tbl, m[1] AS privilege, c.col FROM outbox_relay.tenant_grants() g, regexp_matches(g.privileges, '([A-Z]+)(?: \(([^)]*)\))?', 'g') m
     LEFT JOIN LATERAL regexp_split_to_table(m[2], ', *') c (col) ON true)
-SELECT t.schema, n.oid IS NULL, t.version < outbox_relay.shape_version(),
+SELECT t.schema, n.oid IS NULL, t.version < outbox_relay.shape_version(), t.pause IS NOT NULL,
   ARRAY(SELECT w.tbl FROM wanted w WHERE n.oid IS NOT NULL AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relname = w.tbl)),
   ARRAY(SELECT w.tbl FROM wanted w JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.tbl
           JOIN pg_catalog.pg_publication p ON p.pubname = w.pub -- a missing one has been reported
@@ -177,6 +178,8 @@ func (k *checker) tables(f tenantFacts, faults []string, t *store.TenantRows) bo
 		k.fail(name, "this role lacks "+strings.Join(f.Denied, ", "), k.grantRemedy()+", or "+add)
 	case t.Err != nil:
 		k.fail(name, t.Err.Error(), add)
+	case t.State == store.StateSuspended && f.Paused:
+		k.fail(name, "suspended: "+t.Reason, "mend it; it is paused then, as an operator has asked for, until outbox-relay tenants resume "+t.Schema)
 	case t.State == store.StateSuspended:
 		k.fail(name, "suspended: "+t.Reason, "mend it, then run outbox-relay tenants resume "+t.Schema)
 	case t.State == store.StatePaused:

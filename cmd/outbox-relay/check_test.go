@@ -225,6 +225,7 @@ func TestCheckFindsWhatIsBroken(t *testing.T) {
 		"not published":         {"ALTER PUBLICATION outbox_relay_events DROP TABLE acme.webhook_events", `FAIL  tenant acme: not published: webhook_events → run outbox-relay tenants add acme, with --since`},
 		"schema gone":           {"DROP SCHEMA acme CASCADE", `FAIL  tenant acme: the schema is gone → run outbox-relay tenants remove acme`},
 		"suspended":             {"UPDATE outbox_relay.tenants SET state = 'suspended', reason = 'a column is gone'", `FAIL  tenant acme: suspended: a column is gone → mend it`},
+		"suspended and paused":  {"UPDATE outbox_relay.tenants SET state = 'suspended', reason = 'a column is gone', pause = ''", `FAIL  tenant acme: suspended: a column is gone → mend it; it is paused then, .* resume acme`},
 		"paused":                {"SELECT outbox_relay.pause_tenant('acme')", `warn  tenant acme: paused → run outbox-relay tenants resume acme`},
 		"forgotten schema":      {"CREATE SCHEMA zebra; CREATE TABLE zebra.webhook_events (id uuid)", `ok    tenants: 1 of 1 registered are served; with a webhook_events table but not registered: zebra`},
 	} {

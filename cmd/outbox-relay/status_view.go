@@ -333,11 +333,11 @@ func (v *statusView) tenants(t *statusTenants, o *desk.Overview) {
 	var rows []string
 	for i := range t.Listed[:min(len(t.Listed), tenantRows)] {
 		x := &t.Listed[i]
-		what := x.State + " since " + span(o.At.Sub(x.Since))
+		what := stateText(x.State, x.Paused) + " since " + span(o.At.Sub(x.Since))
 		if x.State == "active" {
 			what = "queues earlier events: " + x.Backfill
 		}
-		rows = append(rows, short(x.Schema, 24)+"\t"+what+suffixIf(x.Reason != "", ": "+short(x.Reason, 100)))
+		rows = append(rows, short(x.Schema, 24)+"\t"+what+suffixIf(x.Reason != "", ": "+short(x.Reason, 100))+suffixIf(x.PauseReason != "", "; paused: "+short(x.PauseReason, 100)))
 	}
 	v.rows(rows)
 }
