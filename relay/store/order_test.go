@@ -200,7 +200,9 @@ func TestNothingOvertakesWhatASuspensionLost(t *testing.T) {
 	b.record(failed(at(100, key), store.Failed), succeeded(at(101, key)), deferred(at(100, outbox.UUID{}), 0), deferred(at(0, key), 0))
 	require.Equal(t, 4, rows(), "what has ended, what has no order, and what an audit found is kept")
 
-	require.NoError(t, b.store.Resume(t.Context(), "a"))
+	state, err := b.store.Unsuspend(t.Context(), "a")
+	require.NoError(t, err)
+	require.Equal(t, store.StateActive, state)
 	place := get[pglogrepl.LSN](b, "SELECT backfill_place FROM outbox_relay.tenants WHERE schema = 'a'")
 	b.record(deferred(at(place-1, key), 0))
 	require.Equal(t, 4, rows(), "what it missed is still being queued")
