@@ -81,9 +81,7 @@ func (a *app) replayMany(ctx context.Context, d *desk.Desk, b *bulk) error {
 	}
 	return a.print(&b.inquiry, p, func(w *tabwriter.Writer) {
 		say(w, "%s queued: outbox-relay deliveries list -t %s shows what becomes of them\n", plural(p.Done, "dead letter is", "dead letters are"), p.Tenant)
-		if p.Done < p.N {
-			say(w, "%d of those counted were queued, discarded or taken by somebody else meanwhile\n", p.N-p.Done)
-		}
+		p.writeTaken(w)
 	})
 }
 
@@ -105,6 +103,7 @@ func (a *app) discardMany(ctx context.Context, d *desk.Desk, b *bulk) error {
 	}
 	return a.print(&b.inquiry, p, func(w *tabwriter.Writer) {
 		say(w, "%s discarded\n", plural(p.Done, "dead letter is", "dead letters are"))
+		p.writeTaken(w)
 	})
 }
 
@@ -142,6 +141,13 @@ func (p *plan) write(w io.Writer, what string) {
 	_ = table.Flush() // the one who has closed the pipe does not want to know
 	if more := len(p.Piles) - pilesShown; more > 0 {
 		say(w, "   and others of %s\n", plural(int64(more), "endpoint", "endpoints"))
+	}
+}
+
+// writeTaken says how many fewer were done than had been counted.
+func (p *plan) writeTaken(w io.Writer) {
+	if p.Done < p.N {
+		say(w, "%d of those counted were queued, discarded or taken by somebody else meanwhile\n", p.N-p.Done)
 	}
 }
 

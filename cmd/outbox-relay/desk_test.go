@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/neo-commons/outbox-relay/outbox"
@@ -226,6 +227,39 @@ func TestReplayKilledHalfway(t *testing.T) {
 	require.LessOrEqual(t, most(got), 2)
 	nothing, _, _ := s.desk(t, "deadletters", "replay", "--all", "--yes")
 	require.True(t, strings.HasPrefix(nothing, "No open dead letters"), nothing)
+}
+
+// TestDiscardBesideAnother: letters that somebody else has in an open transaction neither end the command before the others are discarded, nor have it wait.
+func TestDiscardBesideAnother(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	d.exec(t, `INSERT INTO acme.webhook_dead_letters (delivery_id, webhook_event_id, webhook_endpoint_id, request_url, request_method, request_headers, attempts, dead_at)
+		SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'https://receiver.example', 'POST', '{}', 1, now() - n * interval '1 minute' FROM generate_series(1, 600) n`)
+	other, err := pgx.Connect(t.Context(), d.url)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, other.Close(context.WithoutCancel(t.Context()))) }()
+	_, err = other.Exec(t.Context(), `BEGIN; SELECT count(outbox_relay.discard('acme', delivery_id)) FROM (SELECT delivery_id FROM acme.webhook_dead_letters ORDER BY dead_at LIMIT 500) l`)
+	require.NoError(t, err)
+	discard := []string{"deadletters", "discard", "--all", "--yes"}
+	require.Equal(t, "100 dead letters are discarded\n500 of those counted were queued, discarded or taken by somebody else meanwhile\n", d.succeed(t, discard...))
+	_, err = other.Exec(t.Context(), "ROLLBACK")
+	require.NoError(t, err)
+	require.Equal(t, "500 dead letters are discarded\n", d.succeed(t, discard...))
+}
+
+// TestReplayBehindWhatIsQueued: letters whose deliveries are queued already are not all there is.
+func TestReplayBehindWhatIsQueued(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	d.exec(t, `INSERT INTO acme.webhook_endpoints (id, name, endpoint_url, secret_token, created_by_user_id)
+			VALUES ('00000000-0000-0000-0000-000000000001', 'one', 'https://receiver.example', 'a-secret-of-16-or-more', gen_random_uuid());
+		INSERT INTO acme.webhook_dead_letters (delivery_id, webhook_event_id, webhook_endpoint_id, request_url, request_method, request_headers, request_body, attempts, dead_at)
+			SELECT gen_random_uuid(), gen_random_uuid(), '00000000-0000-0000-0000-000000000001', 'https://receiver.example', 'POST', '{}', '{}', 1, now() - n * interval '1 minute'
+			FROM generate_series(1, 600) n;
+		INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at)
+			SELECT delivery_id, 'acme', webhook_endpoint_id, now() FROM acme.webhook_dead_letters ORDER BY dead_at LIMIT 500`)
+	require.Equal(t, "100 dead letters are queued: outbox-relay deliveries list -t acme shows what becomes of them\n"+
+		"500 of those counted were queued, discarded or taken by somebody else meanwhile\n", d.succeed(t, "deadletters", "replay", "--all", "--yes", "--rate", "0"))
 }
 
 func most(counts map[pair]int) int {

@@ -155,12 +155,13 @@ func (d *Desk) Discard(ctx context.Context, delivery outbox.UUID) (bool, error) 
 	return false, err
 }
 
-// DiscardMany does so with up to n of those that the filter chooses, in one transaction. It returns how many.
+// DiscardMany does so with up to n of those that the filter chooses, in one transaction. It returns how many; zero: none is left but what somebody has locked.
 func (d *Desk) DiscardMany(ctx context.Context, f LetterFilter, n int) (int64, error) {
 	c := f.conditions()
 	c.args = append(c.args, d.tenant, n)
 	return call[int64](ctx, d, "discard dead letters", d.sql(fmt.Sprintf(`
-SELECT count(*) FILTER (WHERE outbox_relay.discard($%d::text, x.delivery_id)) FROM (SELECT l.delivery_id %s WHERE %s AND %s ORDER BY l.dead_at LIMIT $%d::int4) x`,
+SELECT count(*) FILTER (WHERE outbox_relay.discard($%d::text, x.delivery_id)) FROM (SELECT l.delivery_id %s WHERE %s AND %s ORDER BY l.dead_at LIMIT $%d::int4
+FOR UPDATE OF l SKIP LOCKED) x`,
 		len(c.args)-1, fromLetters, open, c, len(c.args))), c.args...)
 }
 

@@ -426,7 +426,7 @@ DECLARE
   n bigint := 0;
 BEGIN
   PERFORM outbox_relay.check_control(schema);
-  -- The order is locked before any letter is, so somebody else may have taken all that were found: then the next ones are looked for.
+  -- The order is locked before any letter is, so somebody else may have taken all that were found, or they are queued: then the next ones are looked for.
   LOOP
     EXECUTE format('SELECT array_agg(s.delivery_id), array_agg(DISTINCT s.webhook_endpoint_id) FROM (
         SELECT l.delivery_id, l.webhook_endpoint_id FROM %1$I.webhook_dead_letters l
@@ -443,15 +443,15 @@ BEGIN
     EXECUTE format('SELECT array_agg(s.delivery_id ORDER BY s.order_lsn, s.order_n, s.dead_at, s.delivery_id) FROM (
         SELECT l.* FROM %I.webhook_dead_letters l WHERE l.delivery_id = ANY($1) AND l.replayed_at IS NULL AND l.discarded_at IS NULL FOR UPDATE SKIP LOCKED) s',
         schema) INTO ids USING found_ids;
-    EXIT WHEN ids IS NOT NULL;
     seen := seen || found_ids;
-  END LOOP;
-  FOR i IN 1 .. cardinality(ids) LOOP
-    IF outbox_relay.requeue(schema, ids[i], now() + within * (i - random()) / cardinality(ids)) THEN
-      n := n + 1;
-    ELSE -- it is queued: not to be found again
-      EXECUTE format('UPDATE %I.webhook_dead_letters l SET replayed_at = now() WHERE l.delivery_id = $1', schema) USING ids[i];
-    END IF;
+    FOR i IN 1 .. coalesce(cardinality(ids), 0) LOOP
+      IF outbox_relay.requeue(schema, ids[i], now() + within * (i - random()) / cardinality(ids)) THEN
+        n := n + 1;
+      ELSE -- it is queued: not to be found again
+        EXECUTE format('UPDATE %I.webhook_dead_letters l SET replayed_at = now() WHERE l.delivery_id = $1', schema) USING ids[i];
+      END IF;
+    END LOOP;
+    EXIT WHEN n > 0;
   END LOOP;
   RETURN n;
 END
