@@ -38,7 +38,8 @@ type AuditReport struct {
 	Events  int64  `json:"events"`            // handled in the period
 	Missing int64  `json:"missing"`           // deliveries
 	Queued  int64  `json:"queued,omitempty"`  // of these
-	Skipped string `json:"skipped,omitempty"` // why the tenant was not looked at
+	Skipped string `json:"skipped,omitempty"` // why the tenant was not looked at, or not to the end
+	Failed  bool   `json:"failed,omitempty"`  // an error is why
 }
 
 // Audit looks for deliveries of the store's shard that are missing. It judges by the subscriptions as they are now: an event from before its subscription counts as missing.
@@ -67,7 +68,7 @@ func Audit(ctx context.Context, st *store.Store, cfg *Config, o AuditOptions) ([
 		report := AuditReport{Tenant: rows.Schema}
 		switch {
 		case rows.Err != nil:
-			report.Skipped = rows.Err.Error()
+			report.Skipped, report.Failed = rows.Err.Error(), true
 		case rows.State == stateSuspended:
 			report.Skipped = "suspended: " + rows.Reason
 		case rows.Backfilling:
@@ -85,7 +86,7 @@ func Audit(ctx context.Context, st *store.Store, cfg *Config, o AuditOptions) ([
 			report.Missing, report.Queued = a.missing, a.queued
 		}
 		if broken, ok := errors.AsType[*store.TenantError](err); ok {
-			report.Skipped, err = broken.Err.Error(), nil
+			report.Skipped, report.Failed, err = broken.Err.Error(), true, nil
 		}
 		if err != nil {
 			return reports, err

@@ -53,7 +53,8 @@ minute, of suspended tenants and of tenants whose earlier events are still being
 Of several databases each has its turn, with an object for each in JSON; tenants are named within
 one.
 
-Exit codes: 0 nothing is missing, or it has been queued; 1 deliveries are missing.`,
+Exit codes: 0 nothing is missing, or it has been queued; 1 deliveries are missing, or a tenant was
+left out that was named, or that could not be read.`,
 		Example: `  outbox-relay audit                            # all tenants, the last day
   outbox-relay audit acme --since 30d --thorough
   outbox-relay audit --since 2026-11-01T00:00:00Z --until 2026-11-02T00:00:00Z --repair`,
@@ -70,6 +71,10 @@ Exit codes: 0 nothing is missing, or it has been queued; 1 deliveries are missin
 						o.Since.UTC().Format(time.RFC3339), durationText(c.Retention.Deliveries), border.Add(time.Minute).UTC().Truncate(time.Minute).Format(time.RFC3339))
 				}
 				o.Since = border
+			}
+			if !o.Until.IsZero() && !o.Since.Before(o.Until) {
+				return usage("--until %s: must be after --since, which is %s: there is nothing to look at in between",
+					o.Until.UTC().Format(time.RFC3339), o.Since.UTC().Format(time.RFC3339))
 			}
 			if len(args) > 0 { // of one database: the others have tenants of their own
 				o.Tenants = args
@@ -130,7 +135,7 @@ func (a *app) audit(ctx context.Context, c *config, o relay.AuditOptions, output
 		}
 	}
 	for _, r := range result.Tenants {
-		if r.Missing > r.Queued {
+		if r.Missing > r.Queued || r.Failed || r.Skipped != "" && slices.Contains(o.Tenants, r.Tenant) {
 			return errFailed
 		}
 	}
@@ -154,10 +159,13 @@ func auditShard(ctx context.Context, c *config, shard int, o relay.AuditOptions)
 func writeAudit(out io.Writer, result *auditResult) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	say(w, "TENANT\tEVENTS\tMISSING\tQUEUED\t\n")
-	var missing, queued int64
+	var missing, queued, left int64
 	for _, r := range result.Tenants {
 		say(w, "%s\t%d\t%d\t%d\t%s\n", plain(r.Tenant), r.Events, r.Missing, r.Queued, suffixIf(r.Skipped != "", "left out: "+plain(r.Skipped)))
 		missing, queued = missing+r.Missing, queued+r.Queued
+		if r.Skipped != "" {
+			left++
+		}
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -165,13 +173,16 @@ func writeAudit(out io.Writer, result *auditResult) error {
 	for _, m := range result.First {
 		say(out, "missing: event %s at endpoint %s of %s\n", m.Event, m.Endpoint, plain(m.Tenant))
 	}
+	leftOut := suffixIf(left > 0, "; "+plural(left, "tenant was", "tenants were")+" left out")
 	switch {
+	case missing == 0 && left > 0 && int(left) == len(result.Tenants):
+		say(out, "nothing was looked at%s\n", leftOut)
 	case missing == 0:
-		say(out, "nothing is missing\n")
+		say(out, "nothing is missing%s%s\n", suffixIf(left > 0, " in what was looked at"), leftOut)
 	case queued == missing:
-		say(out, "%s queued\n", plural(queued, "delivery was", "deliveries were"))
+		say(out, "%s queued%s\n", plural(queued, "delivery was", "deliveries were"), leftOut)
 	default:
-		say(out, "%s missing: outbox-relay events explain says why, --repair queues what is missing\n", plural(missing, "delivery is", "deliveries are"))
+		say(out, "%s missing: outbox-relay events explain says why, --repair queues what is missing%s\n", plural(missing, "delivery is", "deliveries are"), leftOut)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -92,4 +93,51 @@ func TestAuditWithinRetention(t *testing.T) {
 	o = invoke(t, env, "audit", "--since", "1d")
 	assert.Equal(t, exitUsage, o.code, o.out)
 	assert.Regexp(t, `--since \S+Z: reaches back further than retention.deliveries \(2h\): .*; begin at \S+Z or later`, o.err)
+}
+
+// TestAuditSaysWhatItHasNotLookedAt: a tenant that cannot be read is no tenant of which nothing is missing, nor is one that was asked for and left out.
+func TestAuditSaysWhatItHasNotLookedAt(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "", always(http.StatusOK), "acme", "zebra")
+	s.asRunner(t)
+	s.insertMany(t, "acme", "order.created", 3)
+	s.exec(t, "INSERT INTO outbox_relay.progress (slot, snapshot) VALUES ($1, pg_current_snapshot()) ON CONFLICT (slot) DO UPDATE SET snapshot = excluded.snapshot", s.slot)
+	audit := func(want int, args ...string) (last string) {
+		t.Helper()
+		out, errors, code := s.desk(t, append([]string{"audit"}, args...)...)
+		require.Equal(t, want, code, "%s%s", out, errors)
+		lines := strings.Split(strings.TrimSpace(out), "\n")
+		return lines[len(lines)-1]
+	}
+	assert.Equal(t, "nothing is missing", audit(exitOK))
+
+	s.exec(t, "REVOKE SELECT ON acme.webhook_deliveries FROM outbox_relay_runner")
+	assert.Equal(t, "nothing is missing in what was looked at; 1 tenant was left out", audit(exitFailure))
+	assert.Equal(t, "nothing was looked at; 1 tenant was left out", audit(exitFailure, "acme"))
+	assert.Equal(t, "nothing is missing", audit(exitOK, "zebra"))
+	var r auditResult
+	out, _, code := s.desk(t, "audit", "-o", "json")
+	require.Equal(t, exitFailure, code)
+	require.NoError(t, json.Unmarshal([]byte(out), &r))
+	require.Len(t, r.Tenants, 2)
+	assert.True(t, r.Tenants[0].Failed)
+	assert.Contains(t, r.Tenants[0].Skipped, "permission denied")
+	s.exec(t, "GRANT SELECT ON acme.webhook_deliveries TO outbox_relay_runner")
+
+	s.exec(t, "UPDATE outbox_relay.tenants SET state = 'suspended', reason = 'as it was told' WHERE schema = 'acme'")
+	assert.Equal(t, "nothing is missing in what was looked at; 1 tenant was left out", audit(exitOK), "nobody has asked for it")
+	assert.Equal(t, "nothing is missing in what was looked at; 1 tenant was left out", audit(exitFailure, "acme", "zebra"))
+}
+
+func TestAuditOfNoTimeAtAll(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{
+		{"--since", "2026-01-02T00:00:00Z", "--until", "2026-01-02T00:00:00Z"},
+		{"--since", "1h", "--until", "2h"},
+		{"--until", "3d"}, // the default of --since is one day
+	} {
+		o := invoke(t, []string{"OUTBOX_RELAY_DATABASE_URL=" + dsn, "OUTBOX_RELAY_RETENTION_DELIVERIES=0"}, append([]string{"audit"}, args...)...)
+		assert.Equal(t, exitUsage, o.code, o.out)
+		assert.Regexp(t, `--until \S+Z: must be after --since, which is \S+Z`, o.err)
+	}
 }
