@@ -270,6 +270,28 @@ func most(counts map[pair]int) int {
 	return slices.Max(list)
 }
 
+// TestPauseOfWhatIsNotActive: its events would not wait, and why it was disabled is still to be read.
+func TestPauseOfWhatIsNotActive(t *testing.T) {
+	t.Parallel()
+	const disabled, inactive = "00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"
+	d := installed(t)
+	d.exec(t, `INSERT INTO acme.webhook_endpoints (id, name, endpoint_url, secret_token, created_by_user_id, is_active, disabled_at, disabled_reason) VALUES
+		('`+disabled+`', 'one', 'https://receiver.example', 'a-secret-of-16-or-more', gen_random_uuid(), false, now(), 'answered 410'),
+		('`+inactive+`', 'two', 'https://receiver.example', 'a-secret-of-16-or-more', gen_random_uuid(), false, NULL, NULL)`)
+	for _, id := range []string{disabled, inactive} {
+		o := invoke(t, d.env, "endpoints", "pause", id, "--reason", "they move house")
+		require.Equal(t, exitFailure, o.code, o.out)
+		require.Contains(t, o.err, "endpoint "+id+" is not active: its events get no delivery that could wait\nhint: Resume it first, then pause it")
+	}
+	list := d.succeed(t, "endpoints", "list")
+	require.Contains(t, list, "answered 410")
+	require.NotContains(t, list, "they move house")
+
+	d.succeed(t, "endpoints", "resume", disabled)
+	require.Contains(t, d.succeed(t, "endpoints", "pause", disabled, "--reason", "they move house"), "its events wait")
+	require.Contains(t, d.succeed(t, "endpoints", "list"), "they move house")
+}
+
 func TestTenantToChoose(t *testing.T) {
 	t.Parallel()
 	d := installed(t)

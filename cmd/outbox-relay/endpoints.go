@@ -236,8 +236,10 @@ func (a *app) endpointsPauseCommand() *cobra.Command {
 	var q inquiry
 	var reason string
 	cmd := &cobra.Command{
-		Use:     "pause ENDPOINT",
-		Short:   "Hold an endpoint's deliveries back; nothing is lost",
+		Use:   "pause ENDPOINT",
+		Short: "Hold an endpoint's deliveries back; nothing is lost",
+		Long: `Hold an endpoint's deliveries back: they wait until it is resumed. One that is disabled or inactive
+gets no deliveries that could wait, and cannot be paused.`,
 		Example: `  outbox-relay endpoints pause -t acme 0190c2f6-0000-7000-8000-000000000001 --reason 'they move house until Monday'`,
 		Args:    oneID("endpoint"),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -247,7 +247,7 @@ func Routing(rows *store.TenantRows, defaults delivery.Defaults) *route.Tenant {
 	return table
 }
 
-// Pause holds an endpoint's deliveries back. False: it was paused already.
+// Pause holds an endpoint's deliveries back, which must be active. False: it was paused already.
 func (d *Desk) Pause(ctx context.Context, endpoint outbox.UUID, reason string) (bool, error) {
 	return call[bool](ctx, d, "pause endpoint", `SELECT outbox_relay.pause_endpoint($1::text, $2::uuid, nullif($3::text, ''))`, d.tenant, endpoint, reason)
 }

@@ -287,17 +287,23 @@ END
 $$;
 -- +goose StatementEnd
 
--- Holds an endpoint's deliveries back without losing one. False: it was paused already.
+-- Holds an endpoint's deliveries back without losing one. False: it was paused already. One that is not active gets no deliveries that could wait, and
+-- disabled_reason says why it is not.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.pause_endpoint(schema text, endpoint uuid, reason text DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   was boolean;
+  active boolean;
 BEGIN
   PERFORM outbox_relay.check_control(schema);
-  EXECUTE format('SELECT e.paused_at IS NOT NULL FROM %I.webhook_endpoints e WHERE e.id = $1 FOR NO KEY UPDATE', schema) INTO was USING endpoint;
+  EXECUTE format('SELECT e.paused_at IS NOT NULL, e.is_active FROM %I.webhook_endpoints e WHERE e.id = $1 FOR NO KEY UPDATE', schema)
+    INTO was, active USING endpoint;
   IF was IS NULL THEN
     RAISE EXCEPTION 'endpoint % does not exist in "%"', endpoint, schema USING ERRCODE = 'OR002', HINT = 'See: outbox-relay endpoints list';
+  ELSIF NOT active THEN
+    RAISE EXCEPTION 'endpoint % is not active: its events get no delivery that could wait', endpoint
+      USING ERRCODE = 'OR002', HINT = 'Resume it first, then pause it: what comes from then on waits. outbox-relay endpoints recover queues what it has missed.';
   END IF;
   IF NOT was THEN
     EXECUTE format('UPDATE %I.webhook_endpoints e SET paused_at = now(), disabled_reason = coalesce($2, e.disabled_reason) WHERE e.id = $1', schema)
