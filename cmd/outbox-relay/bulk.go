@@ -153,8 +153,7 @@ func (p *plan) writeTaken(w io.Writer) {
 
 // goAhead says what is about to be done and asks whether it shall.
 func (a *app) goAhead(ctx context.Context, b *bulk, p *plan, what string) (bool, error) {
-	switch {
-	case b.dryRun, p.N == 0:
+	if b.dryRun || p.N == 0 {
 		return false, a.print(&b.inquiry, p, func(w *tabwriter.Writer) {
 			switch {
 			case p.N > 0:
@@ -165,27 +164,13 @@ func (a *app) goAhead(ctx context.Context, b *bulk, p *plan, what string) (bool,
 				say(w, "No open dead letters of tenant %s match: there is nothing to do.\n", p.Tenant)
 			}
 		})
-	case b.yes:
-		p.write(a.err, what)
-		return true, nil
-	case !terminal(a.in):
-		p.write(a.err, what)
-		return false, usage("there is nobody to ask: say --yes, or --dry-run to see only how many there are")
 	}
 	p.write(a.err, what)
-	// A person who thinks must not keep an interrupt waiting; the process ends with the question open.
-	answer := make(chan bool, 1)
-	go func() { answer <- a.confirm("Go on? [y/N] ") }()
-	select {
-	case yes := <-answer:
-		if !yes {
-			return false, errRefused
-		}
+	if b.yes {
 		return true, nil
-	case <-ctx.Done():
-		say(a.err, "\n")
-		return false, errRefused
 	}
+	err := a.ask(ctx, "Go on? [y/N] ", ", or --dry-run to see only how many there are")
+	return err == nil, err
 }
 
 // inBatches does one batch after the other until none finds anything. A batch says how many it took and how long the next one has to wait. An interrupt

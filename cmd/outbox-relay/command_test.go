@@ -277,8 +277,11 @@ func TestTenantsFromFirstToLast(t *testing.T) {
 	assert.Equal(t, "active", list[1]["state"])
 	assert.Equal(t, "2026-01-02T02:04:05Z", list[0]["backfill_since"])
 
-	out = d.succeed(t, "tenants", "remove", "acme") // nobody to ask: standard input is no terminal
-	assert.Contains(t, out, "acme is no tenant any more")
+	o = invoke(t, d.env, "tenants", "remove", "acme") // nobody to ask: standard input is no terminal
+	assert.Equal(t, exitUsage, o.code)
+	assert.Contains(t, o.err, "there is nobody to ask: say --yes\n")
+	assert.Regexp(t, `acme +active`, d.succeed(t, "tenants", "list"))
+	assert.Contains(t, d.succeed(t, "tenants", "remove", "acme", "--yes"), "acme is no tenant any more")
 	o = invoke(t, d.env, "tenants", "remove", "acme", "--yes")
 	assert.Equal(t, exitFailure, o.code)
 	assert.Contains(t, o.err, "outbox-relay tenants list")

@@ -61,7 +61,7 @@ the role that owns the tenant's tables.`,
 			if r.asymmetric && r.file != "" {
 				return usage("--asymmetric makes a key, and --secret-file brings one: say one of the two")
 			}
-			token, err := a.newToken(&r)
+			token, err := a.newToken(cmd.Context(), &r)
 			if err != nil {
 				return err
 			}
@@ -83,31 +83,40 @@ the role that owns the tenant's tables.`,
 const maxSecretFile = 4096
 
 // newToken makes the new secret, or reads it.
-func (a *app) newToken(r *rotation) (string, error) {
+func (a *app) newToken(ctx context.Context, r *rotation) (string, error) {
 	switch {
 	case r.asymmetric:
 		return delivery.NewPrivateKey(), nil
 	case r.file == "":
 		return delivery.NewSecret(), nil
 	}
-	var from io.Reader = a.in
-	if r.file != "-" {
-		file, err := os.Open(r.file)
-		if err != nil {
-			return "", fmt.Errorf("read the secret: %w", err)
-		}
-		defer file.Close() //nolint:errcheck // it was read only
-		from = file
-	}
-	text, err := io.ReadAll(io.LimitReader(from, maxSecretFile))
+	text, err := unlessInterrupted(ctx, func() ([]byte, error) { return a.readSecret(r) })
 	if err != nil {
-		return "", fmt.Errorf("read the secret: %w", err)
+		return "", err
 	}
 	token := strings.TrimRight(string(text), "\r\n")
 	if fault := delivery.SecretFault(token); fault != "" {
 		return "", usage("the secret in --secret-file %s", fault)
 	}
 	return token, nil
+}
+
+// readSecret may wait: for a person at a terminal, or for whoever writes into a pipe.
+func (a *app) readSecret(r *rotation) ([]byte, error) {
+	var from io.Reader = a.in
+	if r.file != "-" {
+		file, err := os.Open(r.file)
+		if err != nil {
+			return nil, fmt.Errorf("read the secret: %w", err)
+		}
+		defer file.Close() //nolint:errcheck // it was read only
+		from = file
+	}
+	text, err := io.ReadAll(io.LimitReader(from, maxSecretFile))
+	if err != nil {
+		return nil, fmt.Errorf("read the secret: %w", err)
+	}
+	return text, nil
 }
 
 func (a *app) rotate(ctx context.Context, q *inquiry, d *desk.Desk, c *config, endpoint outbox.UUID, r *rotation, token string) error {

@@ -145,8 +145,10 @@ To hold deliveries back without losing any, pause the tenant instead.`,
 			if err != nil {
 				return err
 			}
-			if !yes && terminal(a.in) && !a.confirm(fmt.Sprintf("Remove tenant %s? What it has queued is forgotten. [y/N] ", args[0])) {
-				return errors.New("nothing was removed")
+			if !yes {
+				if err := a.ask(cmd.Context(), fmt.Sprintf("Remove tenant %s? What it has queued is forgotten. [y/N] ", args[0]), ""); err != nil {
+					return err
+				}
 			}
 			if err := schema.RemoveTenant(cmd.Context(), c.Database.URL, args[0]); err != nil {
 				return err
@@ -159,12 +161,47 @@ To hold deliveries back without losing any, pause the tenant instead.`,
 	return cmd
 }
 
-// confirm asks a person.
+// ask asks a person whether to go on. It is a fault of usage where there is nobody: or says what else there is but --yes.
+func (a *app) ask(ctx context.Context, question, or string) error {
+	if !terminal(a.in) {
+		return usage("there is nobody to ask: say --yes%s", or)
+	}
+	yes, err := unlessInterrupted(ctx, func() (bool, error) { return a.confirm(question), nil })
+	if err != nil {
+		say(a.err, "\n")
+	}
+	if !yes {
+		return errRefused
+	}
+	return nil
+}
+
 func (a *app) confirm(question string) bool {
 	say(a.err, "%s", question)
 	line, err := bufio.NewReader(a.in).ReadString('\n')
 	answer := strings.ToLower(strings.TrimSpace(line))
 	return err == nil && (answer == "y" || answer == "yes")
+}
+
+// unlessInterrupted returns what read does, or errRefused once ctx is cancelled: a person who thinks must not keep an interrupt waiting. What is still being
+// read then ends with the process.
+func unlessInterrupted[T any](ctx context.Context, read func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := read()
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, errRefused
+	}
 }
 
 func (a *app) tenantsPauseCommand() *cobra.Command {
