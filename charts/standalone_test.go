@@ -184,6 +184,15 @@ func TestMigration(t *testing.T) {
 	}
 }
 
+// TestReplicas: a number that is left out is not 0, which would stop the relay at the next upgrade where an autoscaler has the say.
+func TestReplicas(t *testing.T) {
+	t.Parallel()
+	d := get[*apps.Deployment](t, must(t, minimal+"replicas: null\n"), "shop-outbox-relay")
+	assert.Nil(t, d.Spec.Replicas)
+	d = get[*apps.Deployment](t, must(t, minimal+"replicas: 0\n"), "shop-outbox-relay")
+	assert.EqualValues(t, 0, *d.Spec.Replicas)
+}
+
 func TestSeveralDatabases(t *testing.T) {
 	t.Parallel()
 	r := must(t, `
