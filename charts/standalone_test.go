@@ -193,6 +193,18 @@ func TestReplicas(t *testing.T) {
 	assert.EqualValues(t, 0, *d.Spec.Replicas)
 }
 
+// TestStrategy: Kubernetes refuses rollingUpdate beside Recreate, and the default of it is still there when the type alone is given.
+func TestStrategy(t *testing.T) {
+	t.Parallel()
+	for values, want := range map[string]apps.DeploymentStrategyType{
+		"strategy: {type: Recreate}\n": apps.RecreateDeploymentStrategyType, "strategy: {type: RollingUpdate}\n": apps.RollingUpdateDeploymentStrategyType, "strategy: {type: null}\n": "",
+	} {
+		strategy := get[*apps.Deployment](t, must(t, minimal+values), "shop-outbox-relay").Spec.Strategy
+		assert.Equal(t, want, strategy.Type)
+		assert.Equal(t, want != apps.RecreateDeploymentStrategyType, strategy.RollingUpdate != nil, values)
+	}
+}
+
 func TestSeveralDatabases(t *testing.T) {
 	t.Parallel()
 	r := must(t, `
