@@ -205,6 +205,17 @@ func TestStrategy(t *testing.T) {
 	}
 }
 
+// TestDisruptionBudget: the field that Kubernetes has since 1.27 is not there for an older one, which the chart admits and which would refuse it.
+func TestDisruptionBudget(t *testing.T) {
+	t.Parallel()
+	for kube, want := range map[string]bool{"v1.25.0": false, "v1.26.15": false, "v1.27.3-gke.100": true, "v1.33.0": true} {
+		r, err := release{kube: kube}.render(t, minimal+"podDisruptionBudget: {enabled: true}\n")
+		require.NoError(t, err)
+		have := get[*policy.PodDisruptionBudget](t, r, "shop-outbox-relay").Spec.UnhealthyPodEvictionPolicy
+		assert.Equal(t, want, have != nil, kube)
+	}
+}
+
 func TestSeveralDatabases(t *testing.T) {
 	t.Parallel()
 	r := must(t, `
