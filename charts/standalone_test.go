@@ -2,6 +2,7 @@ package charts_test
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -346,4 +347,29 @@ databases:
 	c = relay(t, &get[*apps.Deployment](t, r, "shop-outbox-relay").Spec.Template.Spec)
 	assert.Empty(t, variable(c, "OUTBOX_RELAY_DATABASES_ORDERS_URL"))
 	assert.Equal(t, "two/url", variable(c, "OUTBOX_RELAY_DATABASES_BILLING_URL"))
+}
+
+// TestDSNInAFileOfTheJob: one that migrates with the DSN of an owner is not told of the files that hold those of the relay; any other reads them as the relay does.
+func TestDSNInAFileOfTheJob(t *testing.T) {
+	t.Parallel()
+	const files = "config: {database: {instance_id: production, url_file: /secrets/url, replication_url_file: /secrets/stream}}\n"
+	r := must(t, files+"migrate: {enabled: true, existingSecret: owner}\n")
+	job := get[*batch.Job](t, r, "shop-outbox-relay-migrate").Spec.Template.Spec.Containers[0]
+	assert.Equal(t, "owner/url", variable(&job, "OUTBOX_RELAY_DATABASE_URL"))
+	text := get[*core.ConfigMap](t, r, "shop-outbox-relay-migrate").Data["config.yaml"]
+	assert.YAMLEq(t, "{database: {instance_id: production}, log: {format: json}, server: {listen: \":9464\"}}", text)
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+	out, err := invoke(t, []string{"OUTBOX_RELAY_DATABASE_URL=postgres://owner@db.internal/app"}, "config", "--config", file)
+	require.NoError(t, err, out)
+	relays := get[*core.ConfigMap](t, r, "shop-outbox-relay").Data["config.yaml"]
+	assert.Contains(t, relays, "url_file: /secrets/url")
+	assert.Contains(t, relays, "replication_url_file: /secrets/stream")
+
+	for _, values := range []string{"", "database: {existingSecret: relay}\n", "database: {url: \"postgres://relay@db/app\"}\n"} {
+		r := must(t, files+"migrate: {enabled: true}\n"+values)
+		job := get[*batch.Job](t, r, "shop-outbox-relay-migrate").Spec.Template.Spec.Containers[0]
+		assert.Empty(t, variable(&job, "OUTBOX_RELAY_DATABASE_URL"), values)
+		assert.Equal(t, get[*core.ConfigMap](t, r, "shop-outbox-relay").Data, get[*core.ConfigMap](t, r, "shop-outbox-relay-migrate").Data, values)
+	}
 }
