@@ -34,6 +34,7 @@ func TestRefusals(t *testing.T) {
 		"digest":                 {values: minimal + "image: {digest: abc}", want: "digest"},
 		"port":                   {values: minimal + "port: 70000", want: "port"},
 		"hook":                   {values: minimal + "migrate: {hook: pre-delete}", want: "hook"},
+		"owner of several":       {values: "databases: [{name: a, existingSecret: b}]\nmigrate: {enabled: true, existingSecret: owner}", want: "migrate.existingSecret: owner: is one DSN"},
 		"alert":                  {values: minimal + "prometheusRule: {disabled: [NoLeader]}", want: "disabled"},
 		"budget of none":         {values: minimal + "podDisruptionBudget: {enabled: true, maxUnavailable: 0}", want: "maxUnavailable"},
 		"short grace":            {values: minimal + "terminationGracePeriodSeconds: 10", want: "terminationGracePeriodSeconds: 10: must be at least 30"},
