@@ -104,9 +104,17 @@ type index struct {
 }
 
 // buildIndex builds an index while writers go on. A partitioned table cannot be indexed concurrently: its partitions are, one by one, and the
-// index of the whole then takes theirs over without building anything.
+// index of the whole then takes theirs over without building anything. Without partitions yet, it is all there is to build.
 func (in *installer) buildIndex(ctx context.Context, op, schema string, x index) error {
 	table := pgx.Identifier{schema, x.Table}.Sanitize()
+	var partitioned bool
+	err := in.conn.QueryRow(ctx, "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = $1::pg_catalog.regclass", table).Scan(&partitioned)
+	if err != nil {
+		return opError(op, err)
+	}
+	if !partitioned {
+		return in.buildConcurrently(ctx, op, schema, x)
+	}
 	rows, err := in.conn.Query(ctx, `SELECT n.nspname::text, c.relname::text, c.oid
 		FROM pg_catalog.pg_partition_tree($1::pg_catalog.regclass) p JOIN pg_catalog.pg_class c ON c.oid = p.relid
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.isleaf AND p.level > 0`, table)
@@ -120,9 +128,6 @@ func (in *installer) buildIndex(ctx context.Context, op, schema string, x index)
 	leaves, err := pgx.CollectRows(rows, pgx.RowToStructByPos[leaf])
 	if err != nil {
 		return opError(op, err)
-	}
-	if len(leaves) == 0 {
-		return in.buildConcurrently(ctx, op, schema, x)
 	}
 	for _, l := range leaves {
 		part := index{Table: l.Table, Name: fmt.Sprintf("%s_%d", x.Name, l.OID), Unique: x.Unique, Spec: x.Spec}

@@ -173,6 +173,23 @@ func TestAdoptPartitionedEvents(t *testing.T) {
 		VALUES ('a.b', gen_random_uuid(), 'a') RETURNING xid = pg_current_xact_id()`))
 }
 
+// TestAdoptPartitionedEventsWithoutPartitions: none of it can be indexed concurrently, at either level, and a partition that comes has the index.
+func TestAdoptPartitionedEventsWithoutPartitions(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.neo("parts", 0)
+	b.exec(`ALTER TABLE parts.webhook_deliveries DROP CONSTRAINT "fk deliveries->events";
+		ALTER TABLE parts.webhook_events RENAME TO webhook_events_old;
+		CREATE TABLE parts.webhook_events (LIKE parts.webhook_events_old INCLUDING DEFAULTS, PRIMARY KEY (id, occurred_at)) PARTITION BY RANGE (occurred_at);
+		CREATE TABLE parts.later PARTITION OF parts.webhook_events FOR VALUES FROM ('2100-01-01') TO ('2200-01-01') PARTITION BY RANGE (occurred_at)`)
+	require.NoError(t, schema.AddTenant(b.ctx, b.dsn, "parts", schema.AddOptions{}))
+	assert.Empty(t, list(b, "SELECT name FROM outbox_relay.missing_indexes('parts')"))
+	b.exec(`CREATE TABLE parts.events_rest PARTITION OF parts.webhook_events DEFAULT`)
+	assert.Equal(t, int64(2), get[int64](b, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'parts.webhook_events_xid_idx'::regclass"))
+	assert.True(t, get[bool](b, `INSERT INTO parts.webhook_events (event_type, aggregate_id, aggregate_type)
+		VALUES ('a.b', gen_random_uuid(), 'a') RETURNING xid = pg_current_xact_id()`))
+}
+
 // TestMigrateBringsTenantsUpToDate starts from a tenant of an older shape, on which an index build failed half-way.
 func TestMigrateBringsTenantsUpToDate(t *testing.T) {
 	t.Parallel()
