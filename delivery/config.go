@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -78,41 +79,30 @@ func (c *Config) Validate() error {
 	f.check(c.ConnectTimeout > 0, "delivery.connect_timeout", c.ConnectTimeout, "use a time above 0, such as 5s")
 	f.check(c.TLSHandshakeTimeout > 0, "delivery.tls_handshake_timeout", c.TLSHandshakeTimeout, "use a time above 0, such as 10s")
 	f.check(c.MaxConns > 0, "delivery.max_connections", c.MaxConns, "use 1 or more")
-	f.check(c.MaxConnsPerHost > 0 && c.MaxConnsPerHost <= c.MaxConns,
+	under := func(n, limit int) bool { return n > 0 && (n <= limit || limit <= 0) } // nothing more to say while the limit is itself at fault
+	f.check(under(c.MaxConnsPerHost, c.MaxConns),
 		"delivery.max_connections_per_host", c.MaxConnsPerHost, "use 1 up to max_connections")
-	f.check(c.MaxIdlePerHost > 0 && c.MaxIdlePerHost <= c.MaxConnsPerHost,
+	f.check(under(c.MaxIdlePerHost, c.MaxConnsPerHost),
 		"delivery.max_idle_per_host", c.MaxIdlePerHost, "use 1 up to max_connections_per_host")
 	f.check(c.IdleTimeout > 0, "delivery.keep_alive", c.IdleTimeout, "use a time above 0, such as 55s")
 	f.check(c.DNSCacheTime >= 0, "delivery.dns_cache", c.DNSCacheTime, "use a time such as 30s, or 0 for no cache")
 	f.check(c.KeepResponseBytes >= 0 && c.KeepResponseBytes <= maxResponseBytes,
-		"delivery.keep_response", c.KeepResponseBytes, "use 0 up to 16 KiB")
+		"delivery.keep_response", c.KeepResponseBytes, "use 0B up to 16KiB")
 	f.check(c.Version != "" && validHeaderName(c.Version), "version", c.Version, "use letters, digits, dots and hyphens")
 	_, err := url.Parse(c.Source)
 	f.check(err == nil && c.Source != "" && !strings.ContainsFunc(c.Source, notInURI),
-		"delivery.source", c.Source, "use a URI or a path, such as outbox-relay, spaces and letters beyond ASCII percent-encoded")
+		"delivery.source", strconv.Quote(c.Source), "use a URI or a path, such as outbox-relay, spaces and letters beyond ASCII percent-encoded")
 	for _, p := range c.Allow {
 		f.check(p.IsValid(), "network.allow", p, "use CIDR prefixes such as 10.0.0.0/8")
 	}
 	for _, p := range c.Deny {
 		f.check(p.IsValid(), "network.deny", p, "use CIDR prefixes such as 10.0.0.0/8")
 	}
-	c.validateReach(&f)
+	c.TLS.validate(&f)
+	c.validateHosts(&f)
+	c.validateProxy(&f)
 	return errors.Join(f...)
 }
 
 // notInURI tells characters that a URI must not hold as they are (RFC 3986, appendix A). The CloudEvents SDKs refuse an event for such a source.
 func notInURI(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune("\"<>\\^`{|}", r) }
-
-// ValidateReach is the part of Validate that is about whom the Client may reach and how: network.allow_hosts and what follows it, and delivery.tls, whose
-// files it reads.
-func (c *Config) ValidateReach() error {
-	var f faults
-	c.validateReach(&f)
-	return errors.Join(f...)
-}
-
-func (c *Config) validateReach(f *faults) {
-	c.TLS.validate(f)
-	c.validateHosts(f)
-	c.validateProxy(f)
-}

@@ -176,8 +176,13 @@ func TestConfigReportsAllFaults(t *testing.T) {
 	t.Parallel()
 	good := DefaultConfig()
 	require.NoError(t, good.Validate())
-	bad := Config{DNSCacheTime: -1, KeepResponseBytes: maxResponseBytes + 1, Allow: make([]netip.Prefix, 1), Deny: make([]netip.Prefix, 1), MaxConnsPerHost: 2, MaxIdlePerHost: 3}
+	bad := Config{DNSCacheTime: -1, KeepResponseBytes: maxResponseBytes + 1, Allow: make([]netip.Prefix, 1), Deny: make([]netip.Prefix, 1)}
 	assert.Len(t, fieldsOf(t, bad.Validate()), 12)
+	pairs := DefaultConfig()
+	pairs.MaxConns, pairs.MaxConnsPerHost, pairs.MaxIdlePerHost = 1, 2, 3
+	assert.Len(t, fieldsOf(t, pairs.Validate()), 2)
+	pairs.MaxConns, pairs.MaxIdlePerHost = 0, 2
+	assert.Len(t, fieldsOf(t, pairs.Validate()), 1, "of what is 0, and not of what is above it")
 	_, err := NewClient(bad, nil, nil)
 	var fe *FieldError
 	require.ErrorAs(t, err, &fe)

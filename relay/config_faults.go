@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net/url"
 	"path"
 	"regexp"
 	"strconv"
@@ -49,7 +48,6 @@ func (c Config) Validate() error {
 	c.Network.validate(&f)
 	c.Validation.validate(&f)
 	c.Secrets.validate(&f)
-	c.validateReach(&f)
 
 	if c.Retry.Attempts < 0 || c.Retry.Attempts > 100 {
 		f.add("retry.attempts", c.Retry.Attempts, "must be 0 to 100 retries after the first attempt")
@@ -93,6 +91,7 @@ func (c Config) Validate() error {
 	for _, l := range c.ceilings() {
 		l.check(&f)
 	}
+	c.validateClient(&f)
 	return errors.Join(f...)
 }
 
@@ -140,22 +139,9 @@ func (d Delivery) validate(f *faults) {
 		f.add("delivery.endpoint_rate", r, "must be a number of attempts a second, or 0 for no limit")
 	}
 	atLeast(f, "delivery.host_concurrency", d.HostConcurrency, 1)
-	atLeast(f, "delivery.connect_timeout", d.ConnectTimeout, time.Millisecond)
-	atLeast(f, "delivery.tls_handshake_timeout", d.TLSHandshakeTimeout, time.Millisecond)
 	atLeast(f, "delivery.default_timeout", d.DefaultTimeout, time.Millisecond)
 	if d.DefaultTimeout > MaxAttemptTimeout {
 		f.add("delivery.default_timeout", d.DefaultTimeout, "must not be more than %v", MaxAttemptTimeout)
-	}
-	atLeast(f, "delivery.max_connections", d.MaxConnections, 1)
-	atLeast(f, "delivery.max_connections_per_host", d.MaxConnectionsPerHost, 1)
-	atLeast(f, "delivery.max_idle_per_host", d.MaxIdlePerHost, 1)
-	atLeast(f, "delivery.keep_alive", d.KeepAlive, time.Millisecond)
-	atLeast(f, "delivery.dns_cache", d.DNSCache, 0)
-	if d.KeepResponse < 0 || d.KeepResponse > 16*KiB {
-		f.add("delivery.keep_response", d.KeepResponse, "must be 0B to 16KiB: no more of an answer is read")
-	}
-	if _, err := url.Parse(d.Source); err != nil || d.Source == "" {
-		f.add("delivery.source", strconv.Quote(d.Source), "must be a URI or a path, as CloudEvents demands of a source: https://example.com/app")
 	}
 }
 
@@ -186,15 +172,21 @@ func (n Network) validate(f *faults) {
 	}
 }
 
-// validateReach takes over what the client finds wrong with the files and lists that are for it alone.
-func (c *Config) validateReach(f *faults) {
-	client := c.ClientConfig("")
-	joined, ok := client.ValidateReach().(interface{ Unwrap() []error })
+// validateClient takes over what the client finds wrong with its part. Of a key that has a fault already, a pair that does not fit, it has nothing to add.
+func (c *Config) validateClient(f *faults) {
+	client := c.ClientConfig("dev")
+	joined, ok := client.Validate().(interface{ Unwrap() []error })
 	if !ok {
 		return
 	}
+	said := make(map[string]bool)
+	for _, err := range *f {
+		if fault, ok := errors.AsType[*FieldError](err); ok {
+			said[fault.Key] = true
+		}
+	}
 	for _, err := range joined.Unwrap() {
-		if fault, ok := errors.AsType[*delivery.FieldError](err); ok {
+		if fault, ok := errors.AsType[*delivery.FieldError](err); ok && !said[fault.Field] {
 			f.add(fault.Field, fault.Value, "%s", fault.Remedy)
 		}
 	}
