@@ -11,6 +11,7 @@ import (
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/route"
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // TestBodyCountsUntilItsLastDelivery has twenty endpoints share bodies, of which one hangs: what it keeps is what the window counts.
@@ -106,7 +107,7 @@ func TestBodyDoesNotFillTheDeferrals(t *testing.T) {
 			b.admit(t.Context(), j)
 			continue
 		}
-		b.postpone(t.Context(), j, deferPaused, parked)
+		b.postpone(t.Context(), j, store.DeferPaused, parked)
 		b.release([]*job{j})
 	}
 	require.Zero(t, b.rooms[inDeferral].bytes)

@@ -25,25 +25,7 @@ const forgetAfter = 10 * time.Minute
 // beatEvery is how often a stream that waits for room gives a sign of life.
 const beatEvery = 500 * time.Millisecond
 
-// Why a delivery was deferred; kept with the pending row and as a label of the metric.
-const (
-	deferWindow     = "window"     // no room in memory
-	deferShare      = "share"      // its lane or tenant has its share of the window, others would have to wait
-	deferBreaker    = "breaker"    // the endpoint's breaker is open
-	deferThrottled  = "throttled"  // the receiver asked for a pause
-	deferRate       = "rate"       // the endpoint's rate limit
-	deferOrder      = "order"      // it waits behind another delivery of its key
-	deferPaused     = "paused"     // the tenant or the endpoint is paused
-	deferInactive   = "inactive"   // the endpoint is not active
-	deferInvalid    = "invalid"    // the endpoint's row cannot be used
-	deferUnverified = "unverified" // the endpoint is not verified, which the event's type requires
-	deferHold       = "hold"       // it held back the confirmed LSN for too long
-	deferDrain      = "drain"      // the relay stops
-	deferLocal      = "local"      // this machine had no descriptor or memory for it
-	deferBackfill   = "backfill"   // an event from before the stream
-	deferRecovery   = "recovery"   // an event that the endpoint missed
-	deferAudit      = "audit"      // an event that had no delivery though it should have
-)
+const deferBackfill, deferRecovery, deferAudit = store.DeferBackfill, store.DeferRecovery, store.DeferAudit
 
 // parked is the due time of what waits until somebody wakes it.
 const parked = time.Duration(math.MaxInt64)
@@ -170,7 +152,7 @@ func (d *dispatcher) admit(ctx context.Context, j *job) {
 	defer d.mu.Unlock()
 	l := d.lane(j)
 	if d.drained != nil {
-		d.shed(ctx, j, deferDrain, 0)
+		d.shed(ctx, j, store.DeferDrain, 0)
 		return
 	}
 	d.arrive(l, j.committed)
@@ -185,7 +167,7 @@ func (d *dispatcher) admit(ctx context.Context, j *job) {
 		over := d.overShare(l)
 		if over && d.starving > 0 {
 			if !d.useReserve(j) {
-				d.shed(ctx, j, deferShare, 0)
+				d.shed(ctx, j, store.DeferShare, 0)
 			}
 			return
 		}
@@ -201,7 +183,7 @@ func (d *dispatcher) admit(ctx context.Context, j *job) {
 			deadline = t.C
 		}
 		if !d.waitRoom(ctx, deadline) {
-			d.shed(ctx, j, deferWindow, 0)
+			d.shed(ctx, j, store.DeferWindow, 0)
 			return
 		}
 	}
@@ -211,13 +193,13 @@ func (d *dispatcher) admit(ctx context.Context, j *job) {
 func (d *dispatcher) refusal(j *job) (reason string, due time.Duration) {
 	l := j.lane
 	if l.isBlocked(j) {
-		return deferOrder, 0
+		return store.DeferOrder, 0
 	}
 	if t, reason := l.blockedFor(d); t > 0 {
 		return reason, t
 	}
 	if l.queue.n >= l.fits(d.cfg.Window.Hold) {
-		return deferRate, l.later(d.now(), d.cfg.Window.Hold)
+		return store.DeferRate, l.later(d.now(), d.cfg.Window.Hold)
 	}
 	return "", 0
 }
@@ -368,7 +350,7 @@ func (d *dispatcher) accept(o offered, behind bool) bool {
 		o.reason, o.due = d.refusalOfClaimed(o.lane)
 	}
 	if o.reason == "" && behind {
-		o.reason, o.due = deferOrder, 0
+		o.reason, o.due = store.DeferOrder, 0
 	}
 	if o.reason != "" {
 		d.defers(o.job, o.reason, o.due)
@@ -380,7 +362,7 @@ func (d *dispatcher) accept(o offered, behind bool) bool {
 
 func (d *dispatcher) refusalOfClaimed(l *lane) (reason string, due time.Duration) {
 	if d.drained != nil {
-		return deferDrain, 0
+		return store.DeferDrain, 0
 	}
 	if t, reason := l.blockedFor(d); t > 0 {
 		return reason, t

@@ -130,7 +130,7 @@ func TestLaneBeyondItsShareUsesTheReserveWhileAnotherStarves(t *testing.T) {
 	require.Equal(t, reserveFactor*100, b.rooms[inReserve].n, "50 of 100 are its share once three quarters are in use")
 	require.Empty(t, b.deferrals)
 	more(1)
-	require.Equal(t, []string{deferShare}, b.deferrals)
+	require.Equal(t, []string{store.DeferShare}, b.deferrals)
 	for range 20 {
 		b.admit(t.Context(), b.job("small", 1))
 	}
@@ -170,7 +170,7 @@ func TestALaneThatRefusesDoesNotStarve(t *testing.T) {
 		require.Equal(t, 1, b.starving)
 		b.lanes[laneKey{"t", b.ids["moody"]}].until = time.Now().Add(time.Minute)
 		b.admit(t.Context(), b.job("moody", 1))
-		require.Equal(t, []string{deferThrottled}, b.deferrals)
+		require.Equal(t, []string{store.DeferThrottled}, b.deferrals)
 		require.Zero(t, b.starving)
 		for range 74 {
 			b.admit(t.Context(), b.job("big", 1))
@@ -180,7 +180,7 @@ func TestALaneThatRefusesDoesNotStarve(t *testing.T) {
 		require.Zero(t, b.rooms[inReserve].n)
 		time.Sleep(time.Minute + time.Second) // moody takes deliveries again
 		synctest.Wait()
-		require.Equal(t, []string{deferThrottled, deferWindow}, b.deferrals, "a wait has its end")
+		require.Equal(t, []string{store.DeferThrottled, store.DeferWindow}, b.deferrals, "a wait has its end")
 		b.admit(t.Context(), b.job("moody", 1))
 		j := b.take()
 		for ; b.names(j) != "moody"; j = b.take() {
@@ -213,7 +213,7 @@ func TestTheReserveHoldsWhatTheLaneComesTo(t *testing.T) {
 		second()
 		require.Empty(t, b.deferrals, "it may have been handed its work just now")
 		second()
-		require.Equal(t, []string{deferShare}, b.deferrals, "61 wait already, where 10 a second are come to")
+		require.Equal(t, []string{store.DeferShare}, b.deferrals, "61 wait already, where 10 a second are come to")
 	})
 }
 
@@ -241,7 +241,7 @@ func TestSweepLeavesWhatWaitsForTheDatabase(t *testing.T) {
 		b.admit(t.Context(), hangs)
 		time.Sleep(3 * time.Second)
 		b.sweep(2 * time.Second)
-		require.Equal(t, []string{deferHold}, b.deferrals, "a lane that has begun nothing")
+		require.Equal(t, []string{store.DeferHold}, b.deferrals, "a lane that has begun nothing")
 		require.Same(t, hangs, b.rows[0])
 	})
 }
@@ -324,7 +324,7 @@ func TestNoWaitIsForEver(t *testing.T) {
 		for range 17 {
 			b.admit(t.Context(), b.job("only", 1))
 		}
-		require.Equal(t, []string{deferWindow}, b.deferrals)
+		require.Equal(t, []string{store.DeferWindow}, b.deferrals)
 	})
 }
 
@@ -339,7 +339,7 @@ func TestSweepHandsOver(t *testing.T) {
 		b.sweep(2 * time.Second)
 		b.sweep(2 * time.Second)
 		require.Equal(t, []*job{running}, b.leases, "what runs is leased, once")
-		require.Equal(t, []string{deferHold}, b.deferrals, "what waits is deferred")
+		require.Equal(t, []string{store.DeferHold}, b.deferrals, "what waits is deferred")
 		require.True(t, b.finish(running, verdict{}))
 	})
 }
@@ -354,7 +354,7 @@ func TestOpenBreakerDefers(t *testing.T) {
 	b.admit(t.Context(), b.job("alive", 1))
 	require.Equal(t, "alive", b.names(b.take()))
 	b.admit(t.Context(), b.job("dead", 1))
-	require.Equal(t, []string{deferBreaker, deferBreaker}, b.deferrals)
+	require.Equal(t, []string{store.DeferBreaker, store.DeferBreaker}, b.deferrals)
 }
 
 func TestDrainDefersTheRest(t *testing.T) {
@@ -366,7 +366,7 @@ func TestDrainDefersTheRest(t *testing.T) {
 	require.Same(t, running, b.take())
 	drained := b.drain()
 	b.admit(context.Background(), late)
-	require.Equal(t, []string{deferDrain, deferDrain}, b.deferrals)
+	require.Equal(t, []string{store.DeferDrain, store.DeferDrain}, b.deferrals)
 	b.finish(running, verdict{})
 	b.release([]*job{running, waiting, late})
 	select {

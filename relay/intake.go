@@ -216,9 +216,9 @@ func (s *session) dispatch(ctx context.Context, t *tenant, j *job) {
 	case j.refused.code != "":
 		s.dispatcher.reject(ctx, j)
 	case t.is(statePaused), j.endpoint.Paused:
-		s.dispatcher.postpone(ctx, j, deferPaused, parked)
+		s.dispatcher.postpone(ctx, j, store.DeferPaused, parked)
 	case j.ordered() && t.isFilling(): // it stands behind events that are not in the queue yet
-		s.dispatcher.postpone(ctx, j, deferOrder, parked)
+		s.dispatcher.postpone(ctx, j, store.DeferOrder, parked)
 	default:
 		s.dispatcher.admit(ctx, j)
 	}

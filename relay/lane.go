@@ -285,14 +285,14 @@ func (l *lane) turned(succeeded bool) bool {
 func (l *lane) blockedFor(d *dispatcher) (time.Duration, string) {
 	if !l.until.IsZero() {
 		if left := l.until.Sub(d.now()); left > 0 {
-			return spread(max(left, 100*time.Millisecond)), deferThrottled
+			return spread(max(left, 100*time.Millisecond)), store.DeferThrottled
 		}
 	}
 	if l.breakerState() != gobreaker.StateOpen {
 		return 0, ""
 	}
 	left := l.opened.Add(d.cfg.Breaker.OpenFor).Sub(d.now())
-	return spread(max(left, 100*time.Millisecond)), deferBreaker
+	return spread(max(left, 100*time.Millisecond)), store.DeferBreaker
 }
 
 // measure notes how fast the lane is, after some time without a measure. One that had nothing to do for a part of it has shown nothing: where a thousand

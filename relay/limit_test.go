@@ -170,7 +170,7 @@ func TestPauseAskedByTheReceiver(t *testing.T) {
 		b.finish(b.nextJob(), verdict{failure: errAttempt, overloaded: true, pause: 10 * time.Second})
 		require.Nil(t, b.nextJob())
 		b.admit(t.Context(), b.job("one", 1))
-		require.Equal(t, []string{deferThrottled, deferThrottled}, b.deferrals)
+		require.Equal(t, []string{store.DeferThrottled, store.DeferThrottled}, b.deferrals)
 		require.Equal(t, 0, b.caps()[store.Endpoint{Tenant: "t", ID: b.ids["one"]}])
 		time.Sleep(10 * time.Second)
 		b.admit(t.Context(), b.job("one", 1))

@@ -85,10 +85,7 @@ func newMetrics(reg prometheus.Registerer, cfg *Config) *metrics {
 	}
 	deferrals := vector("deferred_total", "Deliveries deferred to the retry queue without an attempt, by reason.", "reason")
 	m.deferrals = make(map[string]prometheus.Counter)
-	for _, r := range []string{
-		deferWindow, deferShare, deferBreaker, deferThrottled, deferRate, deferOrder, deferPaused, deferInactive, deferInvalid, deferUnverified, deferHold, deferDrain, deferLocal,
-		deferBackfill, deferRecovery, deferAudit,
-	} {
+	for _, r := range store.Deferrals() {
 		m.deferrals[r] = deferrals.WithLabelValues(r)
 	}
 	m.dispatches = counter("dispatched_total", "Deliveries of events from the log that were given to their endpoints' lanes. What a lane does not take is deferred.")

@@ -71,13 +71,13 @@ func (d *dispatcher) blockKey(l *lane, key outbox.UUID) {
 		d.leaseRunning(head)
 	default:
 		l.queue.remove(head)
-		d.defers(head, deferOrder, 0)
+		d.defers(head, store.DeferOrder, 0)
 	}
 	for j, next := ch.waiting.head, (*job)(nil); j != nil; j = next {
 		if next = j.next; j.ledger != nil {
 			ch.waiting.remove(j)
 			l.behind--
-			d.defers(j, deferOrder, 0)
+			d.defers(j, store.DeferOrder, 0)
 		}
 	}
 	if head.ledger != nil && !head.running && l.promote(key, ch) {
@@ -143,7 +143,7 @@ func (d *dispatcher) settle(j *job, again bool) {
 		return
 	}
 	if again || d.drained != nil {
-		d.deferWaiting(l, ch, deferOrder)
+		d.deferWaiting(l, ch, store.DeferOrder)
 	}
 	if l.promote(j.Order.Key, ch) {
 		d.rouse(l)

@@ -51,7 +51,7 @@ func TestWhatWaitsBehindAFailureBecomesRows(t *testing.T) {
 	b.finish(first, verdict{failure: errAttempt, again: true})
 	b.admit(t.Context(), later)
 	require.Equal(t, []*job{first, second, third, later}, b.rows, "the failed one is recorded before them")
-	require.Equal(t, []string{deferOrder, deferOrder, deferOrder}, b.deferrals)
+	require.Equal(t, []string{store.DeferOrder, store.DeferOrder, store.DeferOrder}, b.deferrals)
 
 	keys, _ := b.blockedKeys()
 	require.Empty(t, keys, "nothing of the key is recorded yet")
@@ -154,7 +154,7 @@ func TestARunOfClaimsGoesBackWithItsFirst(t *testing.T) {
 	t.Parallel()
 	b := newBench(100)
 	run := []*job{b.claimed(1), b.claimed(1), b.claimed(2)}
-	b.offer([]offered{{run[0], deferPaused, parked}, {job: run[1]}, {job: run[2]}})
+	b.offer([]offered{{run[0], store.DeferPaused, parked}, {job: run[1]}, {job: run[2]}})
 	require.Equal(t, run[:2], b.rows, "else the second would overtake the first")
 	require.Same(t, run[2], b.nextJob())
 	require.Nil(t, b.nextJob())

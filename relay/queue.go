@@ -149,13 +149,13 @@ func (e *engine) claimed(ctx context.Context, c *store.Claimed) offered {
 	}
 	switch {
 	case err != nil:
-		return offered{j, deferInvalid, spread(lookAgain)}
+		return offered{j, store.DeferInvalid, spread(lookAgain)}
 	case !ep.Active:
-		return offered{j, deferInactive, parked}
+		return offered{j, store.DeferInactive, parked}
 	case ep.Paused:
-		return offered{j, deferPaused, parked}
+		return offered{j, store.DeferPaused, parked}
 	case c.VerifiedOnly && !ep.Verified:
-		return offered{j, deferUnverified, spread(lookAgain)}
+		return offered{j, store.DeferUnverified, spread(lookAgain)}
 	}
 	j.bytes = jobOverhead + int64(len(j.Message.Body))
 	j.endpoint, j.URL, j.Method = ep, ep.URL, ep.Method

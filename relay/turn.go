@@ -119,7 +119,7 @@ func (d *dispatcher) nextJob() *job {
 			continue
 		}
 		if left := l.until.Sub(now); left > 0 {
-			d.deferQueue(l, deferThrottled, spread(left))
+			d.deferQueue(l, store.DeferThrottled, spread(left))
 			d.freed(l.host)
 			continue
 		}
@@ -192,7 +192,7 @@ func (d *dispatcher) refuse(l *lane, err error) {
 	if errors.Is(err, gobreaker.ErrTooManyRequests) {
 		due = spread(time.Second)
 	}
-	d.deferQueue(l, deferBreaker, max(due, 100*time.Millisecond))
+	d.deferQueue(l, store.DeferBreaker, max(due, 100*time.Millisecond))
 }
 
 // deferQueue defers all that waits in a lane, in order.

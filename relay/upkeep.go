@@ -51,7 +51,7 @@ func (d *dispatcher) sweepQueue(l *lane, old time.Time, hold time.Duration) {
 		next := j.next
 		if !j.ordered() {
 			l.queue.remove(j)
-			d.defers(j, deferHold, d.comeBack(j, hold))
+			d.defers(j, store.DeferHold, d.comeBack(j, hold))
 		}
 		j = next
 	}
@@ -142,7 +142,7 @@ func (d *dispatcher) drain() <-chan struct{} {
 	defer d.mu.Unlock()
 	d.drained = make(chan struct{})
 	for _, l := range d.lanes {
-		d.deferQueue(l, deferDrain, 0)
+		d.deferQueue(l, store.DeferDrain, 0)
 	}
 	d.checkDrained()
 	return d.drained

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // Two lanes whose queue was deferred while they waited for the host must not use up the turn of the one behind them.
@@ -24,7 +26,7 @@ func TestALaneBehindEmptyOnesIsNotForgotten(t *testing.T) {
 	b.mu.Lock()
 	for key, l := range b.lanes {
 		if key.endpoint == b.ids["second"] || key.endpoint == b.ids["third"] {
-			b.deferQueue(l, deferHold, 0)
+			b.deferQueue(l, store.DeferHold, 0)
 		}
 	}
 	b.mu.Unlock()

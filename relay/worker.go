@@ -121,10 +121,10 @@ func decide(j *job, res delivery.Result) store.Outcome {
 	o := store.Outcome{Delivery: &j.Delivery, Attempted: true, Result: res}
 	switch res.Class {
 	case delivery.ClassCanceled:
-		o.Attempted, o.Status, o.Reason = false, store.Pending, deferDrain
+		o.Attempted, o.Status, o.Reason = false, store.Pending, store.DeferDrain
 		return o
 	case delivery.ClassLocal:
-		o.Attempted, o.Status, o.Reason, o.Due = false, store.Pending, deferLocal, spread(time.Second)
+		o.Attempted, o.Status, o.Reason, o.Due = false, store.Pending, store.DeferLocal, spread(time.Second)
 		return o
 	default:
 	}
@@ -164,7 +164,7 @@ func (e *engine) leaseJob(j *job) {
 	e.metrics.owe(j)
 	row := j.Delivery // as it is now: the outcome will find the original marked as queued
 	e.recorder.add(&job{ledger: j.ledger, commit: j.commit}, store.Outcome{
-		Delivery: &row, Status: store.Leased, Due: e.cfg().Queue.Lease, Reason: deferHold,
+		Delivery: &row, Status: store.Leased, Due: e.cfg().Queue.Lease, Reason: store.DeferHold,
 	})
 	j.commit = noCommit
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/desk"
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 func (b *bundle) explain(event, endpoint outbox.UUID) *desk.Explanation {
@@ -168,4 +169,22 @@ func TestEventShowsItsPayloadOnRequest(t *testing.T) {
 	x, err = b.desk.Event(b.ctx, event, true)
 	require.NoError(t, err)
 	assert.JSONEq(t, `{"total": 5}`, string(x.Data))
+}
+
+// TestExplainEveryDeferral: each reason that a relay notes is told in words.
+func TestExplainEveryDeferral(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	event := b.event("order.created", "{}")
+	reasons := make(map[outbox.UUID]string)
+	for _, reason := range store.Deferrals() {
+		e := b.endpoint(reason, "none")
+		reasons[e] = reason
+		b.queue(b.deliver(event, e, "pending", "error_code = 'deferred', error_message = '"+reason+"'"), e, "now() + interval '1 hour'", "")
+	}
+	x := b.explain(event, outbox.UUID{})
+	require.Len(t, x.Endpoints, len(reasons))
+	for _, a := range x.Endpoints {
+		assert.Contains(t, a.Why, " ", reasons[a.EndpointID])
+	}
 }

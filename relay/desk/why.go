@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 var errGone = errors.New("the recovery is gone")
@@ -11,34 +13,36 @@ var errGone = errors.New("the recovery is gone")
 // deferral says in words what a relay notes of a delivery that it has put off.
 func deferral(word string) string {
 	switch word {
-	case "window", "share":
+	case store.DeferWindow, store.DeferShare:
 		return "there was no room for it in memory"
-	case "breaker":
+	case store.DeferBreaker:
 		return "the breaker of its endpoint was open"
-	case "throttled":
+	case store.DeferThrottled:
 		return "its endpoint had asked for a pause"
-	case "rate":
+	case store.DeferRate:
 		return "the rate limit of its endpoint was exhausted"
-	case "order":
+	case store.DeferOrder:
 		return "it waited behind an earlier delivery of the same key"
-	case "paused":
+	case store.DeferPaused:
 		return "its endpoint or tenant was paused"
-	case "inactive":
+	case store.DeferInactive:
 		return "its endpoint was not active"
-	case "invalid":
+	case store.DeferInvalid:
 		return "the row of its endpoint could not be used"
-	case "unverified":
+	case store.DeferUnverified:
 		return "its endpoint was not verified, which the event's type requires"
-	case "hold":
+	case store.DeferHold:
 		return "its attempt took long, and the log could not wait for it"
-	case "drain":
+	case store.DeferDrain:
 		return "the relay that had it stopped"
-	case "local":
+	case store.DeferLocal:
 		return "the relay's machine had no file descriptor or memory for it"
-	case "backfill":
+	case store.DeferBackfill:
 		return "its event is older than the tenant's place in the log"
-	case "recovery":
+	case store.DeferRecovery:
 		return "it is being recovered"
+	case store.DeferAudit:
+		return "an audit found that it was missing"
 	case "replay":
 		return "it is being replayed"
 	case "":
