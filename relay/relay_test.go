@@ -74,6 +74,9 @@ func TestShareIsNoMoreThanTheWhole(t *testing.T) {
 		assert.LessOrEqual(t, one.Window.Deliveries*n, c.Window.Deliveries)
 		assert.LessOrEqual(t, one.Window.Bytes*relay.ByteSize(n), c.Window.Bytes)
 		assert.LessOrEqual(t, one.Delivery.Workers*n, c.Delivery.Workers)
+		assert.Greater(t, (one.Window.Deliveries+1)*n, c.Window.Deliveries, "nor much less")
+		assert.Greater(t, (one.Window.Bytes+1)*relay.ByteSize(n), c.Window.Bytes)
+		assert.Greater(t, (one.Delivery.Workers+1)*n, c.Delivery.Workers)
 		assert.LessOrEqual(t, one.Delivery.HostConcurrency*n, c.Delivery.HostConcurrency)
 		assert.Equal(t, c.Delivery.MaxConnections, one.Delivery.MaxConnections)
 	}
