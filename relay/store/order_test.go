@@ -359,12 +359,13 @@ func TestClaimReadsLittle(t *testing.T) {
 	assert.Less(t, b.readByClaim(), 5000)
 }
 
-// readByClaim has one batch claimed, and counts the rows of the queue that were read for it.
+// readByClaim has one batch claimed, of deliveries that are gone and so leave the queue at once, and counts the rows of the queue that were read for it.
 func (b *bundle) readByClaim() int {
 	b.t.Helper()
 	read := func() int {
 		return get[int](b, `SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::int FROM pg_stat_all_tables WHERE schemaname = 'outbox_relay' AND relname = 'retry_queue'`)
 	}
+	queued := b.count("outbox_relay.retry_queue")
 	b.forget(read)
 	db, err := store.New(b.t.Context(), store.Config{URL: b.url, Slot: b.slot, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(b.t, err)
@@ -372,7 +373,9 @@ func (b *bundle) readByClaim() int {
 	require.NoError(b.t, err)
 	db.Close() // its statistics are complete when its connection has ended
 	require.Eventually(b.t, func() bool { return read() > 0 }, 10*time.Second, 10*time.Millisecond)
-	return read()
+	n := read()
+	require.Equal(b.t, queued-100, b.count("outbox_relay.retry_queue"), "a whole batch was claimed")
+	return n
 }
 
 // forget has the server forget what was done to the tables till now, of which count reads some figure.
@@ -427,6 +430,7 @@ func TestClaimPassesOverWhatWaits(t *testing.T) {
 	require.Eventually(t, func() bool { return pages() > 0 }, 10*time.Second, 10*time.Millisecond)
 	assert.Empty(t, claimed, "there are no such deliveries")
 	assert.Less(t, pages(), 200)
+	assert.Equal(t, 90, b.count("outbox_relay.retry_queue WHERE endpoint_id = '"+due.String()+"'"), "ten were claimed, and so taken out")
 }
 
 // TestWakesInParts: many deliveries of an endpoint are made due part by part, so that those who record others of it get a turn.
