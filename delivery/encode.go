@@ -50,8 +50,8 @@ func (f Format) String() string {
 	}
 }
 
-// ParseFormat reads a payload_format. Empty is FormatStandard.
-func ParseFormat(s string) (Format, error) {
+// parseFormat reads a payload_format. Empty is FormatStandard.
+func parseFormat(s string) (Format, error) {
 	if s == "" {
 		return FormatStandard, nil
 	}

@@ -102,13 +102,13 @@ func TestEncodeRawAppends(t *testing.T) {
 func TestFormatNames(t *testing.T) {
 	t.Parallel()
 	for f := range Format(Formats) {
-		parsed, err := ParseFormat(f.String())
+		parsed, err := parseFormat(f.String())
 		require.NoError(t, err)
 		assert.Equal(t, f, parsed)
 	}
-	_, err := ParseFormat("xml")
+	_, err := parseFormat("xml")
 	require.ErrorContains(t, err, `"xml"`)
-	f, err := ParseFormat("")
+	f, err := parseFormat("")
 	require.NoError(t, err)
 	assert.Equal(t, FormatStandard, f)
 }

@@ -111,8 +111,8 @@ func (o Order) String() string {
 	}
 }
 
-// ParseOrder reads a delivery_order. Empty is OrderNone.
-func ParseOrder(s string) (Order, error) {
+// parseOrder reads a delivery_order. Empty is OrderNone.
+func parseOrder(s string) (Order, error) {
 	if s == "" {
 		return OrderNone, nil
 	}
@@ -186,10 +186,10 @@ func NewEndpoint(row EndpointRow, d Defaults) (*Endpoint, error) {
 		tenant:          d.Tenant,
 	}
 	var err error
-	if ep.Format, err = ParseFormat(row.PayloadFormat); err != nil {
+	if ep.Format, err = parseFormat(row.PayloadFormat); err != nil {
 		f.add("payload_format", fmt.Sprintf("%.60q", row.PayloadFormat), "use standard, neo, cloudevents, cloudevents-binary or raw")
 	}
-	if ep.Order, err = ParseOrder(row.Order); err != nil {
+	if ep.Order, err = parseOrder(row.Order); err != nil {
 		f.add("delivery_order", fmt.Sprintf("%.60q", row.Order), "use none, aggregate or strict")
 	}
 	f.check(slices.Contains([]string{http.MethodPost, http.MethodPut, http.MethodPatch}, ep.Method),

@@ -105,8 +105,7 @@ type dispatcher struct {
 	claimedBytes int64     // and what they occupy
 	// held are the deliveries in memory that are leased in the retry queue, until their outcome is durable.
 	held          map[outbox.UUID]*job
-	active        int // lanes that had an arrival lately
-	activeParties int // tenants with such lanes
+	activeParties int // tenants with lanes that had an arrival lately
 	busyParties   int // tenants with something queued or running
 	starving      int // active lanes that could do something and have nothing queued or running
 
@@ -231,7 +230,6 @@ func (d *dispatcher) arrive(l *lane, committed time.Time) {
 		return
 	}
 	d.starve(l, func() { l.active = true })
-	d.active++
 	if l.party.active++; l.party.active == 1 {
 		d.activeParties++
 	}

@@ -71,7 +71,6 @@ func (d *dispatcher) comeBack(j *job, hold time.Duration) time.Duration {
 
 func (d *dispatcher) goQuiet(l *lane) {
 	d.starve(l, func() { l.active = false })
-	d.active--
 	if l.party.active--; l.party.active == 0 {
 		d.activeParties--
 	}

@@ -88,7 +88,6 @@ type slotFacts struct {
 	Status, Invalid  string
 	Retained, Lag    int64 // bytes
 	Safe             int64 // bytes; negative: no limit
-	Confirmed        string
 }
 
 func (k *checker) slotRow(ctx context.Context, slot string) (slotFacts, error) {
@@ -96,7 +95,7 @@ func (k *checker) slotRow(ctx context.Context, slot string) (slotFacts, error) {
 		SELECT coalesce(s.plugin, ''), coalesce(s.database, ''), coalesce(s.active_pid, 0), coalesce(s.wal_status, ''),
 		       coalesce(to_jsonb(s) ->> 'invalidation_reason', ''),
 		       coalesce(pg_wal_lsn_diff(w.lsn, s.restart_lsn), 0)::int8, coalesce(pg_wal_lsn_diff(w.lsn, s.confirmed_flush_lsn), 0)::int8,
-		       coalesce(s.safe_wal_size, -1), coalesce(s.confirmed_flush_lsn, '0/0')::text
+		       coalesce(s.safe_wal_size, -1)
 		  FROM pg_catalog.pg_replication_slots s, (SELECT pg_current_wal_lsn() AS lsn) w WHERE s.slot_name = $1`, slot)
 	if err != nil {
 		return slotFacts{}, err

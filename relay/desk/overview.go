@@ -34,7 +34,6 @@ const (
 
 // Names of the parts that a Gap is of.
 const (
-	PartSlots      = "slots"
 	PartRelays     = "relays"
 	PartDeliveries = "deliveries"
 	PartQueue      = "retry_queue"

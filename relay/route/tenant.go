@@ -63,9 +63,6 @@ func NewTenant(schema string, d delivery.Defaults) *Tenant {
 	}
 }
 
-// Schema returns the tenant's schema.
-func (t *Tenant) Schema() string { return t.schema }
-
 // SetEndpoint puts the row in the place of the one before with the same id. The error is that of delivery.NewEndpoint. A row that
 // says nothing new leaves the Endpoint as it is. The table owns row.CustomHeaders from here on.
 func (t *Tenant) SetEndpoint(row delivery.EndpointRow) error {

@@ -8,18 +8,12 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Slot is what the catalog knows of a replication slot.
+// Slot is a replication slot, as the catalog had it when the stream began.
 type Slot struct {
-	Name      string
-	Plugin    string
-	Database  string
-	ActivePID int32 // 0 when nobody streams from it
-	// RestartLSN is where decoding would begin; zero when the WAL from there on is lost. ConfirmedFlush is what has been confirmed: it moves with
-	// this relay's confirmations only, so a value beyond what the relay has recorded tells that somebody made the slot anew or used it.
-	RestartLSN     LSN
+	Name string
+	// ConfirmedFlush is what has been confirmed: it moves with this relay's confirmations only, so a value beyond what the relay has recorded tells that
+	// somebody made the slot anew or used it.
 	ConfirmedFlush LSN
-	WALStatus      string // reserved, extended, unreserved or lost
-	Invalidation   string // why it was invalidated, from PostgreSQL 17 on
 }
 
 // catalogSlot is a row of pg_replication_slots, whose columns differ from version to version.
@@ -48,9 +42,7 @@ func checkSlot(ctx context.Context, conn *pgconn.PgConn, name, database string) 
 	if err := json.Unmarshal(rows[0][0], &c); err != nil {
 		return Slot{}, fmt.Errorf("%s: %w", op, err)
 	}
-	s := Slot{
-		Name: name, Plugin: c.Plugin, Database: c.Database, ActivePID: c.ActivePID, WALStatus: c.WALStatus, Invalidation: c.Invalidation,
-	}
+	s := Slot{Name: name}
 	switch {
 	case c.Plugin != "pgoutput" || c.Database != database:
 		return s, &StreamError{Op: op, Kind: ErrSlotForeign, Err: fmt.Errorf("database %q, plugin %q", c.Database, c.Plugin)}
@@ -58,9 +50,6 @@ func checkSlot(ctx context.Context, conn *pgconn.PgConn, name, database string) 
 		return s, &StreamError{Op: op, Kind: ErrSlotLost}
 	case c.ActivePID != 0:
 		return s, &StreamError{Op: op, Kind: ErrSlotActive, ActivePID: c.ActivePID}
-	}
-	if err := s.RestartLSN.Scan(c.RestartLSN); err != nil {
-		return s, fmt.Errorf("%s: restart_lsn: %w", op, err)
 	}
 	if c.ConfirmedFlush != "" {
 		if err := s.ConfirmedFlush.Scan(c.ConfirmedFlush); err != nil {
