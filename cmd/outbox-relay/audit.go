@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -117,9 +116,7 @@ func (a *app) audit(ctx context.Context, c *config, o relay.AuditOptions, output
 	slices.SortFunc(result.Tenants, func(a, b relay.AuditReport) int { return strings.Compare(a.Tenant, b.Tenant) })
 	var err error
 	if output == "json" {
-		enc := json.NewEncoder(a.out)
-		enc.SetIndent("", "  ")
-		err = enc.Encode(result)
+		err = writeJSON(a.out, "  ", result)
 	} else {
 		err = writeAudit(a.out, &result)
 	}

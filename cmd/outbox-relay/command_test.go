@@ -89,7 +89,7 @@ func TestExitCodesOfWrongCommandLines(t *testing.T) {
 		"shell":             {args: "completion bash", code: exitOK},
 		"help for help":     {args: "help", code: exitOK},
 		"help for one":      {args: "help tenants add", code: exitOK},
-		"bad output":        {env: db, args: "tenants list -o xml", code: exitUsage, err: `--output "xml": must be table or json`},
+		"bad output":        {env: db, args: "tenants list -o xml", code: exitUsage, err: `invalid argument "xml" for "-o, --output" flag: must be table or json`},
 		"bad interval":      {env: db, args: "status --watch --interval 1ms", code: exitUsage, err: "--interval 1ms: must be 100ms or more"},
 		"no database":       {args: "run", code: exitUsage, err: "database.url: is required: give --database-url, OUTBOX_RELAY_DATABASE_URL or database.url in the file"},
 		"no file":           {args: "config --config /nonexistent.yaml", code: exitUsage, err: "no such file"},
@@ -256,13 +256,14 @@ func TestTenantsFromFirstToLast(t *testing.T) {
 	assert.Contains(t, out, "acme is a tenant\n")
 	d.succeed(t, "tenants", "add", "acme") // again
 	d.succeed(t, "tenants", "add", "Big-Corp", "--since", "2026-01-02T03:04:05+01:00")
-	d.succeed(t, "tenants", "pause", "acme", "--reason", "it moves")
+	d.succeed(t, "tenants", "pause", "acme", "--reason", "it moves & grows")
 
 	out = d.succeed(t, "tenants", "list")
 	assert.Regexp(t, `SCHEMA +STATE +SINCE +EARLIER EVENTS +REASON\n`, out)
-	assert.Regexp(t, `acme +paused +20\S+Z +- +it moves\n`, out)
+	assert.Regexp(t, `acme +paused +20\S+Z +- +it moves & grows\n`, out)
 	assert.Regexp(t, `Big-Corp +active +20\S+Z +since 2026-01-02T02:04:05Z, under way +-\n`, out)
 
+	assert.Contains(t, d.succeed(t, "tenants", "list", "-o", "json"), `"it moves & grows"`)
 	d.exec(t, `UPDATE outbox_relay.tenants SET state = 'suspended', reason = 'a column is gone', backfill_from = added_snapshot WHERE schema = 'acme'`)
 	assert.Equal(t, "acme is suspended, and paused once that is over\n", d.succeed(t, "tenants", "pause", "acme", "--reason", "it moves"))
 	assert.Regexp(t, `acme +suspended, paused +20\S+Z +- +a column is gone; paused: it moves\n`, d.succeed(t, "tenants", "list"))

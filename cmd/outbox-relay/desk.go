@@ -234,14 +234,19 @@ func limitFlag(n *int) *textFlag {
 // print writes the value for scripts, or has it written for people.
 func (a *app) print(q *inquiry, value any, table func(w *tabwriter.Writer)) error {
 	if q.output == "json" {
-		encoder := json.NewEncoder(a.out)
-		encoder.SetIndent("", "  ")
-		encoder.SetEscapeHTML(false)
-		return encoder.Encode(value)
+		return writeJSON(a.out, "  ", value)
 	}
 	w := tabwriter.NewWriter(a.out, 0, 0, 3, ' ', 0)
 	table(w)
 	return w.Flush()
+}
+
+// writeJSON writes a value for scripts, on one line without indent. For them < and & are what they are: a page is not made of it.
+func writeJSON(w io.Writer, indent string, value any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", indent)
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(value)
 }
 
 // full tells a person that a list was cut.

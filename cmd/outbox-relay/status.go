@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"net"
 	"net/http"
@@ -130,10 +129,7 @@ func (a *app) showStatus(ctx context.Context, l *lookout, output string) error {
 		return ctx.Err()
 	}
 	if output == "json" {
-		encoder := json.NewEncoder(a.out)
-		encoder.SetIndent("", "  ")
-		encoder.SetEscapeHTML(false)
-		if err := encoder.Encode(report); err != nil {
+		if err := writeJSON(a.out, "  ", report); err != nil {
 			return err
 		}
 	} else {

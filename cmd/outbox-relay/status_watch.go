@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -14,7 +13,7 @@ import (
 
 // watchStatus shows reports until ctx is done, which is how a person ends it.
 func (a *app) watchStatus(ctx context.Context, l *lookout, every time.Duration, output string) error {
-	show := func(r *statusReport) error { return json.NewEncoder(a.out).Encode(r) }
+	show := func(r *statusReport) error { return writeJSON(a.out, "", r) }
 	if output != "json" {
 		s := newScreen(a.out)
 		defer s.close()

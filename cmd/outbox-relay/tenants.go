@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -294,7 +293,7 @@ queued, cannot be moved.`,
 }
 
 func (a *app) tenantsListCommand() *cobra.Command {
-	var output string
+	output := "table"
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the tenants",
@@ -302,9 +301,6 @@ func (a *app) tenantsListCommand() *cobra.Command {
   outbox-relay tenants list -o json | jq -r '.[] | select(.state != "active") | .schema'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "table" && output != "json" {
-				return usage("--output %q: must be table or json", output)
-			}
 			c, err := a.loadOne(cmd)
 			if err != nil {
 				return err
@@ -323,7 +319,7 @@ func (a *app) tenantsListCommand() *cobra.Command {
 			return writeTenantsTable(a.out, tenants, c.Database.Shards > 1)
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "`FORM` of the list: table or json")
+	cmd.Flags().VarP(oneOf(&output, "FORM", "table", "json"), "output", "o", "`FORM` of the list: table or json")
 	return cmd
 }
 
@@ -380,9 +376,7 @@ func writeTenantsJSON(w io.Writer, tenants []schema.Tenant) error {
 	for i := range tenants {
 		list[i] = jsonOf(&tenants[i])
 	}
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(list)
+	return writeJSON(w, "  ", list)
 }
 
 func jsonOf(t *schema.Tenant) tenantJSON {
