@@ -8,6 +8,7 @@ import (
 
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // Objective is what the relay is held to.
@@ -32,8 +33,8 @@ func (o Objective) validate(f *faults) { atLeast(f, "objective.latency", o.Laten
 // committedID makes an id for a delivery of an event that was committed at a time, to the millisecond.
 func committedID(at time.Time) outbox.UUID {
 	id := outbox.NewUUID()
-	below := binary.BigEndian.Uint64(id[:8]) & 0xffff // version, and a part of a millisecond
-	binary.BigEndian.PutUint64(id[:8], uint64(at.UnixMilli())<<16|below)
+	first := store.FirstID(at)
+	copy(id[:6], first[:6]) // behind it are the version, a part of a millisecond and chance
 	id[15] |= 1
 	return id
 }

@@ -2,12 +2,12 @@ package desk
 
 import (
 	"context"
-	"encoding/binary"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // Statuses are those of a delivery, as in webhook_deliveries.
@@ -78,19 +78,13 @@ func (d *Desk) Deliveries(ctx context.Context, f DeliveryFilter) ([]Delivery, er
 	}
 	// The ids of the relay begin with the time: the index of the primary key has the order and the borders.
 	if !f.Since.IsZero() {
-		c.add("d.id >= $::uuid", firstID(f.Since))
+		c.add("d.id >= $::uuid", store.FirstID(f.Since))
 	}
 	if !f.Until.IsZero() {
-		c.add("d.id < $::uuid", firstID(f.Until))
+		c.add("d.id < $::uuid", store.FirstID(f.Until))
 	}
 	c.args = append(c.args, f.Limit)
 	return collect(ctx, d, "list deliveries", scanDelivery, selectDeliveries+c.String()+limit("d.id DESC", len(c.args)), c.args...)
-}
-
-// firstID is the smallest version 7 id that can be made at t.
-func firstID(t time.Time) (id outbox.UUID) {
-	binary.BigEndian.PutUint64(id[:8], uint64(max(t.UnixMilli(), 0))<<16|7<<12)
-	return id
 }
 
 // Attempt is one that failed.

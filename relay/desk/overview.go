@@ -2,7 +2,6 @@ package desk
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -13,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
@@ -220,12 +218,6 @@ const selectFlow = `SELECT {name}, s.delivery_status::text, count(*), count(*) F
 FROM (SELECT d.delivery_status, d.created_at FROM {tenant}.webhook_deliveries d WHERE d.id >= $2::uuid AND d.id < $3::uuid ORDER BY d.id DESC LIMIT $4::int4) s
 WHERE s.created_at >= $5::timestamptz GROUP BY 2`
 
-// idOf is the least id that is made at a time.
-func idOf(t time.Time) (id outbox.UUID) {
-	binary.BigEndian.PutUint64(id[:8], uint64(t.UnixMilli())<<16)
-	return id
-}
-
 func (d *Desk) surveyFlow(ctx context.Context, o *Overview, tenants []string) error {
 	type part struct {
 		Tenant, Status string
@@ -235,7 +227,7 @@ func (d *Desk) surveyFlow(ctx context.Context, o *Overview, tenants []string) er
 	tenants = o.first(PartDeliveries, tenants, flowTenants)
 	most := int64(max(flowRows/max(len(tenants), 1), 50))
 	list, err := eachTenant(ctx, d, o, PartDeliveries, tenants, selectFlow, pgx.RowToStructByPos[part],
-		idOf(d.now.Add(-flowSkew)), idOf(d.now.Add(flowSkew)), most, d.now.Add(-flowWindow), d.now.Add(-flowRecent))
+		store.FirstID(d.now.Add(-flowSkew)), store.FirstID(d.now.Add(flowSkew)), most, d.now.Add(-flowWindow), d.now.Add(-flowRecent))
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -25,6 +26,15 @@ type Delivery struct {
 
 	EventType    string      // and what it was matched by: for statistics and news, not kept in the row; may be zero
 	Subscription outbox.UUID //
+}
+
+// FirstID is the least version 7 id that can be made at a time: greater than all of an earlier millisecond (RFC 9562, section 5.7). Times that none can be made
+// at, before 1970 say, have that of the nearest.
+func FirstID(t time.Time) (id outbox.UUID) {
+	at := min(max(t.UnixMilli(), 0), 1<<48-1)
+	binary.BigEndian.PutUint64(id[:8], uint64(at)<<16|7<<12)
+	id[8] = 0b10 << 6
+	return id
 }
 
 // Place is where a delivery stands among those of its endpoint that have the same key: they are attempted in the order of their commits, and

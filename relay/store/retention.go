@@ -2,11 +2,8 @@ package store
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"time"
-
-	"github.com/neo-commons/outbox-relay/outbox"
 )
 
 // Kept is a kind of rows that only record what has happened.
@@ -58,7 +55,7 @@ func (s *Store) Purge(ctx context.Context, tenant string, kind Kept, age time.Du
 	sql := map[Kept]string{
 		KeptDeliveries: purgeDeliveries, KeptAttempts: purgeAttempts, KeptDeadLetters: purgeDeadLetters, KeptStats: purgeStats,
 	}[kind]
-	args := []any{idBefore(time.Now().Add(-age)), age.Microseconds(), limit}
+	args := []any{FirstID(time.Now().Add(-age)), age.Microseconds(), limit}
 	if kind == KeptDeliveries {
 		args = append(args, tenant)
 	}
@@ -70,10 +67,4 @@ func (s *Store) Purge(ctx context.Context, tenant string, kind Kept, age time.Du
 		return 0, fmt.Errorf("purge %s of tenant %q: %w", kind, tenant, err)
 	}
 	return tag.RowsAffected(), nil
-}
-
-// idBefore is greater than every version 7 id of an earlier millisecond (RFC 9562, section 5.7).
-func idBefore(t time.Time) (id outbox.UUID) {
-	binary.BigEndian.PutUint64(id[:8], uint64(t.UnixMilli())<<16)
-	return id
 }

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"bytes"
 	"log/slog"
 	"testing"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
@@ -38,4 +40,22 @@ func TestPurgeDoesNotReadWhatIsNotOurs(t *testing.T) {
 	require.Eventually(t, func() bool { return read() > 0 }, 10*time.Second, 10*time.Millisecond)
 	assert.Less(t, read(), 1000)
 	assert.Equal(t, 20_000, b.count("a.webhook_deliveries WHERE NOT relayed"), "what is not ours stays")
+}
+
+func TestFirstID(t *testing.T) {
+	t.Parallel()
+	before := time.Now()
+	id := outbox.NewUUID()
+	after := time.Now().Add(time.Second)
+	less := func(a, b outbox.UUID) bool { return bytes.Compare(a[:], b[:]) < 0 }
+	assert.True(t, less(store.FirstID(before.Add(-time.Millisecond)), id))
+	assert.False(t, less(id, store.FirstID(before)))
+	assert.True(t, less(id, store.FirstID(after)))
+	for want, at := range map[string]time.Time{
+		"0190a5b2-7c1d-7000-8000-000000000000": time.UnixMilli(0x0190a5b27c1d).Add(time.Microsecond),
+		"00000000-0000-7000-8000-000000000000": time.Date(1969, 1, 1, 0, 0, 0, 0, time.UTC),
+		"ffffffff-ffff-7000-8000-000000000000": time.Date(11000, 1, 1, 0, 0, 0, 0, time.UTC),
+	} {
+		assert.Equal(t, want, store.FirstID(at).String())
+	}
 }
