@@ -281,7 +281,7 @@ func (s *session) suspend(ctx context.Context, t *tenant, reason error) error {
 
 // markSuspended is suspend for any goroutine: the session heeds it as soon as the stream brings it, in the order of whatever else becomes of the tenant.
 func (s *session) markSuspended(ctx context.Context, t *tenant, reason error) error {
-	if err := s.store.Suspend(ctx, store.Progress{Epoch: s.epoch}, t.schema, reason.Error()); err != nil {
+	if err := s.store.Suspend(ctx, s.epoch, t.schema, reason.Error()); err != nil {
 		return fmt.Errorf("suspend tenant %q: %w", t.schema, err)
 	}
 	s.log.Error("tenant suspended", "tenant", t.schema, "error", reason, "hint", "it is tried again by itself; once mended, this does it at once: outbox-relay tenants resume "+t.schema)

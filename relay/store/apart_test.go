@@ -170,7 +170,7 @@ func TestSuspend(t *testing.T) {
 	require.NoError(t, b.store.SaveSnapshot(t.Context(), p.Epoch, snap))
 	for range 2 {
 		for _, name := range []string{"a", "b", "c", "d", "e", "nobody"} {
-			require.NoError(t, b.store.Suspend(t.Context(), p, name, "unreadable\x00"))
+			require.NoError(t, b.store.Suspend(t.Context(), p.Epoch, name, "unreadable\x00"))
 		}
 	}
 	const columns = "state, reason, backfill, backfill_from, backfill_upto, backfill_cursor, backfill_done_at"

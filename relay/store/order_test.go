@@ -194,7 +194,7 @@ func TestNothingOvertakesWhatASuspensionLost(t *testing.T) {
 		return d
 	}
 	rows := func() int { return b.count("a.webhook_deliveries") }
-	require.NoError(t, b.store.Suspend(t.Context(), store.Progress{Epoch: p.Epoch}, "a", "lost"))
+	require.NoError(t, b.store.Suspend(t.Context(), p.Epoch, "a", "lost"))
 	b.record(deferred(at(100, key), 0), failed(at(100, key), store.Retrying))
 	require.Zero(t, rows())
 	b.record(failed(at(100, key), store.Failed), succeeded(at(101, key)), deferred(at(100, outbox.UUID{}), 0), deferred(at(0, key), 0))

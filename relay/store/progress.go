@@ -195,10 +195,10 @@ func (s *Store) Unsuspend(ctx context.Context, tenant string) (state string, err
 	return state, nil
 }
 
-// Suspend stops a tenant whose events cannot be read. What it misses is queued when it is resumed. Of p, the epoch counts: ErrFenced
-// says that it is over, and nothing was written.
-func (s *Store) Suspend(ctx context.Context, p Progress, tenant, reason string) error {
-	w := writer{slot: s.slot, progress: &p, last: &statement{sql: suspend, args: []any{tenant, text(reason), s.slot}}}
+// Suspend stops a tenant whose events cannot be read. What it misses is queued when it is resumed. ErrFenced says that the epoch is
+// over, and nothing was written.
+func (s *Store) Suspend(ctx context.Context, epoch int64, tenant, reason string) error {
+	w := writer{slot: s.slot, progress: &Progress{Epoch: epoch}, last: &statement{sql: suspend, args: []any{tenant, text(reason), s.slot}}}
 	_, err := w.write(ctx, s.pool)
 	switch {
 	case code(err) == codeFenced:

@@ -348,7 +348,7 @@ func TestRecordFenced(t *testing.T) {
 	_, err = b.store.Record(t.Context(), b.owner, &old, nil)
 	require.ErrorIs(t, err, store.ErrFenced)
 	require.ErrorIs(t, b.store.SaveSnapshot(t.Context(), old.Epoch, store.Snapshot{}), store.ErrFenced)
-	require.ErrorIs(t, b.store.Suspend(t.Context(), old, "a", "x"), store.ErrFenced)
+	require.ErrorIs(t, b.store.Suspend(t.Context(), old.Epoch, "a", "x"), store.ErrFenced)
 	assert.Equal(t, 1, b.count("a.webhook_deliveries"))
 	assert.Equal(t, "0/64|0/C8", b.row("lsn, high_lsn", "outbox_relay.progress"))
 	assert.Equal(t, "active", b.row("state", "outbox_relay.tenants"))

@@ -94,7 +94,7 @@ func TestShardsKeepToThemselves(t *testing.T) {
 	// A heal is of one slot; a suspension goes by the checkpoint of the tenant's own, whoever finds it out.
 	b.exec("UPDATE outbox_relay.progress SET snapshot = (100 + shard || ':' || 100 + shard || ':')::pg_snapshot, epoch = 1")
 	b.exec("UPDATE outbox_relay.tenants SET added_snapshot = '10:10:', backfill = NULL")
-	require.NoError(t, b.store.Suspend(ctx, store.Progress{Epoch: 1}, "b", "found out by the other shard"))
+	require.NoError(t, b.store.Suspend(ctx, 1, "b", "found out by the other shard"))
 	assert.Equal(t, "101:101:", get[string](b, "SELECT backfill_from::text FROM outbox_relay.tenants WHERE schema = 'b'"))
 	b.exec("UPDATE outbox_relay.tenants SET state = 'active', backfill = NULL")
 	snapshot, lsn, err := b.store.Snapshot(ctx)
