@@ -52,8 +52,8 @@ func (b *bench) report(before, after benchCounters) *benchReport {
 		writes -= events
 		r.WithOwns = true
 		if list := b.latencies(); len(list) > 0 {
-			at := func(q float64) float64 { return ms(list[min(int(q*float64(len(list))), len(list)-1)]) }
-			r.Latency = &benchLatency{P50: at(.5), P90: at(.9), P99: at(.99), Max: ms(list[len(list)-1])}
+			at := func(p float64) float64 { return ms(percentile(list, p)) }
+			r.Latency = &benchLatency{P50: at(50), P90: at(90), P99: at(99), Max: ms(list[len(list)-1])}
 		}
 	}
 	r.Writes = writes / events
