@@ -23,7 +23,10 @@ below it the values that labels may have. It needs neither a configuration nor a
 
 Those of single tenants and endpoints are served only with metrics.per_tenant and
 metrics.per_endpoint. Where a relay has several databases or shards, all metrics but those of the
-process (attempts, connections to receivers, names) have the labels database and shard as well.`,
+process (attempts, connections to receivers, names) have the labels database and shard as well.
+
+outbox_relay_trace_spans_total, the spans by what became of them (label result: exported, failed,
+dropped), is not in the table: it is served only where OTEL_TRACES_EXPORTER is otlp.`,
 		Example: `  outbox-relay metrics
   outbox-relay metrics | grep objective`,
 		Args: cobra.NoArgs,

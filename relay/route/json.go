@@ -109,7 +109,7 @@ func skipContainer(doc []byte, i int) int {
 	return -1
 }
 
-// members goes through an object. Use next until it returns false; then bad tells whether the object was broken.
+// members goes through an object. Use advance until it returns false; then bad tells whether the object was broken.
 type members struct {
 	doc  []byte
 	next int    // the index of the next key, or of the end

@@ -8,13 +8,13 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// Bounds of the patterns of a payload_schema: of each, and of all together. (x{1000}){2} is short, and long once it is compiled.
+// Bounds of the patterns of a payload_schema: of each, and of all together. (x{500}){2} is short, and long once it is compiled.
 const (
 	maxPatternWeight  = 5_000
 	maxPatternsWeight = 50_000
 )
 
-// pattern of a schema, with about how many states it has. They are Go's, not those of ECMAScript, and so take a time that is linear in the text.
+// schemaPattern is a pattern of a schema, with about how many states it has. Its syntax is Go's, not that of ECMAScript, and so it takes a time that is linear in the text.
 type schemaPattern struct {
 	*regexp.Regexp
 	weight int

@@ -11,7 +11,7 @@ type Kept string
 
 // The kinds.
 const (
-	KeptDeliveries  Kept = "deliveries"   // that have succeeded or were cancelled, or whose endpoint is gone
+	KeptDeliveries  Kept = "deliveries"   // that have succeeded or were cancelled, or failed and their endpoint is gone
 	KeptAttempts    Kept = "attempts"     // that failed
 	KeptDeadLetters Kept = "dead letters" // that were replayed or discarded
 	KeptStats       Kept = "statistics"
