@@ -34,12 +34,14 @@ func checkSlotName(slot string) error {
 type slotState struct {
 	Exists, Named            bool // Named: the progress table knows it
 	Plugin, Database, Status string
+	Here                     bool // it is of this database; that of the DSN need not be its name
 }
 
 func (in *installer) slotState(ctx context.Context, slot string) (slotState, error) {
 	rows, err := in.conn.Query(ctx, `
 		SELECT s.slot_name IS NOT NULL, EXISTS (SELECT FROM outbox_relay.progress p WHERE p.slot = $1),
-		       coalesce(s.plugin, ''), coalesce(s.database, ''), coalesce(s.wal_status, '')
+		       coalesce(s.plugin, ''), coalesce(s.database, ''), coalesce(s.wal_status, ''),
+		       coalesce(s.database = current_database(), false)
 		  FROM (SELECT) one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1`, slot)
 	if err != nil {
 		return slotState{}, err
@@ -91,13 +93,12 @@ func (in *installer) version(ctx context.Context) (n int) {
 }
 
 func (in *installer) checkSlot(op string, s slotState) error {
-	database := in.conn.Config().Database
 	switch {
 	case !s.Exists:
 		return nil
 	case s.Plugin != "pgoutput":
 		return &Error{Op: op, Err: ErrSlotUnusable, Hint: fmt.Sprintf("A slot of this name with plugin %q exists: choose another one, database.slot.", s.Plugin)}
-	case s.Database != database:
+	case !s.Here:
 		return &Error{
 			Op: op, Err: ErrSlotUnusable,
 			Hint: fmt.Sprintf("A slot of this name belongs to database %q: slots are named for the whole server, choose another one, database.slot.", s.Database),

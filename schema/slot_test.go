@@ -36,6 +36,16 @@ func TestMigrateWithoutWhatTheSlotNeeds(t *testing.T) {
 	}
 }
 
+// A DSN that names no database leads to the one that is called like the role.
+func TestMigrateWithoutTheNameOfTheDatabase(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	cfg := b.conn.Config()
+	b.exec("CREATE ROLE " + cfg.Database + " LOGIN SUPERUSER")
+	dsn := "postgres://" + cfg.Database + "@" + cfg.Host + ":" + portString(cfg.Port) + "?sslmode=disable"
+	require.NoError(t, schema.Migrate(b.ctx, dsn, schema.Options{Slot: b.slot}))
+}
+
 func TestMigrateRefuses(t *testing.T) {
 	t.Parallel()
 	b := empty(t)

@@ -61,6 +61,7 @@ type checker struct {
 	conn     *pgx.Conn
 	settings map[string]string // of the server
 	systemID string            // of the server behind database.url
+	database string            // as the server calls it: database.url may leave it out, or name what a pooler calls it
 }
 
 func (k *checker) print(grade, fact, finding, remedy string) {

@@ -130,7 +130,7 @@ func (k *checker) slot(ctx context.Context, slot string) error {
 		what += ", no relay reads it"
 	}
 	switch {
-	case s.Plugin != "pgoutput" || s.Database != k.conn.Config().Database:
+	case s.Plugin != "pgoutput" || s.Database != k.database:
 		k.fail(name, fmt.Sprintf("belongs to database %q, plugin %q", s.Database, s.Plugin), "slots belong to the whole server: choose another database.slot")
 	case s.Status == "lost" || s.Invalid != "":
 		k.fail(name, "the server gave it up: "+s.Invalid, "start a relay: it makes it anew and queues what it missed from the tables; then raise max_slot_wal_keep_size")

@@ -37,9 +37,9 @@ func (k *checker) server(ctx context.Context) error {
 		return err
 	}
 	var standby bool
-	var role, database string
+	var role string
 	err = k.conn.QueryRow(ctx, "SELECT pg_is_in_recovery(), current_user, current_database(), system_identifier::text FROM pg_control_system()").
-		Scan(&standby, &role, &database, &k.systemID)
+		Scan(&standby, &role, &k.database, &k.systemID)
 	if err != nil {
 		return err
 	}
@@ -47,8 +47,8 @@ func (k *checker) server(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("server_version_num: %w", err)
 	}
-	what := fmt.Sprintf("PostgreSQL %s, database %s, role %s", k.settings["server_version"], database, role)
-	place := k.systemID + "/" + database
+	what := fmt.Sprintf("PostgreSQL %s, database %s, role %s", k.settings["server_version"], k.database, role)
+	place := k.systemID + "/" + k.database
 	other := k.seen[place]
 	if other == "" {
 		k.seen[place] = k.config.name
@@ -114,12 +114,11 @@ func (k *checker) replication(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	database := k.conn.Config().Database
 	switch pid := string(results[0].Rows[0][0]); {
 	case system.SystemID != k.systemID:
 		k.fail("replication", key+" leads to another server than database.url", "let both lead to the same server")
-	case system.DBName != database:
-		k.fail("replication", fmt.Sprintf("%s leads to database %s, database.url to %s", key, system.DBName, database), "name the same database in both")
+	case system.DBName != k.database:
+		k.fail("replication", fmt.Sprintf("%s leads to database %s, database.url to %s", key, system.DBName, k.database), "name the same database in both")
 	case pid != strconv.FormatUint(uint64(conn.PgConn().PID()), 10):
 		k.warn("replication", key+" leads through a pooler", "let it lead to the server itself: a pooler may end a stream at any time")
 	default:

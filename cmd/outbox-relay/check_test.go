@@ -140,6 +140,16 @@ func TestCheckOfReplicationURL(t *testing.T) {
 		other.name, d.name)}, failures(o))
 }
 
+// TestCheckWithoutTheNameOfTheDatabase: a DSN that names none leads to the one that is called like the role.
+func TestCheckWithoutTheNameOfTheDatabase(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	d.exec(t, "CREATE ROLE "+d.name+" LOGIN SUPERUSER")
+	d.env[0] = strings.NewReplacer("postgres@", d.name+"@", "/"+d.name+"?", "?").Replace(d.env[0])
+	assert.Contains(t, d.succeed(t, "check"), "database "+d.name+", role "+d.name)
+	d.succeed(t, "migrate")
+}
+
 // fakePooler passes everything on and, like a pooler, makes up the number of the session in its greeting.
 func fakePooler(t *testing.T, server string) (address string) {
 	t.Helper()
