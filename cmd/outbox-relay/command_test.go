@@ -237,6 +237,19 @@ func TestTenantsAreCompleted(t *testing.T) {
 	assert.Equal(t, ":4\n", o.out, "no database, nothing to offer")
 }
 
+// Times are read as text: what a role or database has set for them must not count.
+func TestTimesAreReadWhateverTheDateStyle(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	d.exec(t, "CREATE SCHEMA acme; ALTER DATABASE "+d.name+" SET datestyle = 'German'; ALTER DATABASE "+d.name+" SET timezone = 'Europe/Berlin'")
+	d.succeed(t, "migrate")
+	d.succeed(t, "tenants", "add", "acme", "--since", "2026-01-02T03:04:05Z")
+	assert.Regexp(t, `acme +active +20\S+Z +since 2026-01-02T03:04:05Z, under way`, d.succeed(t, "tenants", "list"))
+	assert.Contains(t, d.succeed(t, "__complete", "tenants", "pause", ""), "acme\tactive\n:4\n")
+	assert.Contains(t, d.succeed(t, "status"), "queues earlier events: since")
+	assert.Contains(t, d.succeed(t, "check"), "ok    clock: ")
+}
+
 func TestTenantsFromFirstToLast(t *testing.T) {
 	t.Parallel()
 	d := newDatabase(t)

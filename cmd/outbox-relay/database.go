@@ -52,7 +52,7 @@ func withHint(key string, err error) error {
 	return hinted{err, (&connectError{key, err}).Hint()}
 }
 
-// dial opens one connection for a command. It has no search path, so that every name has to be qualified.
+// dial opens one connection for a command, which answers within timeout.
 func dial(ctx context.Context, key, dsn string, timeout time.Duration, params map[string]string) (*pgx.Conn, error) {
 	cfg, err := pgx.ParseConfig(dsn)
 	if err != nil {
@@ -65,6 +65,12 @@ func dial(ctx context.Context, key, dsn string, timeout time.Duration, params ma
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, &connectError{key, err}
+	}
+	// Times are read as text, and a role or a database may have another style for them. Not a startup parameter: a pooler may refuse what it does not know.
+	setting, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if _, err := conn.Exec(setting, "SET DateStyle = 'ISO'"); err != nil {
+		return nil, &connectError{key, errors.Join(err, hangUp(ctx, conn))}
 	}
 	return conn, nil
 }
