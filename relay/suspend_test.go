@@ -111,7 +111,7 @@ func TestPauseBesideSuspension(t *testing.T) {
 	require.Eventually(t, func() bool { return held() == 5 }, time.Minute, 10*time.Millisecond)
 	require.Zero(t, p.arrived())
 
-	require.NoError(t, schema.ResumeTenant(ctx, p.cfg.Database.URL, "one"))
+	require.NoError(t, schema.ResumeTenant(ctx, p.cfg.Database.URL, "one", nil))
 	require.Eventually(t, func() bool { return p.arrived() == 6 }, time.Minute, 10*time.Millisecond)
 }
 
@@ -136,7 +136,7 @@ func TestRoutesOfPausedAfterSuspension(t *testing.T) {
 	p.exec(`DELETE FROM one.webhook_subscriptions WHERE endpoint_id = (SELECT id FROM one.webhook_endpoints WHERE name = 'e1')`)
 	require.Eventually(t, is("suspended"), time.Minute, 10*time.Millisecond)
 	require.Eventually(t, is("paused"), time.Minute, 10*time.Millisecond)
-	require.NoError(t, schema.ResumeTenant(ctx, p.cfg.Database.URL, "one"))
+	require.NoError(t, schema.ResumeTenant(ctx, p.cfg.Database.URL, "one", nil))
 	p.events("one", 20)
 	require.Eventually(t, func() bool { return p.arrived() >= 20 }, time.Minute, 10*time.Millisecond)
 	p.mu.Lock()

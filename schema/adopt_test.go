@@ -78,7 +78,7 @@ func TestAdoptLeavesWhatIsThereAlone(t *testing.T) {
 			require.Len(t, tenants, 1)
 			assert.Equal(t, name, tenants[0].Schema)
 			assert.Equal(t, "unprocessed", tenants[0].Backfill)
-			require.NoError(t, schema.RemoveTenant(b.ctx, b.dsn, name))
+			require.NoError(t, schema.RemoveTenant(b.ctx, b.dsn, name, nil))
 			assert.Equal(t, int64(1), get[int64](b, "SELECT count(*) FROM pg_publication_tables"))
 		})
 	}

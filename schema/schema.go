@@ -25,10 +25,9 @@ const (
 //go:embed sql/*.sql
 var files embed.FS
 
-// SQLSTATEs that the functions of this package raise.
+// SQLSTATEs that the functions of this package raise. OR002 is what cannot be done as it was asked for, or not now: the message says all there is.
 const (
-	codeArgument = "OR002" // a schema or argument that cannot be right
-	codeUnfit    = "OR003" // tables or owners that do not fit
+	codeUnfit    = "OR003" // a schema that cannot be a tenant, or tables or owners that do not fit
 	codeNoSlot   = "OR004"
 	codeTooLarge = "OR005" // add_tenant would block writers; AddTenant would not
 )
@@ -81,7 +80,7 @@ func opError(op string, err error) error {
 	}
 	hint := pg.Hint
 	switch pg.Code {
-	case codeArgument, codeUnfit:
+	case codeUnfit:
 		err = fmt.Errorf("%w: %w", ErrUnfit, err)
 	case codeTooLarge:
 		err = fmt.Errorf("%w: %w", ErrTooLarge, err)

@@ -12,9 +12,9 @@ import (
 var ErrShardInUse = errors.New("a shard that is to go is still in use")
 
 // MoveTenant moves a tenant to another shard; nothing is lost or sent twice by it. It waits for nobody long: while the table of events is locked, it
-// tries again until ctx ends. A schema that is no tenant is ErrNotTenant.
-func MoveTenant(ctx context.Context, dsn, schema string, shard int) error {
-	return change(ctx, dsn, fmt.Sprintf("move tenant %q to shard %d", schema, shard), "SELECT outbox_relay.move_tenant($1, $2)", schema, shard)
+// tries again until ctx ends, and tells progress, unless that is nil. A schema that is no tenant is ErrNotTenant.
+func MoveTenant(ctx context.Context, dsn, schema string, shard int, progress func(step string)) error {
+	return change(ctx, dsn, fmt.Sprintf("move tenant %q to shard %d", schema, shard), progress, "SELECT outbox_relay.move_tenant($1, $2)", schema, shard)
 }
 
 // leaveShards gives up the slots of shards that there are not to be any more: nobody would read them, and the server would keep its log for them.

@@ -63,7 +63,7 @@ func TestMoveTenantMarksWhatTheOldSlotMayNotBring(t *testing.T) {
 	b.exec("UPDATE outbox_relay.progress SET snapshot = pg_current_snapshot() WHERE shard = 0")
 	b.exec("INSERT INTO one.webhook_events (event_type, aggregate_id, aggregate_type) VALUES ('a.b', gen_random_uuid(), 'a')")
 	before := get[string](b, "SELECT pg_current_wal_insert_lsn()::text")
-	require.NoError(t, schema.MoveTenant(b.ctx, b.dsn, "one", 1))
+	require.NoError(t, schema.MoveTenant(b.ctx, b.dsn, "one", 1, nil))
 	assert.Equal(t, []string{"1 " + b.slot + " missed t t t"}, list(b, `SELECT concat_ws(' ', t.shard, t.moved_from, t.backfill, t.moved_lsn >= '`+before+`',
 		t.backfill_from::text = (SELECT p.snapshot::text FROM outbox_relay.progress p WHERE shard = 0),
 		(SELECT pg_visible_in_snapshot(e.xid, t.backfill_upto) AND NOT pg_visible_in_snapshot(e.xid, t.backfill_from) FROM one.webhook_events e))
@@ -71,14 +71,14 @@ func TestMoveTenantMarksWhatTheOldSlotMayNotBring(t *testing.T) {
 	assert.Empty(t, list(b, "SELECT schema FROM outbox_relay.tenants WHERE num_nonnulls(backfill_cursor, backfill_border) + num_nonnulls(backfill_done_at) > 0"))
 
 	moved := get[string](b, "SELECT moved_lsn::text FROM outbox_relay.tenants")
-	require.NoError(t, schema.MoveTenant(b.ctx, b.dsn, "one", 1), "it is there")
+	require.NoError(t, schema.MoveTenant(b.ctx, b.dsn, "one", 1, nil), "it is there")
 	assert.Equal(t, moved, get[string](b, "SELECT moved_lsn::text FROM outbox_relay.tenants"))
 }
 
 func TestMoveTenantRefuses(t *testing.T) {
 	t.Parallel()
 	b := sharded(t, "one")
-	require.ErrorIs(t, schema.MoveTenant(b.ctx, b.dsn, "nobody", 1), schema.ErrNotTenant)
+	require.ErrorIs(t, schema.MoveTenant(b.ctx, b.dsn, "nobody", 1, nil), schema.ErrNotTenant)
 	for name, tt := range map[string]struct {
 		before, want string
 		shard        int
@@ -114,7 +114,7 @@ func TestMoveTenantWaitsForOpenTransactions(t *testing.T) {
 	_, err = b.conn.Exec(b.ctx, "SELECT outbox_relay.move_tenant('one', 1)")
 	require.ErrorContains(t, err, "55P03")
 	done := make(chan error, 1)
-	go func() { done <- schema.MoveTenant(b.ctx, b.dsn, "one", 1) }()
+	go func() { done <- schema.MoveTenant(b.ctx, b.dsn, "one", 1, nil) }()
 	select {
 	case err := <-done:
 		require.Fail(t, "it did not wait", "%v", err)

@@ -76,16 +76,16 @@ func Candidates(ctx context.Context, conn Querier, patterns []string) ([]string,
 }
 
 // RemoveTenant ends deliveries for a schema and forgets what it has queued; its tables and rows stay. The schema may be gone already.
-// A schema that is no tenant is ErrNotTenant.
-func RemoveTenant(ctx context.Context, dsn, schema string) error {
-	return change(ctx, dsn, fmt.Sprintf("remove tenant %q", schema), "SELECT outbox_relay.remove_tenant($1)", schema)
+// A schema that is no tenant is ErrNotTenant. progress is told when it has to wait; nil means nobody is. So it is with the functions below.
+func RemoveTenant(ctx context.Context, dsn, schema string, progress func(step string)) error {
+	return change(ctx, dsn, fmt.Sprintf("remove tenant %q", schema), progress, "SELECT outbox_relay.remove_tenant($1)", schema)
 }
 
 // PauseTenant holds a tenant's deliveries back until ResumeTenant; nothing is lost. A suspended one stays suspended, and is paused when that is over. A
 // schema that is no tenant is ErrNotTenant.
-func PauseTenant(ctx context.Context, dsn, schema, reason string) (suspended bool, err error) {
+func PauseTenant(ctx context.Context, dsn, schema, reason string, progress func(step string)) (suspended bool, err error) {
 	op := fmt.Sprintf("pause tenant %q", schema)
-	err = transact(ctx, dsn, op, func(tx pgx.Tx) error {
+	err = transact(ctx, dsn, op, progress, func(tx pgx.Tx) error {
 		if err := known(ctx, tx, op, "SELECT outbox_relay.pause_tenant($1, nullif($2, ''))", schema, reason); err != nil {
 			return err
 		}
@@ -95,13 +95,13 @@ func PauseTenant(ctx context.Context, dsn, schema, reason string) (suspended boo
 }
 
 // ResumeTenant lets a paused or suspended tenant go on; what a suspended one missed is queued. A schema that is no tenant is ErrNotTenant.
-func ResumeTenant(ctx context.Context, dsn, schema string) error {
-	return change(ctx, dsn, fmt.Sprintf("resume tenant %q", schema), "SELECT outbox_relay.resume_tenant($1)", schema)
+func ResumeTenant(ctx context.Context, dsn, schema string, progress func(step string)) error {
+	return change(ctx, dsn, fmt.Sprintf("resume tenant %q", schema), progress, "SELECT outbox_relay.resume_tenant($1)", schema)
 }
 
 // change calls a function that says whether the tenant was known.
-func change(ctx context.Context, dsn, op, call string, args ...any) error {
-	return transact(ctx, dsn, op, func(tx pgx.Tx) error { return known(ctx, tx, op, call, args...) })
+func change(ctx context.Context, dsn, op string, progress func(step string), call string, args ...any) error {
+	return transact(ctx, dsn, op, progress, func(tx pgx.Tx) error { return known(ctx, tx, op, call, args...) })
 }
 
 // known calls such a function within a transaction.
@@ -116,12 +116,15 @@ func known(ctx context.Context, tx pgx.Tx, op, call string, args ...any) error {
 	return nil
 }
 
-func transact(ctx context.Context, dsn, op string, f func(pgx.Tx) error) (err error) {
+func transact(ctx context.Context, dsn, op string, progress func(step string), f func(pgx.Tx) error) (err error) {
 	conn, err := connect(ctx, dsn)
 	if err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
 	defer func() { err = errors.Join(err, closeConn(ctx, conn)) }()
-	in := &installer{conn: conn, progress: func(string) {}}
+	if progress == nil {
+		progress = func(string) {}
+	}
+	in := &installer{conn: conn, progress: progress}
 	return in.short(ctx, op, f)
 }

@@ -128,33 +128,33 @@ func TestPauseAndResume(t *testing.T) {
 	state := "SELECT concat_ws(' ', state, reason, backfill, backfill_from, backfill_upto IS NOT NULL, backfill_done_at IS NOT NULL) FROM outbox_relay.tenants"
 	assert.Equal(t, []string{"active since t f"}, list(b, state))
 
-	suspended, err := schema.PauseTenant(b.ctx, b.dsn, "acme", "maintenance")
+	suspended, err := schema.PauseTenant(b.ctx, b.dsn, "acme", "maintenance", nil)
 	require.NoError(t, err)
 	assert.False(t, suspended)
 	assert.Equal(t, []string{"paused maintenance since t f"}, list(b, state))
-	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme"))
+	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme", nil))
 	assert.Equal(t, []string{"active since t f"}, list(b, state))
 
 	b.exec("UPDATE outbox_relay.tenants SET state = 'suspended', backfill_from = '100:100:'")
-	suspended, err = schema.PauseTenant(b.ctx, b.dsn, "acme", "")
+	suspended, err = schema.PauseTenant(b.ctx, b.dsn, "acme", "", nil)
 	require.NoError(t, err)
 	assert.True(t, suspended)
-	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme"))
+	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme", nil))
 	assert.Equal(t, []string{"active since t f"}, list(b, state), "an unfinished backfill goes on, from the start and up to now")
 
 	b.exec("UPDATE outbox_relay.tenants SET state = 'suspended', backfill_from = '100:100:', backfill_done_at = now()")
-	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme"))
+	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme", nil))
 	assert.Equal(t, []string{"active missed 100:100: t f"}, list(b, state))
 
-	_, err = schema.PauseTenant(b.ctx, b.dsn, "nosuch", "")
+	_, err = schema.PauseTenant(b.ctx, b.dsn, "nosuch", "", nil)
 	require.ErrorIs(t, err, schema.ErrNotTenant)
-	require.ErrorIs(t, schema.ResumeTenant(b.ctx, b.dsn, "nosuch"), schema.ErrNotTenant)
+	require.ErrorIs(t, schema.ResumeTenant(b.ctx, b.dsn, "nosuch", nil), schema.ErrNotTenant)
 
 	b.exec("INSERT INTO outbox_relay.retry_queue VALUES (gen_random_uuid(), 'acme', gen_random_uuid(), now()), (gen_random_uuid(), 'other', gen_random_uuid(), now())")
 	b.exec("DROP SCHEMA acme CASCADE")
-	require.NoError(t, schema.RemoveTenant(b.ctx, b.dsn, "acme"))
+	require.NoError(t, schema.RemoveTenant(b.ctx, b.dsn, "acme", nil))
 	assert.Equal(t, []string{"other"}, list(b, "SELECT tenant FROM outbox_relay.retry_queue"))
-	require.ErrorIs(t, schema.RemoveTenant(b.ctx, b.dsn, "acme"), schema.ErrNotTenant)
+	require.ErrorIs(t, schema.RemoveTenant(b.ctx, b.dsn, "acme", nil), schema.ErrNotTenant)
 }
 
 // TestPauseOfSuspended: a pause outlasts the suspension, and only resuming ends it.
@@ -168,7 +168,7 @@ func TestPauseOfSuspended(t *testing.T) {
 		b.exec("UPDATE outbox_relay.tenants SET state = 'suspended', reason = 'a lock', backfill = 'missed', backfill_from = '100:100:', backfill_upto = NULL, backfill_done_at = NULL")
 	}
 	pause := func(reason string) {
-		suspended, err := schema.PauseTenant(b.ctx, b.dsn, "acme", reason)
+		suspended, err := schema.PauseTenant(b.ctx, b.dsn, "acme", reason, nil)
 		require.NoError(t, err)
 		assert.True(t, suspended)
 	}
@@ -188,7 +188,7 @@ func TestPauseOfSuspended(t *testing.T) {
 	tenants, err = schema.Tenants(b.ctx, b.conn)
 	require.NoError(t, err)
 	assert.True(t, tenants[0].Paused)
-	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme"))
+	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme", nil))
 	assert.Equal(t, []string{"active|-|-|missed|t"}, list(b, state))
 
 	suspend()
@@ -198,7 +198,7 @@ func TestPauseOfSuspended(t *testing.T) {
 
 	suspend()
 	pause("it moves")
-	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme"))
+	require.NoError(t, schema.ResumeTenant(b.ctx, b.dsn, "acme", nil))
 	assert.Equal(t, []string{"active|-|-|missed|t"}, list(b, state), "resuming ends both")
 	suspend()
 	assert.Equal(t, "active", unsuspend())

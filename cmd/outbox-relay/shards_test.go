@@ -1,13 +1,16 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -66,6 +69,47 @@ func (s *site) mover(ctx context.Context, t *testing.T, rnd *rand.Rand, tenants 
 		if s.moveTo(ctx, t, tenant, 1-s.shardOf(ctx, t, tenant)) {
 			moves.Add(1)
 		}
+	}
+}
+
+// TestTenantCommandsSayWhatIsWrong: who waits for a lock is told so, and what is refused has its own cause.
+func TestTenantCommandsSayWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	d.env = append(d.env, "OUTBOX_RELAY_DATABASE_SHARDS=2")
+	d.succeed(t, "migrate")
+	suspend := func() { d.exec(t, "UPDATE outbox_relay.tenants SET state = 'suspended', reason = 'a column is gone'") }
+	suspend()
+	o := invoke(t, d.env, "tenants", "move", "acme", "--shard", "1")
+	assert.Equal(t, exitFailure, o.code)
+	assert.Contains(t, o.err, `error: move tenant "acme" to shard 1: ERROR: tenant "acme" is suspended: a column is gone`)
+	assert.NotContains(t, o.err, "cannot be a tenant")
+	o = invoke(t, d.env, "tenants", "add", "nosuch")
+	assert.Contains(t, o.err, `the schema cannot be a tenant: ERROR: schema "nosuch" does not exist`)
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(t.Context(), d.url)
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, conn.Close(context.WithoutCancel(t.Context()))) }()
+	for _, command := range []string{"tenants resume acme", "tenants move acme --shard 1"} {
+		writer, err := conn.Begin(t.Context())
+		require.NoError(t, err)
+		_, err = writer.Exec(t.Context(), "INSERT INTO acme.webhook_events (event_type, aggregate_id, aggregate_type) VALUES ('a.b', gen_random_uuid(), 'a')")
+		require.NoError(t, err)
+		cmd := exec.CommandContext(ctx, binary(t), strings.Fields(command)...)
+		cmd.Env = d.env
+		out, err := cmd.StdoutPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		said, err := bufio.NewReader(out).ReadString('\n')
+		require.NoError(t, err, command)
+		assert.Contains(t, said, ": an open transaction holds the lock, trying again\n", command)
+		require.NoError(t, writer.Commit(t.Context()))
+		_, err = io.Copy(io.Discard, out)
+		require.NoError(t, err)
+		require.NoError(t, cmd.Wait(), command)
+		d.exec(t, "UPDATE outbox_relay.tenants SET backfill_done_at = now()") // no relay runs that would do it
 	}
 }
 

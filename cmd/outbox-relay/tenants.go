@@ -149,7 +149,7 @@ To hold deliveries back without losing any, pause the tenant instead.`,
 					return err
 				}
 			}
-			if err := schema.RemoveTenant(cmd.Context(), c.Database.URL, args[0]); err != nil {
+			if err := schema.RemoveTenant(cmd.Context(), c.Database.URL, args[0], a.progress); err != nil {
 				return err
 			}
 			say(a.out, "%s is no tenant any more\n", args[0])
@@ -217,7 +217,7 @@ stays so, and is paused once that is over.`,
 			if err != nil {
 				return err
 			}
-			suspended, err := schema.PauseTenant(cmd.Context(), c.Database.URL, args[0], reason)
+			suspended, err := schema.PauseTenant(cmd.Context(), c.Database.URL, args[0], reason, a.progress)
 			switch {
 			case err != nil:
 				return err
@@ -246,7 +246,7 @@ ones again by itself. It ends no pause: that is for this command alone.`,
 			if err != nil {
 				return err
 			}
-			if err := schema.ResumeTenant(cmd.Context(), c.Database.URL, args[0]); err != nil {
+			if err := schema.ResumeTenant(cmd.Context(), c.Database.URL, args[0], a.progress); err != nil {
 				return err
 			}
 			say(a.out, "%s is active\n", args[0])
@@ -281,7 +281,7 @@ queued, cannot be moved.`,
 			if shard < 0 || shard >= c.Database.Shards {
 				return usage("--shard %d: must be 0 to %d, as %s is %d", shard, c.Database.Shards-1, c.key("shards"), c.Database.Shards)
 			}
-			if err := schema.MoveTenant(cmd.Context(), c.Database.URL, args[0], shard); err != nil {
+			if err := schema.MoveTenant(cmd.Context(), c.Database.URL, args[0], shard, a.progress); err != nil {
 				return err
 			}
 			say(a.out, "%s is on shard %d\n", args[0], shard)

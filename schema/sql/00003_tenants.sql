@@ -12,12 +12,12 @@ DECLARE
 BEGIN
   IF schema IS NULL OR schema ~ '^pg_' OR schema IN ('information_schema', 'outbox_relay') THEN
     RAISE EXCEPTION 'schema "%" is reserved and cannot be a tenant', schema
-      USING ERRCODE = 'OR002', HINT = 'Name the schema that holds, or shall hold, the tenant''s webhook tables.';
+      USING ERRCODE = 'OR003', HINT = 'Name the schema that holds, or shall hold, the tenant''s webhook tables.';
   END IF;
   SELECT * INTO nsp FROM pg_namespace n WHERE n.nspname = schema;
   IF NOT FOUND THEN
     RAISE EXCEPTION 'schema "%" does not exist in database "%"', schema, current_database()
-      USING ERRCODE = 'OR002', HINT = 'Create it first, and mind upper and lower case: the name is taken as it is.';
+      USING ERRCODE = 'OR003', HINT = 'Create it first, and mind upper and lower case: the name is taken as it is.';
   END IF;
 
   SELECT string_agg(DISTINCT quote_ident(o.name), ', ') INTO owners
