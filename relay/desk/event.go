@@ -112,7 +112,7 @@ SELECT v.event_type::text, coalesce(v.event_name, '')::text, coalesce(v.aggregat
     AND CASE t.backfill WHEN 'unprocessed' THEN v.processed_at IS NULL WHEN 'since' THEN v.occurred_at >= t.backfill_since ELSE true END,
   t.backfill_done_at IS NOT NULL,
   t.backfill_from IS NOT NULL AND (v.xid IS NULL OR pg_visible_in_snapshot(v.xid, t.backfill_from)),
-  coalesce(s.active, false), s.slot_name IS NOT NULL,
+  coalesce(s.active, false), s.slot_name IS NOT NULL, slot.name,
   coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, s.confirmed_flush_lsn), 0)::int8
 FROM {tenant}.webhook_events v
 JOIN outbox_relay.tenants t ON t.schema = $2::text
@@ -129,11 +129,12 @@ type marks struct {
 	backfillDone bool
 	beforeSuspension,
 	reading, slot bool
-	lag int64 // bytes of the log that are not confirmed
+	slotName      string // of the tenant's shard
+	lag           int64  // bytes of the log that are not confirmed
 }
 
 func (m *marks) fields() []any {
-	return []any{&m.recorded, &m.beforeTenant, &m.backfilled, &m.backfillDone, &m.beforeSuspension, &m.reading, &m.slot, &m.lag}
+	return []any{&m.recorded, &m.beforeTenant, &m.backfilled, &m.backfillDone, &m.beforeSuspension, &m.reading, &m.slot, &m.slotName, &m.lag}
 }
 
 // progress judges the marks. What has deliveries was read.
@@ -152,7 +153,7 @@ func (m *marks) progress(d *Desk, delivered bool) (Progress, string) {
 	case m.recorded:
 		return Read, "yes"
 	case !m.slot:
-		return Unread, fmt.Sprintf("no: the replication slot %q does not exist; run: outbox-relay check", d.slot)
+		return Unread, fmt.Sprintf("no: the replication slot %q does not exist; run: outbox-relay check", m.slotName)
 	case !m.reading:
 		return Unread, fmt.Sprintf("not yet: no relay reads the log now, %s of it are not confirmed; run: outbox-relay check", bytesText(m.lag))
 	default:

@@ -1,6 +1,7 @@
 package desk_test
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -120,7 +121,9 @@ func TestExplainHowFarTheRelayIs(t *testing.T) {
 	assert.Equal(t, "what matches now was subscribed after the event", b.explain(event, late).Endpoints[0].Why)
 
 	b.exec(`SELECT pg_drop_replication_slot($1::text)`, b.slot)
-	assert.Contains(t, b.explain(b.event("order.paid", "{}"), late).Event.ProgressText, "does not exist")
+	assert.Contains(t, b.explain(b.event("order.paid", "{}"), late).Event.ProgressText, fmt.Sprintf("the replication slot %q does not exist", b.slot))
+	b.exec(`UPDATE outbox_relay.tenants SET shard = 1`)
+	assert.Contains(t, b.explain(b.event("order.paid", "{}"), late).Event.ProgressText, fmt.Sprintf("the replication slot %q does not exist", b.slot+"_1"))
 }
 
 func TestExplainEventsOutsideTheLog(t *testing.T) {
