@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/neo-commons/outbox-relay/outbox"
@@ -166,6 +167,24 @@ func TestSupportDesk(t *testing.T) {
 	s.read(t, &letters, "deadletters", "list", "--status", "open")
 	require.Len(t, letters, 1, "the one that was skipped")
 	s.command(t, "endpoints", "test", broken.String())
+}
+
+// TestShowOfWhatIsLeftToTheConfiguration: an adopted table may have nulls, which are not zeros.
+func TestShowOfWhatIsLeftToTheConfiguration(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	const id = "01890000-0000-7000-8000-000000000001"
+	d.exec(t, `ALTER TABLE acme.webhook_endpoints ALTER timeout_seconds DROP NOT NULL, ALTER max_retry_attempts DROP NOT NULL, ALTER retry_backoff_seconds DROP NOT NULL,
+		  ALTER retry_backoff_multiplier DROP NOT NULL;
+		INSERT INTO acme.webhook_endpoints (id, name, endpoint_url, secret_token, created_by_user_id, timeout_seconds, max_retry_attempts, retry_backoff_seconds, retry_backoff_multiplier)
+		VALUES ('`+id+`', 'x', 'https://example.com/', 'a-secret-of-16-or-more', gen_random_uuid(), 90, 3, 3600, 1.5)`)
+	out := d.succeed(t, "endpoints", "show", id)
+	assert.Regexp(t, `(?m)^Retries +3, first wait 3600s, factor 1\.5$`, out)
+	assert.Regexp(t, `(?m)^Timeout +90s$`, out)
+	d.exec(t, `UPDATE acme.webhook_endpoints SET timeout_seconds = NULL, max_retry_attempts = NULL, retry_backoff_seconds = NULL, retry_backoff_multiplier = NULL`)
+	out = d.succeed(t, "endpoints", "show", id)
+	assert.Regexp(t, `(?m)^Retries +as configured, first wait as configured, factor as configured$`, out)
+	assert.Regexp(t, `(?m)^Timeout +as configured$`, out)
 }
 
 // TestReplayKilledHalfway: a bulk replay goes on where it was killed, and sends nothing twice. What the relay had in its hands when it was killed itself,

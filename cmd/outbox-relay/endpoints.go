@@ -166,8 +166,8 @@ func writeEndpoint(w io.Writer, x *desk.EndpointDetail, d *desk.Desk) {
 	if s.MaxRetries >= 0 {
 		retries = fmt.Sprint(s.MaxRetries)
 	}
-	line(w, "Retries", "%s, first after %ds, then times %v", retries, s.Backoff, s.Multiplier)
-	line(w, "Timeout", "%ds", s.Timeout)
+	line(w, "Retries", "%s, first wait %s, factor %s", retries, orDefault(float64(s.Backoff), "%vs"), orDefault(s.Multiplier, "%v"))
+	line(w, "Timeout", "%s", orDefault(float64(s.Timeout), "%vs"))
 	line(w, "Signature", "header %s%s", plain(s.SignatureHeader), secondSecret(s, now))
 	line(w, "Headers", "%s", plain(strings.Join(s.CustomHeaders, ", ")))
 	line(w, "Redirects", "%s", map[bool]string{true: "followed", false: "not followed"}[s.FollowRedirects])
