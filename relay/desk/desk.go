@@ -200,7 +200,8 @@ func (c *conditions) String() string {
 // notFound says that there is no such thing in the tenant, and what the id stands for if that is known: ids are easily mixed up.
 func (d *Desk) notFound(ctx context.Context, what string, id outbox.UUID) error {
 	const look = `SELECT CASE
-  WHEN EXISTS (SELECT FROM {tenant}.webhook_deliveries d WHERE d.id = $1::uuid) THEN 'deliveries show'
+  WHEN EXISTS (SELECT FROM {tenant}.webhook_deliveries d WHERE d.id = $1::uuid AND d.relayed) THEN 'deliveries show'
+  WHEN EXISTS (SELECT FROM {tenant}.webhook_deliveries d WHERE d.id = $1::uuid) THEN 'foreign'
   WHEN EXISTS (SELECT FROM {tenant}.webhook_dead_letters l WHERE l.delivery_id = $1::uuid) THEN 'deadletters show'
   WHEN EXISTS (SELECT FROM {tenant}.webhook_events v WHERE v.id = $1::uuid) THEN 'events explain'
   WHEN EXISTS (SELECT FROM {tenant}.webhook_endpoints e WHERE e.id = $1::uuid) THEN 'endpoints show'
@@ -209,10 +210,15 @@ func (d *Desk) notFound(ctx context.Context, what string, id outbox.UUID) error 
 	if err != nil {
 		return err
 	}
-	hint := "see: outbox-relay " + map[string]string{"delivery": "deliveries list", "dead letter": "deadletters list", "endpoint": "endpoints list"}[what]
+	hint := "see: outbox-relay " + map[string]string{"delivery": "deliveries list", "dead letter": "deadletters list", "endpoint": "endpoints list"}[what] + " -t " + d.tenant
 	switch {
+	case command == "foreign":
+		if what == "delivery" {
+			return &Error{Err: fmt.Errorf("delivery %s of tenant %s was made by another dispatcher", id, d.tenant), hint: "all there is of it is its row in webhook_deliveries"}
+		}
+		hint = "the id is that of a delivery which another dispatcher made: all there is of it is its row in webhook_deliveries"
 	case command != "":
-		hint = fmt.Sprintf("the id is there as something else: outbox-relay %s %s", command, id)
+		hint = fmt.Sprintf("the id is there as something else: outbox-relay %s -t %s %s", command, d.tenant, id)
 	case what == "event":
 		hint = "its transaction was rolled back or is still open, or the event was archived and no delivery of it is kept, or it is another tenant's"
 	}
