@@ -91,6 +91,8 @@ func opError(op string, err error) error {
 			hint = "Run: outbox-relay migrate"
 		}
 		err = fmt.Errorf("%w: %w", ErrNotInstalled, err)
+	case "25006": // it is not the session that cannot write
+		hint = "This server is a standby: let the DSN lead to the primary (target_session_attrs=read-write picks it from several hosts)."
 	case "42501":
 		if hint == "" {
 			hint = "Use a role that owns the objects named, not the relay's own; what it takes is at the head of: outbox-relay migrate --print, which an administrator may run as well"

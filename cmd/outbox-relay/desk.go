@@ -68,7 +68,7 @@ func routingRows(ctx context.Context, d *desk.Desk, c *config) (*store.TenantRow
 	registry, err := s.LoadRegistry(ctx, []string{d.Tenant()}, nil)
 	switch {
 	case err != nil:
-		return nil, err
+		return nil, d.Fault("read endpoints", err)
 	case len(registry.Tenants) == 0:
 		return nil, fmt.Errorf("tenant %s is no longer registered", d.Tenant())
 	case registry.Tenants[0].Err != nil:

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -118,6 +119,50 @@ func TestStatus(t *testing.T) {
 	require.Zero(t, code)
 	assert.Contains(t, out, "not reachable from here")
 	assert.Contains(t, out, "nobody reads it, last recorded ")
+}
+
+// TestCommandsOnAStandby: what a standby does not know or cannot do, its primary does.
+func TestCommandsOnAStandby(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	server, err := pgtest.Start(ctx, pgtest.Options{})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, server.Close()) })
+	d := database{url: server.URL("postgres"), name: "postgres"}
+	d.env = []string{"OUTBOX_RELAY_DATABASE_URL=" + d.url}
+	const endpoint, event = "01890000-0000-7000-8000-000000000001", "01890000-0000-7000-8000-000000000002"
+	d.exec(t, "CREATE SCHEMA acme")
+	d.succeed(t, "migrate")
+	d.succeed(t, "tenants", "add", "acme")
+	d.exec(t, `INSERT INTO acme.webhook_endpoints (id, name, endpoint_url, secret_token, created_by_user_id)
+		  VALUES ('`+endpoint+`', 'x', 'https://example.com/', 'a-secret-of-16-or-more', gen_random_uuid());
+		INSERT INTO acme.webhook_events (id, event_type, aggregate_id, aggregate_type) VALUES ('`+event+`', 'a.b', gen_random_uuid(), 'a')`)
+	d.exec(t, "SELECT pg_drop_replication_slot('outbox_relay')") // a copy of a server has none
+	require.NoError(t, server.Stop(ctx, "fast"))
+	data := filepath.Join(server.Dir(), "data")
+	out, err := exec.CommandContext(ctx, "cp", "-p", filepath.Join(data, "PG_VERSION"), filepath.Join(data, "standby.signal")).CombinedOutput() // -p: the owner, too
+	require.NoError(t, err, string(out))
+	require.NoError(t, server.Restart(ctx))
+
+	said := d.succeed(t, "status")
+	assert.Regexp(t, `(?m)^database +postgres, PostgreSQL \S+, a standby, at `, said)
+	assert.Regexp(t, `(?m)^slot +not all is known: this server is a standby: ask the primary`, said)
+	assert.NotContains(t, said, "is not there")
+	assert.NotContains(t, said, "nobody reads it")
+	assert.NotContains(t, said, "connections from nowhere")
+	d.succeed(t, "deliveries", "list")
+	d.succeed(t, "events", "show", event)
+	for _, command := range []string{"events explain " + event, "endpoints list", "endpoints show " + endpoint, "endpoints pause " + endpoint} {
+		o := invoke(t, d.env, strings.Fields(command)...)
+		assert.Equal(t, exitFailure, o.code, command)
+		assert.Contains(t, o.err, "\nhint: this server is a standby: ask the primary (", command)
+	}
+	o := invoke(t, d.env, "tenants", "pause", "acme")
+	assert.Equal(t, exitFailure, o.code)
+	assert.Contains(t, o.err, "hint: This server is a standby: let the DSN lead to the primary")
+	o = invoke(t, d.env, "check")
+	assert.Equal(t, exitFailure, o.code)
+	assert.Regexp(t, `(?m)^FAIL  database: .*, a standby → let database.url lead to the primary`, o.out)
 }
 
 // A database that cannot be looked at is told of, and the others are shown.

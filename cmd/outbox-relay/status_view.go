@@ -80,7 +80,8 @@ func (v *statusView) database(d *statusDatabase) {
 	}
 	o := d.Overview
 	server, _, _ := strings.Cut(o.Server, " ") // the rest is who built it
-	v.line("database", "", "%s, PostgreSQL %s, at %s", suffixIf(d.Name != "", d.Name+": ")+plain(o.Database), plain(server), timeText(o.At))
+	v.line("database", "", "%s, PostgreSQL %s%s, at %s", suffixIf(d.Name != "", d.Name+": ")+plain(o.Database), plain(server), suffixIf(o.Standby, ", a standby"), timeText(o.At))
+	v.gap("slot", desk.PartSlots, o)
 	for i := range o.Slots {
 		v.slot(&o.Slots[i], o, int64(d.config.Database.WALBudget))
 	}

@@ -51,7 +51,11 @@ type Desk struct {
 	reason string // why it is paused or suspended
 	slot   string
 	now    time.Time
+
+	standby bool // the server is one
 }
+
+const onStandby = "this server is a standby: ask the primary (target_session_attrs=read-write in the DSN picks it from several hosts)"
 
 const sessionSQL = `SELECT set_config(w.name, w.value, false) FROM (VALUES
   ('search_path', ''), ('lock_timeout', '5s'), ('TimeZone', 'UTC'), ('DateStyle', 'ISO'), ('jit', 'off')) AS w (name, value)`
@@ -63,13 +67,13 @@ func Open(ctx context.Context, conn *pgx.Conn, schema, slot string) (*Desk, erro
 	if _, err := conn.Exec(ctx, sessionSQL); err != nil {
 		return nil, d.fault("set up session", err)
 	}
-	rows, err := conn.Query(ctx, `SELECT t.schema, t.state, coalesce(t.reason, ''), now() FROM outbox_relay.tenants t
+	rows, err := conn.Query(ctx, `SELECT t.schema, t.state, coalesce(t.reason, ''), now(), pg_is_in_recovery() FROM outbox_relay.tenants t
 WHERE $1::text = '' OR t.schema = $1::text ORDER BY 1 LIMIT 11`, schema)
 	if err != nil {
 		return nil, d.fault("look up tenant", err)
 	}
 	var names []string
-	_, err = pgx.ForEachRow(rows, []any{&d.tenant, &d.state, &d.reason, &d.now}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&d.tenant, &d.state, &d.reason, &d.now, &d.standby}, func() error {
 		names = append(names, d.tenant)
 		return nil
 	})
@@ -131,6 +135,10 @@ func (d *Desk) fault(op string, err error) error {
 		e.hint = "run: outbox-relay migrate"
 		if d.tenant != "" {
 			e.hint += ", then outbox-relay check, which says what tenant " + d.tenant + " lacks"
+		}
+	case "25006", "55000": // a transaction that cannot write; a position of the log that is not there
+		if d.standby {
+			e.hint = onStandby
 		}
 	case "55P03":
 		e.hint = "somebody holds a lock on the rows: try again in a moment"

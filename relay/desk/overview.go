@@ -32,6 +32,7 @@ const (
 
 // Names of the parts that a Gap is of.
 const (
+	PartSlots      = "slots"
 	PartRelays     = "relays"
 	PartDeliveries = "deliveries"
 	PartQueue      = "retry_queue"
@@ -44,7 +45,8 @@ type Overview struct {
 	At         Time         `json:"at"` // by the server's clock, as all times
 	Server     string       `json:"server_version"`
 	Database   string       `json:"database"`
-	Slots      []Slot       `json:"slots"` // one for each shard
+	Standby    bool         `json:"standby,omitempty"` // of slots and relays nothing is known then
+	Slots      []Slot       `json:"slots"`             // one for each shard
 	Relays     []Connected  `json:"relays"`
 	Deliveries Flow         `json:"deliveries"`
 	Queue      Queue        `json:"retry_queue"`
@@ -99,7 +101,7 @@ func (c *Count) add(n int64, more bool) {
 // stays the caller's, its session is changed.
 func Survey(ctx context.Context, conn *pgx.Conn, slots, tenants []string, patience time.Duration) (*Overview, error) {
 	d := newDesk(conn, "")
-	o := &Overview{Gaps: []Gap{}}
+	o := &Overview{Slots: []Slot{}, Gaps: []Gap{}}
 	const op = "look at the database"
 	_, err := conn.Exec(ctx, sessionSQL)
 	if err == nil {
@@ -109,16 +111,15 @@ func Survey(ctx context.Context, conn *pgx.Conn, slots, tenants []string, patien
 	if err != nil {
 		return nil, d.fault("set up session", err)
 	}
-	err = conn.QueryRow(ctx, `SELECT clock_timestamp(), current_setting('server_version'), current_database()::text`).Scan(&o.At, &o.Server, &o.Database)
+	err = conn.QueryRow(ctx, `SELECT clock_timestamp(), current_setting('server_version'), current_database()::text, pg_is_in_recovery()`).
+		Scan(&o.At, &o.Server, &o.Database, &o.Standby)
 	if err != nil {
 		return nil, d.fault(op, err)
 	}
 	d.now = o.At.Time
-	stats, err := store.ReadSlots(ctx, conn, slots...)
-	if err == nil {
-		err = d.surveySlots(ctx, o, slots, stats)
-	}
-	if err != nil {
+	if o.Standby {
+		o.gap(PartSlots, onStandby)
+	} else if err := d.surveySlots(ctx, o, slots); err != nil {
 		return nil, d.fault(op, err)
 	}
 	for _, part := range []struct {

@@ -48,7 +48,11 @@ LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = w.slot
 LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = r.active_pid
 LEFT JOIN pg_catalog.pg_stat_replication l ON l.pid = r.active_pid ORDER BY w.n`
 
-func (d *Desk) surveySlots(ctx context.Context, o *Overview, names []string, stats []store.Stats) error {
+func (d *Desk) surveySlots(ctx context.Context, o *Overview, names []string) error {
+	stats, err := store.ReadSlots(ctx, d.conn, names...)
+	if err != nil {
+		return err
+	}
 	rows, err := d.conn.Query(ctx, selectSlots, names)
 	if err != nil {
 		return err
@@ -81,6 +85,10 @@ type Connected struct {
 }
 
 func (d *Desk) surveyRelays(ctx context.Context, o *Overview) error {
+	if o.Standby {
+		o.gap(PartRelays, "they are connected to the primary")
+		return nil
+	}
 	rows, err := d.conn.Query(ctx, `
 SELECT CASE WHEN a.client_addr IS NOT NULL THEN host(a.client_addr) WHEN a.backend_start IS NOT NULL THEN 'local' ELSE '' END, count(*)::int4, min(a.backend_start)
 FROM pg_catalog.pg_stat_activity a WHERE a.datname = current_database() AND a.application_name = 'outbox-relay' AND a.pid <> pg_backend_pid()
