@@ -76,8 +76,8 @@ const selectEndpoints = `
 SELECT e.id, coalesce(e.name, '')::text, coalesce(e.endpoint_url, '')::text, coalesce(e.delivery_order, '')::text, e.last_used_at::timestamptz,
   coalesce((SELECT s.date_recorded::text FROM {tenant}.webhook_delivery_stats s WHERE s.webhook_endpoint_id = e.id AND s.successful_deliveries > 0
      ORDER BY s.date_recorded DESC LIMIT 1), ''),
-  (SELECT count(*) FROM (SELECT FROM outbox_relay.retry_queue q WHERE q.lane = outbox_relay.lane($1::text, e.id) AND q.due_at < 'infinity' LIMIT $2::int4) q)::int4,
-  (SELECT count(*) FROM (SELECT FROM outbox_relay.retry_queue q WHERE q.lane = outbox_relay.lane($1::text, e.id) AND q.due_at = 'infinity' LIMIT $2::int4) q)::int4,
+  (SELECT count(*) FROM (SELECT FROM outbox_relay.retry_queue q WHERE uuid_send(q.lane) = uuid_send(outbox_relay.lane($1::text, e.id)) AND q.due_at < 'infinity' LIMIT $2::int4) q)::int4,
+  (SELECT count(*) FROM (SELECT FROM outbox_relay.retry_queue q WHERE uuid_send(q.lane) = uuid_send(outbox_relay.lane($1::text, e.id)) AND q.due_at = 'infinity' LIMIT $2::int4) q)::int4,
   (SELECT count(*) FILTER (WHERE l.open) FROM (SELECT ` + open + ` AS open FROM {tenant}.webhook_dead_letters l
      WHERE l.webhook_endpoint_id = e.id ORDER BY l.dead_at DESC LIMIT $2::int4) l)::int4,
   ` + stateColumns + `

@@ -129,8 +129,8 @@ type marks struct {
 	backfillDone bool
 	beforeSuspension,
 	reading, slot bool
-	slotName      string // of the tenant's shard
-	lag           int64  // bytes of the log that are not confirmed
+	slotName string // of the tenant's shard
+	lag      int64  // bytes of the log that are not confirmed
 }
 
 func (m *marks) fields() []any {

@@ -71,7 +71,7 @@ CROSS JOIN LATERAL (SELECT q.delivery_id, q.due_at FROM outbox_relay.retry_queue
 	queueReasons = `
 SELECT coalesce((SELECT e.name FROM {tenant}.webhook_endpoints e WHERE e.id = $1::uuid), '')::text,
   coalesce((SELECT jsonb_object_agg(r.reason, r.n) FROM (SELECT ` + reasonColumn + ` AS reason, count(*) AS n
-    FROM (SELECT q.delivery_id FROM outbox_relay.retry_queue q WHERE q.lane = outbox_relay.lane($2::text, $1::uuid) ORDER BY q.due_at LIMIT 100) q
+    FROM (SELECT q.delivery_id FROM outbox_relay.retry_queue q WHERE uuid_send(q.lane) = uuid_send(outbox_relay.lane($2::text, $1::uuid)) ORDER BY q.due_at LIMIT 100) q
     JOIN {tenant}.webhook_deliveries d ON d.id = q.delivery_id GROUP BY 1) r), '{}')`
 )
 

@@ -103,18 +103,18 @@ const (
   SELECT ` + queueColumns + ` FROM outbox_relay.retry_queue q WHERE q.due_at <= now() ORDER BY q.due_at LIMIT $2::int4 * 4)`
 
 	dueByEndpoint = `queued AS (
-  (SELECT q.lane, q.tenant, q.due_at FROM outbox_relay.retry_queue q ORDER BY q.lane, q.due_at LIMIT 1)
+  (SELECT q.lane, q.tenant, q.due_at FROM outbox_relay.retry_queue q ORDER BY uuid_send(q.lane), q.due_at LIMIT 1)
   UNION ALL
   SELECT n.* FROM queued CROSS JOIN LATERAL (
-    SELECT q.lane, q.tenant, q.due_at FROM outbox_relay.retry_queue q WHERE q.lane > queued.lane ORDER BY q.lane, q.due_at LIMIT 1) n),
+    SELECT q.lane, q.tenant, q.due_at FROM outbox_relay.retry_queue q WHERE uuid_send(q.lane) > uuid_send(queued.lane) ORDER BY uuid_send(q.lane), q.due_at LIMIT 1) n),
 open AS MATERIALIZED (
   SELECT q.lane FROM queued q WHERE q.due_at <= now() AND ` + notFull + ` AND ($7::text[] IS NULL OR q.tenant = ANY($7::text[]))),
 looked AS MATERIALIZED (
   SELECT l.* FROM open o CROSS JOIN LATERAL (
     SELECT ` + queueColumns + ` FROM outbox_relay.retry_queue q
-    WHERE (q.lane, q.due_at) > (o.lane, '-infinity') AND (q.lane, q.due_at) <= (o.lane, now())
+    WHERE (uuid_send(q.lane), q.due_at) > (uuid_send(o.lane), '-infinity') AND (uuid_send(q.lane), q.due_at) <= (uuid_send(o.lane), now())
       AND (q.order_key IS NULL OR NOT EXISTS ` + behind + `)
-    ORDER BY q.lane, q.due_at LIMIT (SELECT greatest($2::int4 * 4 / count(*), 1) FROM open)) l)`
+    ORDER BY uuid_send(q.lane), q.due_at LIMIT (SELECT greatest($2::int4 * 4 / count(*), 1) FROM open)) l)`
 )
 
 // mine locks which of $2 are leased to $1, in one order for everybody.

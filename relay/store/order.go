@@ -26,7 +26,8 @@ const behind = `(SELECT FROM outbox_relay.retry_queue h WHERE h.lane = q.lane AN
     AND (h.order_lsn, h.order_n, h.delivery_id) < (q.order_lsn, q.order_n, q.delivery_id))`
 
 // parkRows parks those of the rows just written that are not the head of their key, and the row that each of them has come in front of: it may
-// have been the head. A new head ($2) that has come in front of one in flight waits for that.
+// have been the head. A new head ($2) that has come in front of one in flight waits for that. (IS TRUE keeps the condition from being a reason to go through
+// all that has a key, where the server has counted none.)
 const parkRows = `
 WITH pushed AS MATERIALIZED (
   SELECT n.delivery_id FROM outbox_relay.retry_queue r CROSS JOIN LATERAL (
@@ -35,8 +36,8 @@ WITH pushed AS MATERIALIZED (
     ORDER BY n.order_lsn, n.order_n, n.delivery_id LIMIT 1) n
   WHERE r.delivery_id = ANY($1::uuid[]))
 UPDATE outbox_relay.retry_queue q SET due_at = 'infinity'
-WHERE q.delivery_id = ANY($1::uuid[] || ARRAY(SELECT p.delivery_id FROM pushed p)) AND q.order_key IS NOT NULL AND q.leased_by IS NULL
-  AND (q.due_at < 'infinity') IS TRUE AND (EXISTS ` + behind + ` OR q.delivery_id = ANY($2::uuid[]) AND outbox_relay.in_flight(q.lane, q.order_key))`
+WHERE q.delivery_id = ANY($1::uuid[] || ARRAY(SELECT p.delivery_id FROM pushed p)) AND q.leased_by IS NULL
+  AND (q.due_at < 'infinity') IS TRUE AND (EXISTS ` + behind + ` OR q.delivery_id = ANY($2::uuid[]) AND outbox_relay.in_flight(q.lane, q.order_key)) IS TRUE`
 
 // The keys of an endpoint are found one after the other, each by a look into the index: one may have a million rows.
 const orderedEndpoints = `
@@ -152,7 +153,7 @@ func (s *Store) Blocked(ctx context.Context, endpoints []Endpoint, most int) (ke
 	return keys, more, nil
 }
 
-// StillBlocked tells of each key whether it has rows in the retry queue.
+// StillBlocked tells of each key whether it has rows in the retry queue, or may have some once all is queued that its tenant has missed.
 func (s *Store) StillBlocked(ctx context.Context, keys []OrderedKey) ([]bool, error) {
 	tenants, endpoints, ids := make([]string, len(keys)), make([]outbox.UUID, len(keys)), make([]outbox.UUID, len(keys))
 	for i, k := range keys {
@@ -160,6 +161,7 @@ func (s *Store) StillBlocked(ctx context.Context, keys []OrderedKey) ([]bool, er
 	}
 	rows, err := s.pool.Query(ctx, `
 SELECT EXISTS (SELECT FROM outbox_relay.retry_queue q WHERE q.lane = outbox_relay.lane(k.t, k.e) AND q.order_key = k.k)
+  OR EXISTS (SELECT FROM outbox_relay.tenants t WHERE t.schema = k.t AND (t.state = 'suspended' OR t.backfill IS NOT NULL AND t.backfill_done_at IS NULL))
 FROM unnest($1::text[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS k (t, e, k, i) ORDER BY k.i`, tenants, endpoints, ids)
 	if err != nil {
 		return nil, fmt.Errorf("look up ordered keys: %w", err)

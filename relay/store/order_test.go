@@ -194,7 +194,14 @@ func TestNothingOvertakesWhatASuspensionLost(t *testing.T) {
 		return d
 	}
 	rows := func() int { return b.count("a.webhook_deliveries") }
+	blocked := func() bool {
+		still, err := b.store.StillBlocked(t.Context(), []store.OrderedKey{{Tenant: "a", Endpoint: e, Key: key}})
+		require.NoError(t, err)
+		return still[0]
+	}
+	require.False(t, blocked())
 	require.NoError(t, b.store.Suspend(t.Context(), p.Epoch, "a", "lost"))
+	require.True(t, blocked(), "it may have rows when the tenant is resumed")
 	b.record(deferred(at(100, key), 0), failed(at(100, key), store.Retrying))
 	require.Zero(t, rows())
 	b.record(failed(at(100, key), store.Failed), succeeded(at(101, key)), deferred(at(100, outbox.UUID{}), 0), deferred(at(0, key), 0))
@@ -362,6 +369,15 @@ func TestClaimReadsLittle(t *testing.T) {
 // readByClaim has one batch claimed, of deliveries that are gone and so leave the queue at once, and counts the rows of the queue that were read for it.
 func (b *bundle) readByClaim() int {
 	b.t.Helper()
+	return b.readBy(func(db *store.Store) {
+		_, _, err := db.Claim(b.t.Context(), b.owner, store.ClaimOptions{N: 100, Run: 10, Lease: time.Hour})
+		require.NoError(b.t, err)
+	})
+}
+
+// readBy counts the rows of the queue that are read for something, on one connection. There must be some.
+func (b *bundle) readBy(do func(*store.Store)) int {
+	b.t.Helper()
 	read := func() int {
 		return get[int](b, `SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::int FROM pg_stat_all_tables WHERE schemaname = 'outbox_relay' AND relname = 'retry_queue'`)
 	}
@@ -369,8 +385,7 @@ func (b *bundle) readByClaim() int {
 	b.forget(read)
 	db, err := store.New(b.t.Context(), store.Config{URL: b.url, Slot: b.slot, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(b.t, err)
-	_, _, err = db.Claim(b.t.Context(), b.owner, store.ClaimOptions{N: 100, Run: 10, Lease: time.Hour})
-	require.NoError(b.t, err)
+	do(db)
 	db.Close() // its statistics are complete when its connection has ended
 	require.Eventually(b.t, func() bool { return read() > 0 }, 10*time.Second, 10*time.Millisecond)
 	n := read()
@@ -404,6 +419,70 @@ func TestClaimReadsLittleOfALateOutage(t *testing.T) {
 	b.exec("ANALYZE outbox_relay.retry_queue")
 	rows("interval '0 s'", 30_000)
 	assert.Less(t, b.readByClaim(), 5000)
+}
+
+// TestOrderReadsLittleOfALateOutage: the server counted the queue when each endpoint had one row, and none perhaps a key, as before an outage of one that keeps an
+// order. It would take the rows of an endpoint for as few as those of a key.
+func TestOrderReadsLittleOfALateOutage(t *testing.T) {
+	t.Parallel()
+	for counted, key := range map[string]string{"one row of each": "gen_random_uuid()", "none with a key": "NULL"} {
+		b := setup(t, "a")
+		e := b.endpoint("a")
+		b.exec("ALTER TABLE outbox_relay.retry_queue SET (autovacuum_enabled = false)")
+		b.exec(`INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at, order_key, order_lsn, order_n)
+			SELECT gen_random_uuid(), 'a', gen_random_uuid(), now() + interval '1 hour', ` + key + `, '0/1', i FROM generate_series(1, 1000) i`)
+		b.exec("ANALYZE outbox_relay.retry_queue")
+		b.exec(`INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at, order_key, order_lsn, order_n)
+			SELECT gen_random_uuid(), 'a', $1, CASE WHEN i < 500 THEN now() ELSE 'infinity' END, md5((i % 500)::text)::uuid, '0/1', i FROM generate_series(0, 49999) i`, e)
+		keys := make([]store.OrderedKey, 20) // one is there
+		list := make([]*store.Delivery, 20)
+		deferrals, successes := make([]store.Outcome, len(list)), make([]store.Outcome, len(list))
+		for i := range list {
+			keys[i] = store.OrderedKey{Tenant: "a", Endpoint: e, Key: outbox.NewUUID()}
+			list[i] = deliver("a", e)
+			list[i].Order = store.Place{Key: get[outbox.UUID](b, "SELECT md5($1::int4::text)::uuid", i), LSN: 2}
+			deferrals[i], successes[i] = deferred(list[i], 0), succeeded(list[i])
+		}
+		keys[0].Key = list[0].Order.Key
+		record := func(outcomes []store.Outcome) func(*store.Store) {
+			return func(db *store.Store) {
+				broken, err := db.Record(t.Context(), b.owner, nil, outcomes)
+				require.NoError(t, err)
+				require.Empty(t, broken)
+				for i := range list {
+					list[i].Queued = true
+				}
+			}
+		}
+		for _, step := range []struct {
+			name string
+			do   func(*store.Store)
+		}{
+			{"StillBlocked", func(db *store.Store) {
+				still, err := db.StillBlocked(t.Context(), keys)
+				require.NoError(t, err)
+				require.Equal(t, append([]bool{true}, make([]bool, len(keys)-1)...), still)
+			}},
+			{"Blocked", func(db *store.Store) {
+				keys, _, err := db.Blocked(t.Context(), []store.Endpoint{{Tenant: "a", ID: e}}, 1000)
+				require.NoError(t, err)
+				require.Len(t, keys, 500)
+			}},
+			{"park", record(deferrals)},
+			{"wake_next", record(successes)},
+			{"enqueue", func(db *store.Store) {
+				_, err := db.Recording().Exec(t.Context(), "SELECT outbox_relay.enqueue('a', gen_random_uuid(), $1, now(), k, '0/3', 0) FROM unnest($2::uuid[]) k",
+					e, []outbox.UUID{list[0].Order.Key, list[1].Order.Key, outbox.NewUUID()})
+				require.NoError(t, err)
+			}},
+			{"Claim", func(db *store.Store) {
+				_, _, err := db.Claim(t.Context(), b.owner, store.ClaimOptions{N: 10, Run: 2, Lease: time.Hour})
+				require.NoError(t, err)
+			}},
+		} {
+			assert.Less(t, b.readBy(step.do), 5000, "%s, counted %s", step.name, counted)
+		}
+	}
 }
 
 // TestClaimPassesOverWhatWaits: where the longest due are of an endpoint that can take no more, others are looked through, but not those of which nothing is due.

@@ -129,7 +129,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     THEN NOT outbox_relay.in_flight(outbox_relay.lane(schema, endpoint), h.order_key) AND (h.order_lsn <= outbox_relay.filling_place(schema)) IS NOT FALSE END
   UNION ALL
   SELECT q.delivery_id FROM outbox_relay.retry_queue q
-   WHERE q.lane = outbox_relay.lane(schema, endpoint) AND q.due_at = 'infinity' AND q.order_key IS NULL
+   WHERE uuid_send(q.lane) = uuid_send(outbox_relay.lane(schema, endpoint))
+     AND (uuid_send(q.lane), q.due_at) >= (uuid_send(outbox_relay.lane(schema, endpoint)), 'infinity') AND q.order_key IS NULL
 $$;
 
 -- Makes due what is parked for an endpoint and waits for no other row, 20,000 rows at most: whoever records deliveries of the endpoint waits until this commits.
