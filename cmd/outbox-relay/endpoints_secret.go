@@ -51,7 +51,8 @@ is a key pair (ed25519), of which the receiver gets the public half. Where secre
 both secrets are stored sealed.
 
 It needs UPDATE on the endpoint's secrets, which the role of the running relay does not have: use
-the role that owns the tenant's tables.`,
+the role that owns the tenant's tables. Not a superuser, where a tenant owns them or may put triggers
+on them: these would run with its rights.`,
 		Example: `  outbox-relay endpoints rotate-secret -t acme 0190c2f6-0000-7000-8000-000000000001
   outbox-relay endpoints rotate-secret -t acme 0190c2f6-0000-7000-8000-000000000001 --expires 7d --asymmetric
   vault kv get -field=secret hooks/acme | outbox-relay endpoints rotate-secret -t acme \

@@ -59,7 +59,8 @@ the new one at the end of secrets.keys everywhere; make it the first one everywh
 then drop the old one.
 
 It needs UPDATE on the endpoints' secrets, which the role of the running relay does not have: use
-the role that owns the tenants' tables.`,
+the role that owns the tenants' tables. Not a superuser, where tenants own them or may put triggers
+on them: these would run with its rights.`,
 		Example: `  outbox-relay secrets seal --dry-run
   outbox-relay secrets seal -t acme`,
 		Args: cobra.NoArgs,
