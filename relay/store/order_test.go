@@ -369,10 +369,13 @@ func TestClaimReadsLittle(t *testing.T) {
 // readByClaim has one batch claimed, of deliveries that are gone and so leave the queue at once, and counts the rows of the queue that were read for it.
 func (b *bundle) readByClaim() int {
 	b.t.Helper()
-	return b.readBy(func(db *store.Store) {
+	queued := b.count("outbox_relay.retry_queue")
+	n := b.readBy(func(db *store.Store) {
 		_, _, err := db.Claim(b.t.Context(), b.owner, store.ClaimOptions{N: 100, Run: 10, Lease: time.Hour})
 		require.NoError(b.t, err)
 	})
+	require.Equal(b.t, queued-100, b.count("outbox_relay.retry_queue"), "a whole batch was claimed")
+	return n
 }
 
 // readBy counts the rows of the queue that are read for something, on one connection. There must be some.
@@ -381,16 +384,13 @@ func (b *bundle) readBy(do func(*store.Store)) int {
 	read := func() int {
 		return get[int](b, `SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::int FROM pg_stat_all_tables WHERE schemaname = 'outbox_relay' AND relname = 'retry_queue'`)
 	}
-	queued := b.count("outbox_relay.retry_queue")
 	b.forget(read)
 	db, err := store.New(b.t.Context(), store.Config{URL: b.url, Slot: b.slot, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(b.t, err)
 	do(db)
 	db.Close() // its statistics are complete when its connection has ended
 	require.Eventually(b.t, func() bool { return read() > 0 }, 10*time.Second, 10*time.Millisecond)
-	n := read()
-	require.Equal(b.t, queued-100, b.count("outbox_relay.retry_queue"), "a whole batch was claimed")
-	return n
+	return read()
 }
 
 // forget has the server forget what was done to the tables till now, of which count reads some figure.
