@@ -156,26 +156,38 @@ func (a *auditor) run(ctx context.Context) error {
 		if events, done, err = a.store.UnaccountedPage(ctx, a.span, types, a.thorough, last, backfillPage); err != nil {
 			return err
 		}
-		var out []store.Outcome
+		var p portion
 		for i := range events {
-			out = a.look(&events[i], out)
+			a.look(&events[i], &p)
 			last = events[i].ID
-		}
-		if a.repair && len(out) > 0 {
-			if err := a.store.Queue(ctx, a.epoch, out); err != nil {
-				return fmt.Errorf("queue what is missing: %w", err)
-			}
-			a.queued += int64(len(out))
-			if a.repaired != nil {
-				a.repaired(out)
+			// An event's own go together, however many: with one delivery of it, it would count as handled.
+			if p.holds(1, a.cfg) || i == len(events)-1 {
+				if err := a.queue(ctx, p.out); err != nil {
+					return err
+				}
+				p = portion{}
 			}
 		}
 	}
 	return nil
 }
 
-// look compares one event with its deliveries.
-func (a *auditor) look(u *store.Unaccounted, out []store.Outcome) []store.Outcome {
+func (a *auditor) queue(ctx context.Context, out []store.Outcome) error {
+	if len(out) == 0 {
+		return nil
+	}
+	if err := a.store.Queue(ctx, a.epoch, out); err != nil {
+		return fmt.Errorf("queue what is missing: %w", err)
+	}
+	a.queued += int64(len(out))
+	if a.repaired != nil {
+		a.repaired(out)
+	}
+	return nil
+}
+
+// look compares one event with its deliveries, and adds what is missing if that is to be repaired.
+func (a *auditor) look(u *store.Unaccounted, p *portion) {
 	var m messages
 	var refused *refusal
 	targets := a.table.Match(&u.Event, nil)
@@ -197,9 +209,8 @@ func (a *auditor) look(u *store.Unaccounted, out []store.Outcome) []store.Outcom
 			r := a.inspector.look(a.span.Tenant, a.table, &u.Event, targets)
 			refused = &r
 		}
-		out = append(out, missed(a.span.Tenant, &u.Event, target, &m, 0, a.cfg.Delivery.Source, deferAudit, *refused))
+		p.add(missed(a.span.Tenant, &u.Event, target, &m, 0, a.cfg.Delivery.Source, deferAudit, *refused))
 	}
-	return out
 }
 
 // auditReach is how old what an event tells of may be when it is committed, to be looked at as it comes. Rows of a logical restore carry transaction ids of another

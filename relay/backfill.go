@@ -71,8 +71,13 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 	if err != nil {
 		return err
 	}
-	var out []store.Outcome
+	var p portion
+	parted := false // the event before was too much for one
 	for i := range page.Events {
+		if parted || p.holds(1, s.cfg()) {
+			page.Cut(i)
+			break
+		}
 		e := &page.Events[i]
 		targets := t.Match(e, nil)
 		if len(targets) == 0 {
@@ -81,14 +86,21 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 		var m messages
 		refused := s.inspector.look(t.schema, t, e, targets)
 		for _, target := range targets {
-			out = append(out, missed(t.schema, e, target, &m, page.Places[i], s.cfg().Delivery.Source, deferBackfill, refused))
+			if p.holds(2, s.cfg()) { // one event with many endpoints: if its page comes again, rows that are there stay as they are
+				if err := s.store.Queue(ctx, s.epoch, p.out); err != nil {
+					return err
+				}
+				s.queued(p.out)
+				p, parted = portion{}, true
+			}
+			p.add(missed(t.schema, e, target, &m, page.Places[i], s.cfg().Delivery.Source, deferBackfill, refused))
 		}
 	}
-	if err := s.store.RecordBackfill(ctx, s.epoch, page, out); err != nil {
+	if err := s.store.RecordBackfill(ctx, s.epoch, page, p.out); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.HealQueued)
-	s.queued(out)
+	s.queued(p.out)
 	if page.Done {
 		s.log.Info("backfill done", "tenant", t.schema)
 		// A tenant that was moved may have rows that the other shard's leader wrote after the tenant had come here: what is to be sent goes behind those.
@@ -100,6 +112,23 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 		signal(s.attention)
 	}
 	return nil
+}
+
+// A portion is what is queued in one transaction, past the recorder.
+type portion struct {
+	out   []store.Outcome
+	bytes int // of bodies
+}
+
+func (p *portion) add(o store.Outcome) {
+	p.out = append(p.out, o)
+	p.bytes += len(o.Delivery.Message.Body)
+}
+
+// holds tells whether it is n times what the recorder writes at once, or what a page of small events comes to. A larger transaction costs memory on both
+// sides, and keeps the row of the position, for which the outcomes of all tenants wait.
+func (p *portion) holds(n int, cfg *Config) bool {
+	return len(p.out) >= n*max(cfg.Record.Batch, backfillPage) || p.bytes > n*maxBatchBytes
 }
 
 // A checkpoint is a snapshot of the database that is saved once everything it shows has been recorded: what a later heal need not look at.

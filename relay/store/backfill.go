@@ -27,6 +27,11 @@ type Page struct {
 	from, upto string // the cursor it starts from and the border of the backfill it belongs to
 }
 
+// Cut leaves the first n events in the page, and the rest to the next one.
+func (p *Page) Cut(n int) {
+	p.Events, p.Places, p.Done = p.Events[:n], p.Places[:n], false
+}
+
 // waiting is the condition under which there is a backfill to be worked on.
 const waiting = `t.state = 'active' AND t.backfill IS NOT NULL AND t.backfill_done_at IS NULL AND t.backfill_upto IS NOT NULL`
 
