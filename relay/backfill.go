@@ -19,8 +19,9 @@ const (
 )
 
 // fill takes every waiting backfill one page further, until none is left: events that were in a tenant's table before the log carried them
-// become pending rows. The rows and the place reached are written together, so a restart goes on where it stopped.
-func (s *session) fill(ctx context.Context) error {
+// become pending rows. The rows and the place reached are written together, so a restart goes on where it stopped. A tenant whose page failed is left
+// out for a while.
+func (s *session) fill(ctx context.Context, left aside) error {
 	for {
 		list, err := s.store.Backfills(ctx)
 		if err != nil {
@@ -30,20 +31,21 @@ func (s *session) fill(ctx context.Context) error {
 		var faults error
 		for _, b := range list {
 			t := s.tenant(b.Tenant)
-			if t == nil || !t.is(stateActive) {
+			if t == nil || !t.is(stateActive) || left.has(b.Tenant) {
 				continue
 			}
 			ready, err := s.mayFill(ctx, b)
 			if err == nil && ready {
 				err = s.fillPage(ctx, t)
 			}
+			left.note(b.Tenant, err)
 			if err != nil {
 				faults = errors.Join(faults, fmt.Errorf("backfill tenant %q: %w", b.Tenant, err))
 				continue
 			}
 			worked = worked || ready
 		}
-		if !worked || faults != nil && errors.Is(faults, store.ErrFenced) {
+		if !worked || faults != nil {
 			return faults
 		}
 	}

@@ -3,6 +3,7 @@ package relay_test
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -114,4 +115,57 @@ func TestAuditInPortions(t *testing.T) {
 	transactions, rows, _ := p.written("one")
 	require.Equal(t, 5, transactions)
 	require.Equal(t, 2*endpoints, rows)
+}
+
+// TestBesideALock: a tenant whose table is locked is left out after the first try, and told of, instead of being waited for before each page of the others.
+func TestBesideALock(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ ask, failed, done string }{
+		"backfill": {`SELECT outbox_relay.add_tenant($1, 'unprocessed')`, `backfill tenant "aa"`, "backfill done "},
+		"recovery": {`SELECT outbox_relay.recover_endpoint($1, NULL, since => now() - interval '9 days')`, "read recovery 1", "recovery done "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+			defer cancel()
+			p := newPlace(ctx, t)
+			const pages = 6
+			for _, tenant := range []string{"aa", "bb"} {
+				p.join(tenant, 1)
+				p.exec(`UPDATE ` + tenant + `.webhook_endpoints SET paused_at = now()`)
+				p.earlier(tenant, map[string]int{"aa": 10, "bb": pages*500 - 1}[tenant], 10)
+				p.exec(`UPDATE ` + tenant + `.webhook_events SET occurred_at = now() - interval '8 days'`) // the audit does not look at it
+				p.exec(strings.Replace(test.ask, "NULL", "(SELECT id FROM "+tenant+".webhook_endpoints)", 1), tenant)
+			}
+			lock, err := p.pool.Begin(ctx)
+			require.NoError(t, err)
+			defer func() { _ = lock.Rollback(ctx) }()
+			_, err = lock.Exec(ctx, `LOCK TABLE aa.webhook_events IN ACCESS EXCLUSIVE MODE`)
+			require.NoError(t, err)
+			messages := make(chan string, 1000)
+			p.run(heard{slog.DiscardHandler, messages}, nil)
+			tries := 0
+			until := func(said string) {
+				for {
+					select {
+					case text := <-messages:
+						if strings.Contains(text, test.failed) {
+							tries++
+						}
+						if strings.Contains(text, said) {
+							return
+						}
+					case <-ctx.Done():
+						require.NoError(t, ctx.Err(), said)
+					}
+				}
+			}
+			until(test.done + "bb")
+			require.Positive(t, tries, "it was told of")
+			require.Less(t, tries, pages-1, "the other one's pages did not wait for it")
+			require.NoError(t, lock.Rollback(ctx))
+			until(test.done + "aa")
+			require.Equal(t, 10, get[int](p, `SELECT count(*) FROM aa.webhook_deliveries`))
+		})
+	}
 }

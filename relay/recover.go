@@ -11,8 +11,8 @@ import (
 )
 
 // recoverMissed takes every request to recover an endpoint one page further, until none is left that can be worked on: what matches the endpoint now
-// and has no delivery to it becomes pending rows.
-func (s *session) recoverMissed(ctx context.Context) error {
+// and has no delivery to it becomes pending rows. A tenant whose page failed is left out for a while.
+func (s *session) recoverMissed(ctx context.Context, left aside) error {
 	for {
 		list, err := s.store.Recoveries(ctx, s.epoch)
 		if err != nil {
@@ -20,7 +20,7 @@ func (s *session) recoverMissed(ctx context.Context) error {
 		}
 		worked, faults := false, error(nil)
 		for _, r := range list {
-			if !s.cfg().Tenants.Includes(r.Tenant) {
+			if !s.cfg().Tenants.Includes(r.Tenant) || left.has(r.Tenant) {
 				continue
 			}
 			if !r.Ready {
@@ -28,6 +28,9 @@ func (s *session) recoverMissed(ctx context.Context) error {
 				continue
 			}
 			err := s.recoverPage(ctx, r)
+			if !errors.Is(err, errNotYet) {
+				left.note(r.Tenant, err)
+			}
 			var broken *store.TenantError
 			switch {
 			case errors.Is(err, errNotYet):

@@ -171,12 +171,13 @@ func (s *session) attend(ctx context.Context) {
 	steward := steward{waiting: make(map[string]*patience)}
 	var purger purger
 	var stall stallWatch
+	unfilled, unrecovered := make(aside), make(aside)
 	chores := []chore{
 		{s.attention, func() error { return errors.Join(waker.wake(ctx, s), steward.look(ctx, s), purger.advance(ctx, s)) }},
 		{nil, func() error { return snapshot.advance(ctx, s) }},
 		{nil, func() error { return errors.Join(stall.look(ctx, s), s.watchPublications(ctx)) }},
-		{s.backfill, func() error { return s.fill(ctx) }},
-		{nil, func() error { return s.recoverMissed(ctx) }},
+		{s.backfill, func() error { return s.fill(ctx, unfilled) }},
+		{nil, func() error { return s.recoverMissed(ctx, unrecovered) }},
 	}
 	if s.cfg().Verification.on() {
 		v := newVerifier(s)

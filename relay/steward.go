@@ -26,7 +26,7 @@ type steward struct {
 	waiting map[string]*patience // by suspended tenant
 }
 
-// patience is how long until a suspended tenant is tried again. What suspended it may have been a lock, a table that was away for a moment or
+// patience is how long until a tenant is tried again. What suspended it may have been a lock, a table that was away for a moment or
 // something that a person has mended meanwhile; or it has not been, and then it is tried ever more seldom.
 type patience struct {
 	wait time.Duration
@@ -37,7 +37,33 @@ type patience struct {
 const (
 	firstPatience = 5 * time.Second
 	lastPatience  = 10 * time.Minute
+	// lastAside is the longest that a tenant is left out which has work waiting.
+	lastAside = time.Minute
 )
+
+// aside are the tenants that a chore leaves out for a while, since it failed for them: if a table is locked, every try takes as long as a lock is
+// waited for, and all others wait for their turn.
+type aside map[string]*patience
+
+func (a aside) has(tenant string) bool {
+	p := a[tenant]
+	return p != nil && time.Now().Before(p.next)
+}
+
+// note takes what a try has led to. A tenant that was suspended is the steward's.
+func (a aside) note(tenant string, err error) {
+	if broken, ok := errors.AsType[*store.TenantError](err); err == nil || ok && broken.Suspended {
+		delete(a, tenant)
+		return
+	}
+	p := a[tenant]
+	if p == nil {
+		p = &patience{}
+		a[tenant] = p
+	}
+	p.wait = min(max(2*p.wait, firstPatience), lastAside)
+	p.next = time.Now().Add(p.wait)
+}
 
 func (w *steward) look(ctx context.Context, s *session) error {
 	if time.Since(w.looked) < stewardEvery {

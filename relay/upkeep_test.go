@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -95,5 +96,29 @@ func TestWaitingForRoomKeepsTheStreamAlive(t *testing.T) {
 		}()
 		b.admit(t.Context(), j)
 		require.GreaterOrEqual(t, beats, 15)
+	})
+}
+
+func TestAside(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a := make(aside)
+		locked := &store.TenantError{Tenant: "a", Err: errors.New("locked")}
+		for _, wait := range []time.Duration{firstPatience, 2 * firstPatience, 4 * firstPatience, 8 * firstPatience, lastAside, lastAside} {
+			a.note("a", locked)
+			a.note("b", nil)
+			require.False(t, a.has("b"))
+			time.Sleep(wait - 1)
+			require.True(t, a.has("a"))
+			time.Sleep(1)
+			require.False(t, a.has("a"))
+		}
+		a.note("a", nil)
+		a.note("a", locked)
+		time.Sleep(firstPatience)
+		require.False(t, a.has("a"), "it has been well since")
+		a.note("a", locked)
+		a.note("a", &store.TenantError{Tenant: "a", Suspended: true})
+		require.False(t, a.has("a"), "who resumes it need not wait")
 	})
 }
