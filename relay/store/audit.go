@@ -116,7 +116,7 @@ func (s *Store) UnaccountedTypes(ctx context.Context, r Range, all bool) (map[st
 	if err != nil {
 		return nil, err
 	}
-	sql := `SELECT e.event_type::text, count(*)` + inRange
+	sql := `SELECT coalesce(e.event_type, '')::text, count(*)` + inRange
 	if !all {
 		sql += noDelivery
 	}

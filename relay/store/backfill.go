@@ -54,7 +54,8 @@ WHERE t.shard = $1::int4 AND `+moveSettled+` AND `+waiting+` ORDER BY 1`, s.shar
 }
 
 // eventColumns are those of an event e. An adopted table may have nulls and infinities where ours has none.
-const eventColumns = `e.id, e.event_type::text, coalesce(e.event_name, '')::text, e.aggregate_id, coalesce(e.aggregate_type, '')::text, coalesce(e.aggregate_version, 1)::int4,
+const eventColumns = `e.id, coalesce(e.event_type, '')::text, coalesce(e.event_name, '')::text, e.aggregate_id, coalesce(e.aggregate_type, '')::text,
+  least(greatest(coalesce(e.aggregate_version, 1), -2147483648), 2147483647)::int4,
   coalesce(e.event_data, '{}')::text, coalesce(e.event_metadata, '{}')::text, e.correlation_id, e.causation_id, e.triggered_by_user_id, e.context_id,
   CASE WHEN isfinite(e.occurred_at) THEN e.occurred_at ELSE now() END::timestamptz`
 

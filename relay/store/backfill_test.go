@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"encoding/json"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -115,6 +116,16 @@ func TestBackfillEvent(t *testing.T) {
 	}, e)
 	assert.WithinDuration(t, time.Now(), p.Events[1].OccurredAt, time.Minute)
 	assert.Equal(t, "null", string(p.Events[1].Data))
+
+	// What an adopted table allows keeps no backfill: those of its events that can be sent come after it.
+	b.exec(`ALTER TABLE a.webhook_events ALTER event_type DROP NOT NULL, ALTER aggregate_version TYPE int8`)
+	b.exec("UPDATE a.webhook_events SET event_type = NULL WHERE id = $1", id)
+	b.exec("UPDATE a.webhook_events SET aggregate_version = 1764000000000 WHERE id = $1", odd)
+	b.exec("UPDATE outbox_relay.tenants SET backfill_upto = pg_current_snapshot()")
+	p = b.page("a", 10)
+	require.Equal(t, []outbox.UUID{id, odd}, ids(p))
+	assert.Empty(t, p.Events[0].Type)
+	assert.Equal(t, int32(math.MaxInt32), p.Events[1].AggregateVersion)
 }
 
 // Large events make short pages, and a short page is not the end.
