@@ -29,6 +29,7 @@ type tenantFacts struct {
 	Missing     []string // tables
 	Unpublished []string // tables
 	Denied      []string // rights
+	Foreign     []string // triggers whose function is somebody else's than the table
 }
 
 const tenantFactsSQL = `
@@ -54,7 +55,11 @@ SELECT t.schema, n.oid IS NULL, t.version < outbox_relay.shape_version(), t.paus
           JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = r.tbl
           LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = r.col
          WHERE CASE WHEN r.col IS NULL THEN NOT has_table_privilege(c.oid, r.privilege)
-                    ELSE a.attnum IS NOT NULL AND NOT has_column_privilege(c.oid, a.attnum, r.privilege) END)
+                    ELSE a.attnum IS NOT NULL AND NOT has_column_privilege(c.oid, a.attnum, r.privilege) END),
+  ARRAY(SELECT format('%s on %s (%s)', g.tgname, c.relname, pg_catalog.pg_get_userbyid(p.proowner)) FROM pg_catalog.pg_trigger g
+          JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid AND c.relnamespace = n.oid JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
+         WHERE NOT g.tgisinternal AND NOT pg_has_role(p.proowner, c.relowner, 'MEMBER') -- as every superuser has
+           AND EXISTS (SELECT FROM rights r WHERE r.tbl = c.relname AND r.privilege <> 'SELECT') ORDER BY c.relname, g.tgname)
 FROM outbox_relay.tenants t LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema ORDER BY t.schema`
 
 // tenants looks at each registered tenant this relay serves.
@@ -88,6 +93,10 @@ func (k *checker) tenants(ctx context.Context) error {
 	}
 	for i := range registry.Tenants {
 		t := &registry.Tenants[i]
+		if foreign := byName[t.Schema].Foreign; len(foreign) > 0 {
+			k.warn("tenant "+t.Schema, "triggers with functions of others than the owner of the table: "+strings.Join(foreign, ", "),
+				"see whether you trust them: they run with the rights of the relay's role, which reads the secrets of all tenants")
+		}
 		if k.tables(byName[t.Schema], faults[t.Schema], t) {
 			k.rows(t)
 		}

@@ -310,6 +310,32 @@ func TestCheckNamesInvalidRows(t *testing.T) {
 	assert.NotContains(t, o.out, "s3cret")
 }
 
+// TestCheckNamesForeignTriggers: who may put a trigger on a table that the relay writes has the rights of the relay. The owner of the table has them anyway.
+func TestCheckNamesForeignTriggers(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	env := d.as(t, "REPLICATION IN ROLE outbox_relay_runner")
+	const function = " RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+	owner, member, app := d.name+"_owner", d.name+"_member", d.name+"_app"
+	d.exec(t, fmt.Sprintf(`CREATE ROLE %[1]s; CREATE ROLE %[2]s IN ROLE %[1]s; CREATE ROLE %[3]s; GRANT USAGE, CREATE ON SCHEMA acme TO %[1]s, %[2]s, %[3]s;
+		ALTER TABLE acme.webhook_deliveries OWNER TO %[1]s;
+		GRANT ALL ON ALL TABLES IN SCHEMA acme TO %[3]s;
+		CREATE FUNCTION acme.supers()`+function+`CREATE TRIGGER supers BEFORE UPDATE ON acme.webhook_deliveries FOR EACH ROW EXECUTE FUNCTION acme.supers();
+		SET ROLE %[1]s; CREATE FUNCTION acme.owners()`+function+`CREATE TRIGGER owners BEFORE UPDATE ON acme.webhook_deliveries FOR EACH ROW EXECUTE FUNCTION acme.owners(); RESET ROLE;
+		SET ROLE %[2]s; CREATE FUNCTION acme.members()`+function+`CREATE TRIGGER members BEFORE UPDATE ON acme.webhook_deliveries FOR EACH ROW EXECUTE FUNCTION acme.members(); RESET ROLE;`,
+		owner, member, app))
+	o := invoke(t, env, "check")
+	assert.Equal(t, exitOK, o.code, o.out)
+	assert.NotContains(t, o.out, "trigger")
+	d.exec(t, fmt.Sprintf(`SET ROLE %s; CREATE FUNCTION acme.note()`+function+`
+		CREATE TRIGGER note BEFORE UPDATE ON acme.webhook_deliveries FOR EACH ROW EXECUTE FUNCTION acme.note();
+		CREATE TRIGGER note BEFORE INSERT ON acme.webhook_event_types FOR EACH ROW EXECUTE FUNCTION acme.note(); -- which the relay only reads
+		CREATE TRIGGER note BEFORE UPDATE ON acme.webhook_endpoints FOR EACH ROW EXECUTE FUNCTION acme.note(); RESET ROLE`, app))
+	o = invoke(t, env, "check")
+	assert.Equal(t, exitOK, o.code, o.out)
+	assert.Contains(t, o.out, fmt.Sprintf("warn  tenant acme: triggers with functions of others than the owner of the table: note on webhook_deliveries (%[1]s), note on webhook_endpoints (%[1]s) → ", app))
+}
+
 func TestCheckNamesDeniedEndpoints(t *testing.T) {
 	t.Parallel()
 	d := installed(t)
