@@ -135,6 +135,7 @@ func TestRoutesOfPausedAfterSuspension(t *testing.T) {
 	p.exec(`ALTER TABLE one.webhook_subscriptions REPLICA IDENTITY USING INDEX key`)
 	p.exec(`DELETE FROM one.webhook_subscriptions WHERE endpoint_id = (SELECT id FROM one.webhook_endpoints WHERE name = 'e1')`)
 	require.Eventually(t, is("suspended"), time.Minute, 10*time.Millisecond)
+	p.exec(`ALTER TABLE one.webhook_subscriptions REPLICA IDENTITY DEFAULT`)
 	require.Eventually(t, is("paused"), time.Minute, 10*time.Millisecond)
 	require.NoError(t, schema.ResumeTenant(ctx, p.cfg.Database.URL, "one", nil))
 	p.events("one", 20)

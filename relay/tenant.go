@@ -377,6 +377,9 @@ func (s *session) registryChanged(rel *relation, c *wal.Change) error {
 		old := row{rel: c.Relation, t: &c.Old}
 		old.id("id", &was)
 		r.err = errors.Join(r.err, old.err)
+		if was.IsZero() { // the old row is that of an index without the id
+			was = id
+		}
 	}
 	if r.err == nil && id.IsZero() {
 		r.err = errors.New("the replica identity does not contain it")

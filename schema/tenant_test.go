@@ -70,6 +70,9 @@ func TestAddTenantRefuses(t *testing.T) {
 			"webhook_endpoints has REPLICA IDENTITY NOTHING", "webhook_deliveries.shard is not null without a default",
 			"webhook_subscriptions has row-level security", "webhook_event_types.is_enabled is text, not boolean",
 		}},
+		{"replica identities", "nameless", `CREATE UNIQUE INDEX by_url ON nameless.webhook_endpoints (endpoint_url, name) INCLUDE (id); ALTER TABLE nameless.webhook_endpoints
+			ALTER endpoint_url SET NOT NULL, ALTER name SET NOT NULL, REPLICA IDENTITY USING INDEX by_url; ALTER TABLE nameless.webhook_event_types DROP CONSTRAINT webhook_event_types_pkey CASCADE,
+			ADD PRIMARY KEY (event_type)`, []string{"webhook_endpoints has a replica identity without id", "webhook_event_types has a replica identity without id"}},
 		{"a view", "viewed", "DROP TABLE viewed.webhook_events CASCADE; CREATE VIEW viewed.webhook_events AS SELECT 1 AS id", []string{"webhook_events is not an ordinary table"}},
 		{"unlogged", "unlogged", "ALTER TABLE unlogged.webhook_deliveries SET UNLOGGED", []string{"webhook_deliveries is not an ordinary table"}},
 	}

@@ -67,6 +67,13 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET jit = off AS $$
   SELECT relname, format('%s has REPLICA IDENTITY NOTHING: its own updates would fail once published', relname) FROM rel
    WHERE relreplident = 'n' AND relname <> 'webhook_events'
   UNION ALL
+  -- A row that is deleted, or whose id is changed, is known by what the log has of it before.
+  SELECT relname, format('%s has a replica identity without id: its deleted rows could not be told apart', relname) FROM rel
+   WHERE relreplident IN ('d', 'i') AND relname IN ('webhook_endpoints', 'webhook_event_types', 'webhook_subscriptions', 'webhook_event_subscriptions')
+     AND NOT EXISTS (SELECT FROM pg_index i JOIN att a ON a.attrelid = i.indrelid AND a.attname = 'id'
+                      WHERE i.indrelid = rel.oid AND CASE relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END
+                        AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
+  UNION ALL
   SELECT relname, format('%s has row-level security without a policy for outbox_relay_runner', relname) FROM rel
    WHERE relrowsecurity AND NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = rel.oid AND p.polroles && ARRAY[0, to_regrole('outbox_relay_runner')::oid])
   UNION ALL
