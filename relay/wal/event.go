@@ -119,7 +119,7 @@ func (g *getter) int32(i int) int32 {
 	}
 	var n int64
 	n, g.err = g.t.Int(i)
-	return int32(min(max(n, math.MinInt32), math.MaxInt32)) //nolint:gosec // it is what fits
+	return int32(min(max(n, math.MinInt32), math.MaxInt32))
 }
 
 const (
