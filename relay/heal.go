@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"github.com/neo-commons/outbox-relay/relay/failpoint"
 	"github.com/neo-commons/outbox-relay/relay/store"
@@ -36,6 +37,33 @@ func heals(err error) bool {
 	return false
 }
 
+// barrier is a transaction that the server has not been able to send. It would not be at any later time either, and nothing that is behind it would ever come.
+type barrier struct {
+	at    wal.LSN
+	times int // that a session has ended there
+}
+
+// barrierTries is how many sessions have to end at the same transaction before the slot is renewed past it.
+const barrierTries = 3
+
+// blocks tells whether a session has ended at the barrier, by err, once too often. What else ends sessions in between, such as another relay that tries, says
+// nothing about it.
+func (b *barrier) blocks(err error, log *slog.Logger) bool {
+	met, ok := errors.AsType[*wal.StreamError](err)
+	if !ok || !errors.Is(met.Kind, wal.ErrRowTooLarge) {
+		return false
+	}
+	if met.At != b.at {
+		*b = barrier{at: met.At}
+	}
+	if b.times++; b.times < barrierTries {
+		return false
+	}
+	log.Error("the server cannot send a row of the log, nor anything behind it: the slot is renewed past it", "position", met.At, "transaction", met.XID,
+		"times", b.times, "error", err, "hint", met.Hint())
+	return true
+}
+
 // heal makes a new slot and marks what every tenant has missed. cause is why. A nil error means that leading can be tried again at once.
 func (e *engine) heal(ctx context.Context, cause error) error {
 	if state, err := e.store.SlotState(ctx); err != nil || !state.Known {
@@ -49,14 +77,14 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 		return fmt.Errorf("another relay is healing: %w", wal.ErrSlotActive)
 	}
 	defer unlock()
-	// Another relay may have healed while we found out, or led since. But a slot that is older than its publications looks sound to everybody but
-	// its last leader.
+	// Another relay may have healed while we found out, or led since. But a slot that is older than its publications, or stands before a row that the
+	// server cannot send, looks sound to everybody but its last leader.
 	state, err := e.store.SlotState(ctx)
 	if err != nil {
 		return err
 	}
 	published := errors.Is(cause, wal.ErrPublicationMissing) || errors.Is(cause, wal.ErrPublicationRemade)
-	if old := published && state.Epoch == e.epoch; state.Sound && state.Published && !old {
+	if old := (published || errors.Is(cause, wal.ErrRowTooLarge)) && state.Epoch == e.epoch; state.Sound && state.Published && !old {
 		return fmt.Errorf("another relay has healed: %w", wal.ErrSlotActive)
 	}
 	e.status.set(false, "healing: %v", cause)

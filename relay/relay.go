@@ -236,11 +236,13 @@ func (e *engine) drain(stopAttempts func(), abort <-chan struct{}) {
 func (e *engine) lead(ctx context.Context) error {
 	wait := retryLeadAfter
 	standing := false
+	var obstacle barrier
 	for {
 		began := time.Now()
 		err := e.session(ctx)
-		if ctx.Err() == nil && heals(err) {
+		if ctx.Err() == nil && (heals(err) || obstacle.blocks(err, e.log)) {
 			if err = e.heal(ctx, err); err == nil {
+				obstacle = barrier{}
 				continue
 			}
 		}

@@ -24,6 +24,7 @@ var (
 	ErrShutdown           = errors.New("the server shuts down or ended the session")
 	ErrSilent             = errors.New("the server does not answer")
 	ErrStalled            = errors.New("the server answers, but the log does not come")
+	ErrRowTooLarge        = errors.New("a row is larger than the server can send")
 )
 
 // StreamError says what the stream was doing, what is wrong, one of the Err values of this package, and what the server said. errors.Is finds both.
@@ -31,6 +32,8 @@ type StreamError struct {
 	Op        string // such as `start replication on slot "outbox_relay"`
 	Kind      error  // one of the Err values
 	ActivePID int32  // with ErrSlotActive: the server process that serves the other consumer; 0 when it has gone
+	At        LSN    // with ErrRowTooLarge: where the transaction commits that has the row
+	XID       uint32 // with ErrRowTooLarge: that transaction
 	Err       error  // the server's own error; nil if the catalog told
 }
 
@@ -38,6 +41,9 @@ func (e *StreamError) Error() string {
 	s := e.Op + ": " + e.Kind.Error()
 	if e.ActivePID != 0 {
 		s += fmt.Sprintf(" by process %d", e.ActivePID)
+	}
+	if e.At != 0 {
+		s += fmt.Sprintf(", in transaction %d that commits at %s", e.XID, e.At)
 	}
 	if e.Err != nil {
 		s += ": " + e.Err.Error()
@@ -80,6 +86,8 @@ func (e *StreamError) Hint() string {
 		return "the relay makes it anew and queues what it missed from the tables; raise max_slot_wal_keep_size to avoid it"
 	case errors.Is(e.Kind, ErrSlotActive):
 		return "another relay has the slot; it is taken over when that one ends. Two databases of one server need two slot names"
+	case errors.Is(e.Kind, ErrRowTooLarge):
+		return "bound what applications may insert: ALTER TABLE … ADD CHECK (octet_length(event_data::text) < 10000000) NOT VALID"
 	case errors.Is(e.Kind, ErrShutdown), errors.Is(e.Kind, ErrSilent), errors.Is(e.Kind, ErrStalled):
 		return "the relay reconnects by itself; if this repeats, look into the server's log and at the network"
 	}

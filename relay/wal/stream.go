@@ -253,8 +253,14 @@ func (s *Stream) take(ctx context.Context, h Handler, msg pgproto3.BackendMessag
 		}
 		return nil
 	case *pgproto3.ErrorResponse:
+		pg := pgconn.ErrorResponseToPgError(m)
+		// program_limit_exceeded within a transaction: a row of it, or a value, has more than 1 GB as it is sent, which one that is stored may well come to. The
+		// session lives on, and Close is to wait until it has let go of the slot: whoever drops that next would come too early.
+		if pg.Code == "54000" && s.decoder.open {
+			return &StreamError{Op: op(), Kind: ErrRowTooLarge, At: s.decoder.begin.CommitLSN, XID: s.decoder.begin.XID, Err: pg}
+		}
 		s.dead = true
-		return fault(op(), pgconn.ErrorResponseToPgError(m), map[string]error{"42704": ErrPublicationMissing})
+		return fault(op(), pg, map[string]error{"42704": ErrPublicationMissing})
 	case *pgproto3.CopyDone, *pgproto3.CommandComplete:
 		s.dead = true
 		return &StreamError{Op: op(), Kind: ErrShutdown}

@@ -362,6 +362,7 @@ func TestEndOfStream(t *testing.T) {
 		"publication skipped (18)":    {&pgproto3.NoticeResponse{Severity: "WARNING", Code: "55000", Message: `skipped loading publication "events"`}, ErrPublicationMissing},
 		"end of copy":                 {&pgproto3.CopyDone{}, ErrShutdown},
 		"end of command":              {&pgproto3.CommandComplete{CommandTag: []byte("COPY 0")}, ErrShutdown},
+		"limit, but of no row":        {&pgproto3.ErrorResponse{Severity: "ERROR", Code: "54000", Message: "x"}, nil},
 		"another error":               {&pgproto3.ErrorResponse{Severity: "ERROR", Code: "XX000", Message: "x"}, nil},
 		"message of another place":    {&pgproto3.ReadyForQuery{TxStatus: 'I'}, nil},
 		"empty replication message":   {copyData(""), nil},
@@ -390,6 +391,33 @@ func TestEndOfStream(t *testing.T) {
 				assert.Contains(t, err.Error(), `"s"`)
 				assert.Equal(t, "00000", notices[0])
 				_ = p.conn.Close()
+			})
+		})
+	}
+}
+
+// TestRowTooLarge: the server says that it cannot send a row when it has begun the transaction.
+func TestRowTooLarge(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[string]bool{"54000": true, "53200": false, "XX000": false} { // a limit; memory that is short; whatever else
+		t.Run(code, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				p := newPeer(t, Options{}, time.Minute)
+				ended := p.run(handler{})
+				p.log(beginMessage(5))
+				p.send(&pgproto3.ErrorResponse{Severity: "ERROR", Code: code, Message: "out of memory"})
+				err := <-ended
+				_ = p.conn.Close()
+				var e *StreamError
+				require.Equal(t, want, errors.As(err, &e), "%v", err)
+				assert.Equal(t, !want, p.stream.dead, "Close waits for the server")
+				if want {
+					require.ErrorIs(t, err, ErrRowTooLarge)
+					assert.Equal(t, LSN(5), e.At)
+					assert.Contains(t, err.Error(), "in transaction 700 that commits at 0/5")
+					assert.NotEmpty(t, e.Hint())
+				}
 			})
 		})
 	}
