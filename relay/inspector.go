@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -13,9 +14,11 @@ import (
 
 // What error_code says of events that are dead letters from the start.
 const (
-	codeEvent  = "event_invalid"  // it breaks a bound of Config.Validation, or that of filters
+	codeEvent  = "event_invalid"  // it breaks a bound of Config.Validation or that of filters, or has no id
 	codeSchema = "schema_invalid" // it does not match the payload_schema of its type
 )
+
+var errNoID = errors.New("its id is the nil UUID")
 
 // A refusal says why an event is not sent. The zero value says that it is.
 type refusal struct{ code, reason string }
@@ -65,7 +68,11 @@ type schemaTable interface {
 
 // look says whether a matched event is to be sent, as far as that is the same for all its targets.
 func (i *inspector) look(tenant string, table schemaTable, e *outbox.Event, targets []route.Target) refusal {
-	if err := i.limits.Check(e); err != nil {
+	err := i.limits.Check(e)
+	if e.ID.IsZero() { // which stands for none: a receiver could not tell it from that of another tenant
+		err = errNoID
+	}
+	if err != nil {
 		r := refusal{codeEvent, err.Error()}
 		i.complain(tenant, e, r, false)
 		return r

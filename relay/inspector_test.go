@@ -36,9 +36,9 @@ func TestInspectorOfEachMode(t *testing.T) {
 	} {
 		i, table, log := testInspector(t, mode)
 		for n, data := range []string{`{}`, `[]`, `[[[]]]`} {
-			assert.Equal(t, want[n], i.look("acme", table, &outbox.Event{Type: "a.b", Data: []byte(data)}, nil).code, "%s %s", mode, data)
+			assert.Equal(t, want[n], i.look("acme", table, &outbox.Event{ID: outbox.UUID{1}, Type: "a.b", Data: []byte(data)}, nil).code, "%s %s", mode, data)
 		}
-		assert.Empty(t, i.look("acme", table, &outbox.Event{Type: "no.schema", Data: []byte(`[]`)}, nil))
+		assert.Empty(t, i.look("acme", table, &outbox.Event{ID: outbox.UUID{1}, Type: "no.schema", Data: []byte(`[]`)}, nil))
 		if mode == SchemaOff {
 			assert.NotContains(t, log.String(), codeSchema)
 		} else {
@@ -49,7 +49,7 @@ func TestInspectorOfEachMode(t *testing.T) {
 
 // TestInspectorCostsNothing: an event far from the bounds, of a type without a schema, is let through without an allocation.
 func TestInspectorCostsNothing(t *testing.T) { //nolint:paralleltest // AllocsPerRun counts the whole process
-	e := &outbox.Event{Type: "no.schema", Data: []byte(`{"amount": 1}`), Metadata: []byte(`{}`)}
+	e := &outbox.Event{ID: outbox.UUID{1}, Type: "no.schema", Data: []byte(`{"amount": 1}`), Metadata: []byte(`{}`)}
 	for _, mode := range []SchemaMode{SchemaOff, SchemaEnforce} {
 		i, table, _ := testInspector(t, mode)
 		assert.Zero(t, testing.AllocsPerRun(100, func() { i.look("acme", table, e, []route.Target{{}}) }), mode)
@@ -62,7 +62,7 @@ func TestInspectorSaysItOnceInAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i, table, log := testInspector(t, SchemaWarn)
 		look := func(tenant, data string) {
-			i.look(tenant, table, &outbox.Event{Type: "a.b", Data: []byte(data)}, nil)
+			i.look(tenant, table, &outbox.Event{ID: outbox.UUID{1}, Type: "a.b", Data: []byte(data)}, nil)
 		}
 		for range 5 {
 			look("acme", `["planted"]`)

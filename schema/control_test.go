@@ -482,3 +482,16 @@ func TestNoTenantsCodeRunsWithTheOwnersRights(t *testing.T) {
 }
 
 func replaceTenant(call, tenant string) string { return strings.Replace(call, "%s", tenant, 1) }
+
+// TestReplayOfNoAggregate: the nil UUID stands for no aggregate, by which nothing waits for anything.
+func TestReplayOfNoAggregate(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	b.exec("DELETE FROM outbox_relay.retry_queue")
+	b.exec("UPDATE acme.webhook_endpoints SET delivery_order = 'aggregate'")
+	b.exec("UPDATE acme.webhook_events SET aggregate_id = '00000000-0000-0000-0000-000000000000' WHERE id::text ~ '[123]$'")
+	for _, n := range []string{"1", "2", "4"} {
+		require.True(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery(n)))
+	}
+	require.Equal(t, []string{"1 false", "2 false", "4 true"}, list(b, "SELECT right(delivery_id::text, 1) || ' ' || (order_key IS NOT NULL) FROM outbox_relay.retry_queue ORDER BY 1"))
+}

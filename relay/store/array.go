@@ -17,6 +17,9 @@ func appendArray(b []byte, column any) (_ []byte, oid uint32, null bool) {
 	case []outbox.UUID:
 		b = appendElements(b, pgtype.UUIDOID, list, func(b []byte, id outbox.UUID) ([]byte, bool) { return append(b, id[:]...), id.IsZero() })
 		return b, pgtype.UUIDArrayOID, list == nil
+	case given:
+		b = appendElements(b, pgtype.UUIDOID, list, func(b []byte, id outbox.UUID) ([]byte, bool) { return append(b, id[:]...), false })
+		return b, pgtype.UUIDArrayOID, list == nil
 	case []string:
 		b = appendElements(b, pgtype.TextOID, list, func(b []byte, s string) ([]byte, bool) { return append(b, s...), false })
 		return b, pgtype.TextArrayOID, list == nil
@@ -52,6 +55,9 @@ func appendArray(b []byte, column any) (_ []byte, oid uint32, null bool) {
 		return b, 0, false
 	}
 }
+
+// given are ids of which none is missing: an event may have the zero UUID for its id, and has a dead letter by it.
+type given []outbox.UUID
 
 // jsonb is the text of a document.
 type jsonb string

@@ -60,6 +60,13 @@ func TestArrays(t *testing.T) {
 	assert.Equal(t, uint32(pgtype.JSONBArrayOID), oid)
 	assert.Equal(t, want, got)
 
+	id := outbox.NewUUID()
+	want, err = m.Encode(pgtype.UUIDArrayOID, pgtype.BinaryFormatCode, []pgtype.UUID{{Bytes: id, Valid: true}, {Valid: true}}, nil)
+	require.NoError(t, err)
+	got, oid, _ = appendArray(nil, given{id, {}})
+	assert.Equal(t, uint32(pgtype.UUIDArrayOID), oid)
+	assert.Equal(t, want, got)
+
 	_, oid, _ = appendArray(nil, "text")
 	assert.Zero(t, oid)
 }

@@ -188,7 +188,7 @@ func arguments(outcomes []*Outcome, full bool) []any {
 			r.addOutcome(o)
 		}
 	}
-	args := []any{r.ids, r.events, once(r.endpoints), once(r.attempts), once(r.urls), once(r.methods), once(r.headers), once(r.statuses), r.signatures, r.ages, r.ends, r.tooks}
+	args := []any{r.ids, given(r.events), once(r.endpoints), once(r.attempts), once(r.urls), once(r.methods), once(r.headers), once(r.statuses), r.signatures, r.ages, r.ends, r.tooks}
 	if full {
 		args = append(args, r.states, r.bodies, r.classes, r.codes, r.messages, r.answers, r.dues, r.leased,
 			r.replays, r.keys, r.lsns, r.ns, r.parks)

@@ -361,7 +361,8 @@ BEGIN
   END IF;
   EXECUTE format('SELECT v.aggregate_id FROM %I.webhook_events v WHERE v.id = $1', schema)
     INTO event USING coalesce(own.webhook_event_id, dead.webhook_event_id);
-  key := CASE ends.delivery_order WHEN 'strict' THEN ends.id WHEN 'aggregate' THEN coalesce(event.aggregate_id, dead.order_key) END;
+  key := CASE ends.delivery_order WHEN 'strict' THEN ends.id -- the nil UUID is no aggregate
+    WHEN 'aggregate' THEN nullif(coalesce(event.aggregate_id, dead.order_key), '00000000-0000-0000-0000-000000000000') END;
   IF NOT outbox_relay.enqueue(schema, delivery, ends.id, due, key, coalesce(dead.order_lsn, '0/0'), coalesce(dead.order_n, 0)) THEN
     RETURN false;
   END IF;
