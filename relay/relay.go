@@ -299,7 +299,7 @@ func (e *engine) tellEnd(err error, wait time.Duration) {
 // isFinal tells the faults that waiting does not mend.
 func isFinal(err error) bool {
 	for _, kind := range []error{
-		wal.ErrUnsupported, wal.ErrWALLevel, wal.ErrNoReplication, wal.ErrPooler, wal.ErrSlotForeign, wal.ErrSlotMissing, wal.ErrSlotLost,
+		wal.ErrUnsupported, wal.ErrWALLevel, wal.ErrEncoding, wal.ErrNoReplication, wal.ErrPooler, wal.ErrSlotForeign, wal.ErrSlotMissing, wal.ErrSlotLost,
 		wal.ErrPublicationMissing, store.ErrInstance, store.ErrDenied, store.ErrOutdated, store.ErrShards,
 	} {
 		if errors.Is(err, kind) {

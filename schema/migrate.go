@@ -35,6 +35,9 @@ func Migrate(ctx context.Context, dsn string, o Options) error {
 		return err
 	}
 	return install(ctx, dsn, o.Progress, func(in *installer) error {
+		if err := in.checkEncoding(ctx); err != nil {
+			return err
+		}
 		in.progress("schema outbox_relay")
 		if err := in.migrateOwn(ctx, dsn); err != nil {
 			return err
@@ -51,6 +54,22 @@ func Migrate(ctx context.Context, dsn string, o Options) error {
 		}
 		return in.migrateTenants(ctx)
 	})
+}
+
+// checkEncoding refuses a database that cannot keep what receivers answer, and one of SQL_ASCII: it may hold text that is no UTF-8, at which the stream would end.
+func (in *installer) checkEncoding(ctx context.Context) error {
+	const op = "check encoding"
+	encoding, err := collect[string](ctx, in.conn, "SELECT pg_catalog.current_setting('server_encoding')")
+	if err != nil {
+		return opError(op, err)
+	}
+	if encoding[0] != "UTF8" {
+		return &Error{
+			Op: op, Err: fmt.Errorf("%w, but %s", ErrEncoding, encoding[0]),
+			Hint: "Move the data into a database made with: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
+		}
+	}
+	return nil
 }
 
 // migrateOwn lets goose run the embedded migrations, on a connection of its own: the installer's holds the lock for both.

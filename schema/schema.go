@@ -39,6 +39,7 @@ var (
 	ErrUnfit        = errors.New("the schema cannot be a tenant")
 	ErrTooLarge     = errors.New("a table is too large to be changed in a transaction")
 	ErrSlotMissing  = errors.New("the replication slot is missing")
+	ErrEncoding     = errors.New("the encoding of the database is not UTF8")
 	ErrSlotUnusable = errors.New("the replication slot cannot be used")
 )
 

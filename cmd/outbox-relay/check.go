@@ -111,6 +111,7 @@ func (k *checker) check(ctx context.Context) error {
 		{"database", k.server},
 		{"pooler", k.pooler},
 		{"wal_level", k.walLevel},
+		{"server_encoding", k.encoding},
 		{"replication", k.replication},
 		{"replication slots", k.slotsLeft},
 		{"WAL senders", k.sendersLeft},

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/neo-commons/outbox-relay/relay"
+	"github.com/neo-commons/outbox-relay/relay/wal"
 )
 
 // The versions that tests run against.
@@ -89,6 +90,15 @@ func (k *checker) walLevel(context.Context) error {
 		return nil
 	}
 	k.ok("wal_level", "logical")
+	return nil
+}
+
+func (k *checker) encoding(context.Context) error {
+	if encoding := k.settings["server_encoding"]; encoding != "UTF8" {
+		k.fail("server_encoding", encoding, (&wal.StreamError{Kind: wal.ErrEncoding}).Hint())
+		return nil
+	}
+	k.ok("server_encoding", "UTF8")
 	return nil
 }
 

@@ -49,6 +49,7 @@ func TestCheckWithTheLeastPrivileges(t *testing.T) {
 		`ok    database: PostgreSQL \d+.*, database ` + d.name + `, role ` + d.name + `_role`,
 		`ok    pooler: none`,
 		`ok    wal_level: logical`,
+		`ok    server_encoding: UTF8`,
 		`ok    replication: database.url may stream, cluster \d+`,
 		`ok    replication slots: \d+ of max_replication_slots = 100 in use`,
 		`ok    WAL senders: \d+ of max_wal_senders = 100 in use`,

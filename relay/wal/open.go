@@ -155,8 +155,8 @@ func prepare(ctx context.Context, conn *pgconn.PgConn) error {
 // checkServer returns the server's wal_sender_timeout, zero if it is off.
 func checkServer(ctx context.Context, conn *pgconn.PgConn) (time.Duration, error) {
 	const op = "check server"
-	const sql = `SELECT pg_catalog.current_setting('server_version_num'), pg_catalog.current_setting('wal_level'), setting
-		FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'`
+	const sql = `SELECT pg_catalog.current_setting('server_version_num'), pg_catalog.current_setting('wal_level'), setting,
+		pg_catalog.current_setting('server_encoding') FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'`
 	rows, err := query(ctx, conn, sql)
 	if err != nil {
 		return 0, fault(op, err, nil)
@@ -173,6 +173,10 @@ func checkServer(ctx context.Context, conn *pgconn.PgConn) (time.Duration, error
 	}
 	if string(rows[0][1]) != "logical" {
 		return 0, &StreamError{Op: op, Kind: ErrWALLevel}
+	}
+	// What receivers answer is kept as it is, in whatever letters. SQL_ASCII would take it, but also text that is no UTF-8: the stream of all tenants ends at such a row.
+	if string(rows[0][3]) != "UTF8" {
+		return 0, &StreamError{Op: op, Kind: ErrEncoding}
 	}
 	ms, err := strconv.Atoi(string(rows[0][2]))
 	if err != nil {
