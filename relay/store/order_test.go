@@ -215,9 +215,13 @@ func TestNothingOvertakesWhatASuspensionLost(t *testing.T) {
 	require.Equal(t, 4, rows(), "what it missed is still being queued")
 	b.record(deferred(at(place, key), 0), deferred(at(place+1, key), 0))
 	require.Equal(t, 6, rows())
+	b.exec("UPDATE outbox_relay.tenants SET moved_from = 'other', moved_lsn = '0/1'")
+	b.record(deferred(at(place-1, key), 0))
+	require.Equal(t, 7, rows(), "the slot that it was moved from brings what is before its place")
+	b.exec("UPDATE outbox_relay.tenants SET moved_from = NULL, moved_lsn = NULL")
 	b.exec("UPDATE outbox_relay.tenants SET backfill_done_at = now()")
 	b.record(deferred(at(place-1, key), 0))
-	require.Equal(t, 7, rows())
+	require.Equal(t, 8, rows())
 }
 
 // TestOrderAmongReplicas has several replicas work one queue with failures, deferrals and skipped heads. Whoever claims a run of a key has the
