@@ -138,7 +138,8 @@ func TestAdoptDoesNotStallWriters(t *testing.T) {
 	require.NoError(t, g.Wait())
 	require.NoError(t, err)
 	for i := range longest {
-		assert.Less(t, longest[i], time.Second, "writer %d", i)
+		// A statement of theirs needs three tables, for each of which it may stand behind one try of 0.4 s to lock it; and the machine has other work.
+		assert.Less(t, longest[i], 3*time.Second, "writer %d", i)
 		assert.Positive(t, written[i])
 	}
 	t.Logf("%d events: adopted in %v, %d transactions meanwhile, longest wait of a writer %v, steps %q", events, took, written, longest, steps)
