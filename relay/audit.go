@@ -209,7 +209,7 @@ func (a *auditor) look(u *store.Unaccounted, p *portion) {
 			r := a.inspector.look(a.span.Tenant, a.table, &u.Event, targets)
 			refused = &r
 		}
-		p.add(missed(a.span.Tenant, &u.Event, target, &m, 0, a.cfg.Delivery.Source, deferAudit, *refused))
+		p.add(missed(a.span.Tenant, &u.Event, target, &m, 0, a.cfg.Delivery.Source, store.DeferAudit, *refused))
 	}
 }
 

@@ -95,7 +95,7 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 				s.queued(p.out)
 				p, parted = portion{}, true
 			}
-			p.add(missed(t.schema, e, target, &m, page.Places[i], s.cfg().Delivery.Source, deferBackfill, refused))
+			p.add(missed(t.schema, e, target, &m, page.Places[i], s.cfg().Delivery.Source, store.DeferBackfill, refused))
 		}
 	}
 	if err := s.store.RecordBackfill(ctx, s.epoch, page, p.out); err != nil {

@@ -25,8 +25,6 @@ const forgetAfter = 10 * time.Minute
 // beatEvery is how often a stream that waits for room gives a sign of life.
 const beatEvery = 500 * time.Millisecond
 
-const deferBackfill, deferRecovery, deferAudit = store.DeferBackfill, store.DeferRecovery, store.DeferAudit
-
 // parked is the due time of what waits until somebody wakes it.
 const parked = time.Duration(math.MaxInt64)
 

@@ -84,7 +84,7 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 			continue
 		}
 		refused := s.inspector.look(t.schema, t, e, []route.Target{target})
-		o := missed(t.schema, e, target, &messages{}, 0, s.cfg().Delivery.Source, deferRecovery, refused)
+		o := missed(t.schema, e, target, &messages{}, 0, s.cfg().Delivery.Source, store.DeferRecovery, refused)
 		if page.Rate > 0 {
 			o.Due = page.Due + time.Duration(float64(len(out))/page.Rate*float64(time.Second))
 		}
