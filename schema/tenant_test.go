@@ -226,3 +226,23 @@ func TestCandidates(t *testing.T) {
 	_, err = schema.Candidates(b.ctx, b.conn, []string{"["})
 	require.ErrorContains(t, err, `tenant pattern "["`)
 }
+
+// TestTableMadeAnewKeepsTheTenant: its row goes and comes, which has relays load the table, and is as it was.
+func TestTableMadeAnewKeepsTheTenant(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.exec("CREATE SCHEMA acme")
+	require.NoError(t, schema.AddTenant(b.ctx, b.dsn, "acme", schema.AddOptions{}))
+	b.exec("SELECT outbox_relay.pause_tenant('acme', 'maintenance')")
+	row := "SELECT (to_jsonb(t) - 'tables')::text FROM outbox_relay.tenants t"
+	before, tables := list(b, row), "SELECT tables::text FROM outbox_relay.tenants"
+	made := list(b, tables)
+
+	b.exec("SELECT outbox_relay.add_tenant('acme')")
+	assert.Equal(t, made, list(b, tables), "nothing was made anew")
+	b.exec(`DROP TABLE acme.webhook_subscriptions;
+		DO $$ BEGIN EXECUTE (SELECT format(t.ddl, 'acme') FROM outbox_relay.tenant_tables() t WHERE t.name = 'webhook_subscriptions'); END $$;
+		SELECT outbox_relay.add_tenant('acme')`)
+	assert.Equal(t, before, list(b, row))
+	assert.NotEqual(t, made, list(b, tables))
+}

@@ -201,6 +201,8 @@ DECLARE
   big record;
   t record;
   tbl text;
+  made oid[];
+  was outbox_relay.tenants;
 BEGIN
   backfill := coalesce(backfill, CASE WHEN since IS NOT NULL THEN 'since' END);
   IF backfill NOT IN ('unprocessed', 'since') OR (backfill = 'since') <> (since IS NOT NULL) THEN
@@ -263,13 +265,22 @@ BEGIN
   PERFORM outbox_relay.publish_tenant(schema);
   PERFORM set_config('lock_timeout', callers_timeout, true);
 
+  -- The log does not tell of rows that go with their table. A tenant that leaves and joins has its tables loaded again, those that were made anew among them.
+  made := ARRAY(SELECT coalesce(to_regclass(format('%I.%I', schema, r.name)), 0::oid)::oid
+                  FROM unnest(ARRAY['webhook_endpoints', 'webhook_event_types', 'webhook_event_subscriptions', 'webhook_subscriptions']) WITH ORDINALITY r (name, ord)
+                 ORDER BY r.ord);
+  DELETE FROM outbox_relay.tenants n WHERE n.schema = add_tenant.schema AND n.tables <> made RETURNING n.* INTO was;
+  IF FOUND THEN
+    INSERT INTO outbox_relay.tenants SELECT was.*;
+  END IF;
+
   -- Whoever wrote before the lock is visible in this snapshot; whoever writes after it is in the log.
-  INSERT INTO outbox_relay.tenants AS old (schema, version, backfill, backfill_since, backfill_upto, shard)
-  VALUES (add_tenant.schema, outbox_relay.shape_version(), add_tenant.backfill, add_tenant.since,
+  INSERT INTO outbox_relay.tenants AS old (schema, version, tables, backfill, backfill_since, backfill_upto, shard)
+  VALUES (add_tenant.schema, outbox_relay.shape_version(), made, add_tenant.backfill, add_tenant.since,
           CASE WHEN add_tenant.backfill IS NOT NULL THEN pg_current_snapshot() END,
           coalesce((SELECT g.shard FROM outbox_relay.progress g GROUP BY 1
             ORDER BY (SELECT count(*) FROM outbox_relay.tenants n WHERE n.shard = g.shard AND n.schema <> add_tenant.schema), 1 LIMIT 1), 0))
-  ON CONFLICT ON CONSTRAINT tenants_pkey DO UPDATE SET version = excluded.version;
+  ON CONFLICT ON CONSTRAINT tenants_pkey DO UPDATE SET version = excluded.version, tables = excluded.tables;
   IF backfill IS NOT NULL THEN
     UPDATE outbox_relay.tenants n
        SET backfill = add_tenant.backfill, backfill_since = add_tenant.since, backfill_from = NULL,
