@@ -219,14 +219,20 @@ const auditReach = 7 * 24 * time.Hour
 
 // audit looks, before a snapshot is saved, at what it shows and the one before does not. A tenant whose subscriptions have changed meanwhile is left
 // out: what they would match now they did not match then. So is one that has just been found not to be published: it is suspended, and has a backfill to come.
-func (s *session) audit(ctx context.Context, from, to store.Snapshot, changes map[string]uint64, unpublished map[string]string) error {
+// Without routes, the one before is of another session, and so are deliveries of what came since: the rows of a tenant must be what that one knew last.
+func (s *session) audit(ctx context.Context, from, to store.Snapshot, routes map[string]version, unpublished map[string]string) error {
 	var steady []string
 	for _, name := range s.known() {
 		t := s.tenant(name)
 		if t == nil || !t.is(stateActive) || t.isFilling() || t.until != 0 || unpublished[name] != "" {
 			continue
 		}
-		if before, known := changes[name]; t.changed() == before && (known || changes == nil) { // not one that has come meanwhile: what its events matched before is not known
+		now := t.version()
+		before, known := routes[name]
+		if routes == nil {
+			before, known = version{digest: now.digest}, t.steady
+		}
+		if known && now == before { // not one that has come meanwhile: what its events matched before is not known
 			steady = append(steady, name)
 		}
 	}

@@ -135,13 +135,14 @@ func (p *portion) holds(n int, cfg *Config) bool {
 
 // A checkpoint is a snapshot of the database that is saved once everything it shows has been recorded: what a later heal need not look at.
 type checkpoint struct {
-	saved    store.Snapshot    // the one before; zero: none, and the audit goes back to the admission of each tenant
-	changes  map[string]uint64 // of the routing tables when that was taken
+	saved    store.Snapshot     // the one before; zero: none, and the audit goes back to the admission of each tenant
+	routes   map[string]version // the routing tables when that was taken; nil: by another session
 	taken    time.Time
 	snapshot store.Snapshot
-	lsn      wal.LSN           // whatever the snapshot shows lies below; zero: nothing waits to be saved
-	next     map[string]uint64 // of the routing tables when it was taken
-	read     uint64            // events that had been read when the last one was saved
+	lsn      wal.LSN            // whatever the snapshot shows lies below; zero: nothing waits to be saved
+	next     map[string]version // the routing tables when it was taken
+	known    map[string]digest  // that the database has
+	read     uint64             // events that had been read when the last one was saved
 }
 
 // checkPublished suspends the tenants whose events, or changes of whose routing, the log does not carry. It comes after a snapshot is taken and
@@ -171,7 +172,7 @@ func (c *checkpoint) advance(ctx context.Context, s *session) error {
 		if err != nil {
 			return fmt.Errorf("read snapshot: %w", err)
 		}
-		c.taken, c.snapshot, c.lsn, c.next = time.Now(), snapshot, lsn, s.tableChanges()
+		c.taken, c.snapshot, c.lsn, c.next = time.Now(), snapshot, lsn, s.routes()
 	}
 	if c.lsn == 0 {
 		return nil
@@ -186,24 +187,46 @@ func (c *checkpoint) advance(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	if err := s.audit(ctx, c.saved, c.snapshot, c.changes, unpublished); err != nil {
+	if err := s.audit(ctx, c.saved, c.snapshot, c.routes, unpublished); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.Audited)
 	if err := s.store.SaveSnapshot(ctx, s.epoch, c.snapshot); err != nil {
 		return fmt.Errorf("save snapshot: %w", err)
 	}
-	c.saved, c.changes, c.lsn, c.read = c.snapshot, c.next, 0, s.read.Load()
-	return nil
+	c.saved, c.routes, c.lsn, c.read = c.snapshot, c.next, 0, s.read.Load()
+	return c.saveDigests(ctx, s)
 }
 
-// tableChanges counts the changes of the routing tables, by tenant.
-func (s *session) tableChanges() map[string]uint64 {
-	changes := make(map[string]uint64)
-	for _, name := range s.known() {
-		if t := s.tenant(name); t != nil {
-			changes[name] = t.changed()
+// saveDigests comes after the snapshot has been saved: those of an older one say less, and nothing that is not true.
+func (c *checkpoint) saveDigests(ctx context.Context, s *session) error {
+	fresh := make(map[string]int64)
+	for name, v := range c.next {
+		was, known := c.known[name]
+		if t := s.tenant(name); !known && t != nil && t.steady && v.changes == 0 {
+			was, known = v.digest, true
+		}
+		if !known || was != v.digest {
+			fresh[name] = int64(v.digest)
 		}
 	}
-	return changes
+	if len(fresh) == 0 {
+		return nil
+	}
+	saved, err := s.store.SaveDigests(ctx, s.epoch, fresh)
+	for _, name := range saved {
+		c.known[name] = c.next[name].digest
+	}
+	return err
+}
+
+// routes tells which state each tenant's routing table is in.
+func (s *session) routes() map[string]version {
+	routes := make(map[string]version)
+	for _, name := range s.known() {
+		if t := s.tenant(name); t != nil {
+			routes[name] = t.version()
+		}
+	}
+	return routes
 }

@@ -64,7 +64,7 @@ func (e *engine) reconfigure(next Config) {
 func (s *session) setDefaults(t *tenant) {
 	t.mu.Lock()
 	invalid := t.table.SetDefaults(*s.defaults.Load())
-	t.changes++
+	t.now.changes++
 	t.mu.Unlock()
 	signal(s.verify)
 	for _, row := range invalid {

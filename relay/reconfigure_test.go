@@ -204,8 +204,8 @@ func TestDefaultsChangeRouting(t *testing.T) {
 	e.defaults.Store(&defaults)
 	s := &session{engine: e, verify: make(chan struct{}, 1)}
 	of := &tenant{schema: "acme", table: route.NewTenant("acme", defaults)}
-	before := of.changed()
+	before := of.version()
 	s.setDefaults(of)
-	assert.NotEqual(t, before, of.changed())
+	assert.NotEqual(t, before, of.version())
 	assert.Len(t, s.verify, 1)
 }

@@ -32,7 +32,8 @@ type tenant struct {
 	state    string
 	filling  bool // earlier events are still being queued: what has an order goes behind them
 	table    *route.Tenant
-	changes  uint64         // of the table, by the log or another configuration
+	now      version        // of the table
+	steady   bool           // it was loaded with the rows that the last checkpoint of the session before knew
 	snapshot store.Snapshot // what the table was loaded from
 	loaded   wal.LSN        // commits from here on are not in the snapshot
 
@@ -78,11 +79,11 @@ func (t *tenant) PayloadSchema(eventType string) *route.PayloadSchema {
 	return t.table.PayloadSchema(eventType)
 }
 
-// changed counts the changes of the routing table.
-func (t *tenant) changed() uint64 {
+// version tells which state of the routing table this is.
+func (t *tenant) version() version {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.changes
+	return t.now
 }
 
 // endpoint finds an endpoint; nil if there is none that can be used.
@@ -202,6 +203,8 @@ func (s *session) load(ctx context.Context, schemas []string) (loaded int, err e
 			s.owed = max(s.owed, rows.Moved)
 		}
 		fill(t.table, rows, func(kind string, id outbox.UUID, err error) { s.complain(t, kind, id, err) })
+		t.now.digest = digestOf(t.table, rows)
+		t.steady = rows.Digest != nil && digest(*rows.Digest) == t.now.digest
 		s.mu.Lock()
 		s.tenants[rows.Schema] = t
 		s.mu.Unlock()
@@ -362,7 +365,8 @@ func (s *session) registryChanged(rel *relation, c *wal.Change) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if c.Op == wal.Truncate {
-		t.changes++
+		t.now.changes++
+		t.now.digest.spoil()
 		t.table.Truncate(c.Relation.Table)
 		return nil
 	}
@@ -388,7 +392,7 @@ func (s *session) registryChanged(rel *relation, c *wal.Change) error {
 		return fmt.Errorf("read the id of a row of %s: %w", c.Relation.Table, r.err)
 	}
 	if c.Op == wal.Delete {
-		t.changes++
+		t.now.changes++
 		t.forget(rel.kind, id)
 		return nil
 	}
@@ -404,21 +408,34 @@ func (t *tenant) differs(known bool, before, after any) bool {
 	if known && reflect.DeepEqual(before, after) {
 		return false
 	}
-	t.changes++
+	t.now.changes++
+	if known {
+		t.now.digest.remove(before)
+	}
+	t.now.digest.add(after)
 	return true
 }
 
 func (t *tenant) forget(kind tableKind, id outbox.UUID) {
+	var row any
+	var known bool
 	switch kind {
 	case tableEndpoints:
+		row, known = t.table.EndpointRow(id)
 		t.table.DeleteEndpoint(id)
 	case tableEventTypes:
+		row, known = t.table.EventTypeRow(id)
 		t.table.DeleteEventType(id)
 	case tableSubscriptions:
+		row, known = t.table.SubscriptionRow(id, route.Current)
 		t.table.DeleteSubscription(id, route.Current)
 	case tableOldSubscriptions:
+		row, known = t.table.SubscriptionRow(id, route.Older)
 		t.table.DeleteSubscription(id, route.Older)
 	case tableOther, tableEvents, tableTenants:
+	}
+	if known {
+		t.now.digest.remove(row)
 	}
 }
 

@@ -57,7 +57,7 @@ type verifier struct {
 type verifyParty struct {
 	tenant  *tenant
 	scanned bool
-	changes uint64 // of the routing table, at the scan
+	seen    version // of the routing table, at the scan
 	known   map[outbox.UUID]*attestation
 	checks  []*check
 	wake    time.Time // none of checks is due before
@@ -98,15 +98,15 @@ func (v *verifier) look(ctx context.Context) error {
 	}
 	var faults error
 	for name, p := range v.parties {
-		changes := p.tenant.changed()
-		if p.scanned && p.changes == changes {
+		now := p.tenant.version()
+		if p.scanned && p.seen == now {
 			continue
 		}
 		if err := v.scan(ctx, name, p); err != nil {
 			faults = errors.Join(faults, err)
 			continue
 		}
-		p.scanned, p.changes = true, changes
+		p.scanned, p.seen = true, now
 	}
 	v.start(ctx)
 	return faults

@@ -25,19 +25,7 @@ func TestAudit(t *testing.T) {
 	s.asRunner(t)
 	p := startRelay(t, s.config)
 	s.leading(ctx, t)
-	checkpoint := func() { // a relay saves soon after its start what has been handled before
-		t.Helper()
-		_, exit := p.stop(t)
-		require.NoError(t, exit)
-		var now string
-		require.NoError(t, s.pool.QueryRow(ctx, "SELECT pg_current_snapshot()::text").Scan(&now))
-		p = startRelay(t, s.config)
-		s.receiver.await(ctx, t, "a checkpoint", func() (saved bool) {
-			require.NoError(t, s.pool.QueryRow(ctx, `SELECT coalesce(pg_snapshot_xmax(snapshot) >= pg_snapshot_xmax($1::pg_snapshot), false)
-				FROM outbox_relay.progress WHERE slot = $2`, now, s.slot).Scan(&saved))
-			return saved
-		})
-	}
+	checkpoint := func() { p = s.checkpoint(ctx, t, p) }
 	s.insertMany(t, "acme", "order.created", 10)
 	s.receiver.await(ctx, t, "the first events", func() bool { return s.arrivedAt(first) == 10 })
 	checkpoint()
@@ -81,6 +69,54 @@ func TestAudit(t *testing.T) {
 
 	_, _, code := s.desk(t, "audit", "--since", "3000d")
 	require.Equal(t, exitUsage, code)
+}
+
+// checkpoint starts the relay anew, which saves soon after its start what has been handled before.
+func (s *site) checkpoint(ctx context.Context, t *testing.T, p *relayProcess) *relayProcess {
+	t.Helper()
+	_, exit := p.stop(t)
+	require.NoError(t, exit)
+	var now string
+	require.NoError(t, s.pool.QueryRow(ctx, "SELECT pg_current_snapshot()::text").Scan(&now))
+	p = startRelay(t, s.config)
+	s.receiver.await(ctx, t, "a checkpoint", func() (saved bool) {
+		require.NoError(t, s.pool.QueryRow(ctx, `SELECT coalesce(pg_snapshot_xmax(snapshot) >= pg_snapshot_xmax($1::pg_snapshot), false)
+			FROM outbox_relay.progress WHERE slot = $2`, now, s.slot).Scan(&saved))
+		return saved
+	})
+	return p
+}
+
+// TestAuditAfterAnotherSubscription: what nobody wanted when it came is not missing for somebody who came after it, nor after a restart, while what is missing
+// of a tenant whose rows are as they were is found.
+func TestAuditAfterAnotherSubscription(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "queue:\n  poll: 100ms\n", always(http.StatusOK), "acme", "other")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	endpoint := s.endpoint(t, "acme", 3)
+	s.subscribe(t, "acme", endpoint, "order.created", "{}")
+	s.subscribe(t, "other", s.endpoint(t, "other", 3), "order.created", "{}")
+	s.asRunner(t)
+	p := startRelay(t, s.config)
+	s.receiver.await(ctx, t, "a checkpoint", func() (saved bool) {
+		require.NoError(t, s.pool.QueryRow(ctx, "SELECT bool_and(digest IS NOT NULL) FROM outbox_relay.tenants").Scan(&saved))
+		return saved
+	})
+
+	s.insertMany(t, "acme", "order.paid", 5) // nobody wants these
+	s.subscribe(t, "acme", endpoint, "order.paid", "{}")
+	s.insertMany(t, "acme", "order.paid", 1)
+	s.insertMany(t, "other", "order.created", 2)
+	s.receiver.await(ctx, t, "what is wanted", func() bool { return s.recorded(t, []string{"acme", "other"}) == 3 })
+	s.exec(t, "DELETE FROM other.webhook_deliveries")
+	p = s.checkpoint(ctx, t, p)
+	s.receiver.await(ctx, t, "what is missing", func() bool { return s.receiver.count() == 5 })
+	s.receiver.await(ctx, t, "the record of it", func() bool { return s.recorded(t, []string{"other"}) == 2 })
+	_, exit := p.stop(t)
+	require.NoError(t, exit)
+	require.NotContains(t, p.said(t), `"tenant":"acme","deliveries"`)
+	require.Equal(t, 1, s.arrivedAt(endpoint))
 }
 
 // Without --since an audit reaches back as far as there are records; who asks for more is told where they begin.

@@ -53,11 +53,18 @@ WHERE t.shard = $1::int4 AND `+moveSettled+` AND `+waiting+` ORDER BY 1`, s.shar
 	return list, wrap(err, "list backfills")
 }
 
-// eventColumns are those of an event e. An adopted table may have nulls and infinities where ours has none.
+// A time that cannot be written, as the infinities and the years beyond, is what the stream makes of it (wal.Tuple.Time): an event is the same whichever way
+// it comes.
+const (
+	firstTime = `'0001-01-01 00:00:00.000001+00'::timestamptz`
+	lastTime  = `'9999-12-31 23:59:59.999999+00'::timestamptz`
+)
+
+// eventColumns are those of an event e. An adopted table may have nulls where ours has none.
 const eventColumns = `e.id, coalesce(e.event_type, '')::text, coalesce(e.event_name, '')::text, e.aggregate_id, coalesce(e.aggregate_type, '')::text,
   least(greatest(coalesce(e.aggregate_version, 1), -2147483648), 2147483647)::int4,
   coalesce(e.event_data, '{}')::text, coalesce(e.event_metadata, '{}')::text, e.correlation_id, e.causation_id, e.triggered_by_user_id, e.context_id,
-  CASE WHEN isfinite(e.occurred_at) THEN e.occurred_at ELSE now() END::timestamptz`
+  CASE WHEN e.occurred_at IS NULL THEN '0001-01-01 00:00:00+00' ELSE least(greatest(e.occurred_at, ` + firstTime + `), ` + lastTime + `) END`
 
 // scanEvent reads eventColumns, and more if the query selects more.
 func scanEvent(rows pgx.Rows, more ...any) (e outbox.Event, err error) {
@@ -66,7 +73,7 @@ func scanEvent(rows pgx.Rows, more ...any) (e outbox.Event, err error) {
 		&e.ID, &e.Type, &e.Name, &e.AggregateID, &e.AggregateType, &e.AggregateVersion, &data, &metadata,
 		&e.CorrelationID, &e.CausationID, &e.TriggeredByUserID, &e.ContextID, &e.OccurredAt,
 	}, more...)...)
-	e.Data, e.Metadata = json.RawMessage(data), json.RawMessage(metadata)
+	e.OccurredAt, e.Data, e.Metadata = e.OccurredAt.UTC(), json.RawMessage(data), json.RawMessage(metadata)
 	return e, err
 }
 

@@ -114,7 +114,7 @@ func TestBackfillEvent(t *testing.T) {
 		ID: id, Type: "order.created", Name: "Order", AggregateType: "order", AggregateVersion: 3, CorrelationID: correlation,
 		Data: json.RawMessage(`{"a": 12345678901234567890, "b": 1.50}`), Metadata: json.RawMessage(`{"traceparent": "x"}`),
 	}, e)
-	assert.WithinDuration(t, time.Now(), p.Events[1].OccurredAt, time.Minute)
+	assert.Equal(t, 9999, p.Events[1].OccurredAt.Year())
 	assert.Equal(t, "null", string(p.Events[1].Data))
 
 	// What an adopted table allows keeps no backfill: those of its events that can be sent come after it.

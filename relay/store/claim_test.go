@@ -56,7 +56,7 @@ func TestClaim(t *testing.T) {
 	assert.Equal(t, []int32{30, 0, 5, 7}, []int32{e.TimeoutSeconds, e.MaxRetryAttempts, e.BackoffSeconds, e.MaxConcurrency})
 	assert.Equal(t, []float64{2, 2.5}, []float64{e.BackoffMultiplier, e.RatePerSecond})
 	assert.Equal(t, []bool{false, true, true, false}, []bool{e.FollowRedirects, e.VerifySSL, e.Active, e.Verified})
-	assert.True(t, e.SecondarySecretExpires.IsZero())
+	assert.Equal(t, 9999, e.SecondarySecretExpires.Year())
 
 	claimed = b.claim(b.owner, 10, time.Hour)
 	require.Len(t, claimed, 1)

@@ -151,6 +151,25 @@ WHERE p.slot = $1::text AND p.epoch = $2::int8 AND (p.timeline IS NULL OR p.time
 	return nil
 }
 
+// SaveDigests keeps a digest of the routing rows of each tenant, as a leader makes it, and says of which: a tenant that is gone, or that somebody else is
+// writing to, is left out. ErrFenced is not reported: then there are none.
+func (s *Store) SaveDigests(ctx context.Context, epoch int64, digests map[string]int64) (saved []string, err error) {
+	var schemas []string
+	var values []int64
+	for schema, digest := range digests {
+		schemas, values = append(schemas, schema), append(values, digest)
+	}
+	rows, err := s.pool.Query(ctx, `UPDATE outbox_relay.tenants t SET digest = v.digest
+FROM (SELECT n.schema, d.digest FROM outbox_relay.tenants n JOIN unnest($3::text[], $4::int8[]) d (schema, digest) ON d.schema = n.schema
+  WHERE EXISTS (SELECT FROM outbox_relay.progress p WHERE p.slot = $1::text AND p.epoch = $2::int8)
+  ORDER BY n.schema FOR UPDATE OF n SKIP LOCKED) v
+WHERE t.schema = v.schema RETURNING t.schema`, s.slot, epoch, schemas, values)
+	if err == nil {
+		saved, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	return saved, wrap(err, "save digests of routing rows")
+}
+
 // Recorded tells which deliveries of the events have a row. Where the tenant's table is gone there are none; any other error of the
 // tenant's own is a *TenantError.
 func (s *Store) Recorded(ctx context.Context, tenant string, events []outbox.UUID) (map[Pair]struct{}, error) {

@@ -41,6 +41,8 @@ type TenantRows struct {
 	// Moved is the position of the log where the tenant came to its shard; zero: it has always been there. Left tells that it has gone to another one there.
 	Moved pglogrepl.LSN
 	Left  bool
+	// Digest is what a leader has saved of the rows that follow with SaveDigests; nil: nothing.
+	Digest *int64
 
 	Endpoints     []delivery.EndpointRow
 	EventTypes    []route.EventTypeRow
@@ -53,8 +55,9 @@ const loadChunk = 50
 // Columns are cast to what the rows hold: an adopted table may have other types, and nulls where ours has none.
 const (
 	endpointColumns = `e.id, coalesce(e.endpoint_url, '')::text, coalesce(e.http_method, '')::text, coalesce(e.secret_token, '')::text,
-  coalesce(e.secondary_secret_token, '')::text, e.secondary_secret_expires_at::timestamptz, coalesce(e.signature_header, '')::text,
-  coalesce(e.custom_headers, '{}')::text, coalesce(e.timeout_seconds, 0)::int4, coalesce(e.max_retry_attempts, -1)::int4,
+  coalesce(e.secondary_secret_token, '')::text,
+  CASE WHEN e.secondary_secret_expires_at IS NOT NULL THEN least(greatest(e.secondary_secret_expires_at::timestamptz, ` + firstTime + `), ` + lastTime + `) END,
+  coalesce(e.signature_header, '')::text, coalesce(e.custom_headers, '{}')::text, coalesce(e.timeout_seconds, 0)::int4, coalesce(e.max_retry_attempts, -1)::int4,
   coalesce(e.retry_backoff_seconds, 0)::int4, coalesce(e.retry_backoff_multiplier, 0)::float8, coalesce(e.follow_redirects, false),
   coalesce(e.verify_ssl, true), coalesce(e.is_active, true), coalesce(e.is_verified, false), e.context_id, coalesce(e.payload_format, '')::text,
   coalesce(e.delivery_order, '')::text, coalesce(e.max_concurrency, 0)::int4, coalesce(e.rate_limit_per_second, 0)::float8,
@@ -88,17 +91,14 @@ func endpointFields(r *delivery.EndpointRow) []any {
 	}
 }
 
-// nullTime reads NULL and infinity as the zero time, "never".
+// nullTime reads NULL as the zero time, and any other as the stream does, in UTC.
 type nullTime time.Time
 
 // ScanTimestamptz implements pgtype.TimestamptzScanner.
 func (t *nullTime) ScanTimestamptz(v pgtype.Timestamptz) error {
 	*t = nullTime{}
-	switch {
-	case v.InfinityModifier == pgtype.NegativeInfinity:
-		*t = nullTime(time.Unix(0, 0))
-	case v.Valid && v.InfinityModifier == pgtype.Finite:
-		*t = nullTime(v.Time)
+	if v.Valid {
+		*t = nullTime(v.Time.UTC())
 	}
 	return nil
 }
@@ -165,7 +165,7 @@ func (s *Store) load(ctx context.Context, list string, args []any, beat func(con
 
 const (
 	listTenants = `
-SELECT t.schema, t.state, coalesce(t.reason, ''), t.backfill IS NOT NULL AND t.backfill_done_at IS NULL, t.shard, coalesce(t.moved_lsn, '0/0')::text
+SELECT t.schema, t.state, coalesce(t.reason, ''), t.backfill IS NOT NULL AND t.backfill_done_at IS NULL, t.shard, coalesce(t.moved_lsn, '0/0')::text, t.digest
 FROM outbox_relay.tenants t WHERE ($1::text[] IS NULL OR t.schema = ANY($1::text[]))`
 
 	ofShard = ` AND (t.shard = $2::int4 OR t.moved_from = $3::text AND t.moved_lsn > $4::text::pg_lsn)`
@@ -179,7 +179,7 @@ func (reg *Registry) load(ctx context.Context, conn *pgx.Conn, list statement, s
 		reg.Tenants, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (t TenantRows, err error) {
 			var home int
 			var moved string
-			if err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Backfilling, &home, &moved); err == nil {
+			if err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Backfilling, &home, &moved, &t.Digest); err == nil {
 				t.Moved, err = pglogrepl.ParseLSN(moved)
 			}
 			t.Left = home != shard

@@ -1,0 +1,82 @@
+package relay
+
+import (
+	"math"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+
+	"github.com/neo-commons/outbox-relay/delivery"
+	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/route"
+	"github.com/neo-commons/outbox-relay/relay/store"
+)
+
+// TestDigest: a routing table that came to its rows one by one has the digest of one that was loaded with them.
+func TestDigest(t *testing.T) {
+	t.Parallel()
+	rows := store.TenantRows{
+		Endpoints:     []delivery.EndpointRow{{ID: outbox.NewUUID(), URL: "http://a"}, {ID: outbox.NewUUID(), URL: "http://b", Verified: true}},
+		EventTypes:    []route.EventTypeRow{{ID: outbox.NewUUID(), EventType: "order.paid", Enabled: true}},
+		Subscriptions: []route.SubscriptionRow{{ID: outbox.NewUUID(), EventType: "order.*"}, {ID: outbox.NewUUID(), Source: route.Older}},
+	}
+	loaded := route.NewTenant("acme", delivery.DefaultDefaults())
+	fill(loaded, &rows, func(string, outbox.UUID, error) {})
+	want := digestOf(loaded, &rows)
+
+	of := &tenant{table: route.NewTenant("acme", delivery.DefaultDefaults())}
+	seen := map[digest]bool{of.version().digest: true}
+	step := func() {
+		assert.False(t, seen[of.version().digest])
+		seen[of.version().digest] = true
+	}
+	endpoint := func(before *delivery.EndpointRow, r delivery.EndpointRow) {
+		attest(before, &r)
+		of.differs(before.ID == r.ID, *before, r)
+		_ = of.table.SetEndpoint(r)
+	}
+	for _, r := range rows.Subscriptions {
+		of.differs(false, nil, r)
+		_ = of.table.SetSubscription(r)
+		step()
+	}
+	of.differs(false, nil, rows.EventTypes[0])
+	_ = of.table.SetEventType(rows.EventTypes[0])
+	step()
+	for _, r := range rows.Endpoints {
+		endpoint(&delivery.EndpointRow{}, r)
+		step()
+	}
+	assert.Equal(t, want, of.version().digest)
+	assert.Equal(t, uint64(5), of.version().changes)
+
+	// One is another for a while, and each table has one more.
+	other := rows.Endpoints[0]
+	other.Active = true
+	endpoint(&rows.Endpoints[0], other)
+	step()
+	id := outbox.NewUUID()
+	endpoint(&delivery.EndpointRow{}, delivery.EndpointRow{ID: id})
+	step()
+	of.differs(false, nil, route.EventTypeRow{ID: id})
+	_ = of.table.SetEventType(route.EventTypeRow{ID: id})
+	step()
+	kinds := map[route.Source]tableKind{route.Current: tableSubscriptions, route.Older: tableOldSubscriptions}
+	for source := range kinds {
+		r := route.SubscriptionRow{ID: id, Source: source}
+		of.differs(false, nil, r)
+		_ = of.table.SetSubscription(r)
+		step()
+	}
+	endpoint(&other, rows.Endpoints[0])
+	for _, kind := range []tableKind{tableEndpoints, tableEventTypes, tableSubscriptions, tableOldSubscriptions} {
+		step()
+		of.forget(kind, id)
+		of.forget(kind, id) // it is gone
+	}
+	assert.Equal(t, want, of.version().digest)
+
+	odd := delivery.EndpointRow{RatePerSecond: math.NaN()}
+	first, second := hashRow(odd), hashRow(odd)
+	assert.NotEqual(t, first, second, "what cannot be told is never the same")
+}
