@@ -23,6 +23,7 @@ type job struct {
 	span      trace.Span // nil: there are no traces
 	ledger    *ledger    // of the session that read it; nil for a delivery from the retry queue
 	commit    int        // its entry in the ledger
+	judged    digest     // of the row that the endpoint was made of, for what is claimed and ordered
 	refused   refusal    // why it is a dead letter from the start; zero: it is to be attempted
 
 	owed atomic.Bool // counted for the objective

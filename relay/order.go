@@ -98,6 +98,19 @@ func (ch *chain) firstOfStream() *job {
 	return nil
 }
 
+// firstClaimed returns the first delivery of the chain that was claimed and waits; nil: there is none.
+func (ch *chain) firstClaimed() *job {
+	if j := ch.head; j.ledger == nil && !j.running {
+		return j
+	}
+	for j := ch.waiting.head; j != nil; j = j.next {
+		if j.ledger == nil {
+			return j
+		}
+	}
+	return nil
+}
+
 // blocking returns the block of a key.
 func (d *dispatcher) blocking(l *lane, key outbox.UUID) *block {
 	b := l.blocked[key]
@@ -124,6 +137,19 @@ func (d *dispatcher) blocks(j *job) {
 		b.of = j.ledger
 		b.unrecorded++
 	}
+}
+
+// deferChain defers all that waits of a key, in order.
+func (d *dispatcher) deferChain(l *lane, key outbox.UUID, ch *chain, reason string, due time.Duration) {
+	if ch.head.running && ch.waiting.n > 0 && ch.firstOfStream() != nil {
+		d.blockKey(l, key)
+	}
+	if !ch.head.running {
+		l.queue.remove(ch.head)
+		d.defers(ch.head, reason, due)
+		delete(l.chains, key)
+	}
+	d.deferWaiting(l, ch, reason)
 }
 
 // deferWaiting defers what waits behind the head of a chain.

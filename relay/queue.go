@@ -159,6 +159,9 @@ func (e *engine) claimed(ctx context.Context, c *store.Claimed) offered {
 	}
 	j.bytes = jobOverhead + int64(len(j.Message.Body))
 	j.endpoint, j.URL, j.Method = ep, ep.URL, ep.Method
+	if j.ordered() {
+		j.judged = hashRow(c.Endpoint)
+	}
 	if e.tracing != nil {
 		e.tracing.delivery(ctx, j)
 	}

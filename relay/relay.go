@@ -191,6 +191,7 @@ func (e *engine) run(ctx context.Context, o *Options) error {
 	group.Go(func() error { return e.keeper.run(recording) })
 	group.Go(func() error { return e.sweep(recording) })
 	group.Go(func() error { return e.renewLeases(recording) })
+	group.Go(func() error { return e.rejudge(ctx) })
 	group.Go(func() error { return e.claimDue(ctx) })
 	group.Go(func() error { return e.observe(ctx) })
 	group.Go(func() error { return e.lead(ctx) })

@@ -198,15 +198,7 @@ func (d *dispatcher) refuse(l *lane, err error) {
 // deferQueue defers all that waits in a lane, in order.
 func (d *dispatcher) deferQueue(l *lane, reason string, due time.Duration) {
 	for key, ch := range l.chains {
-		if ch.head.running && ch.waiting.n > 0 && ch.firstOfStream() != nil {
-			d.blockKey(l, key)
-		}
-		if !ch.head.running {
-			l.queue.remove(ch.head)
-			d.defers(ch.head, reason, due)
-			delete(l.chains, key)
-		}
-		d.deferWaiting(l, ch, reason)
+		d.deferChain(l, key, ch, reason, due)
 	}
 	for j := l.queue.pop(); j != nil; j = l.queue.pop() {
 		d.defers(j, reason, due)

@@ -35,6 +35,32 @@ const verifiedOnly = `CASE WHEN (SELECT EXISTS (SELECT FROM {tenant}.webhook_eve
     EXISTS (SELECT FROM {tenant}.webhook_events o JOIN {tenant}.webhook_event_types t ON t.event_type = o.event_type
       WHERE o.id = d.webhook_event_id AND t.requires_verification) ELSE false END`
 
+// standing has those of $1 that are still leased to $2, if their tenant takes deliveries, with their endpoints as they are now.
+const standing = `SELECT q.delivery_id, ` + endpointColumns + `
+FROM outbox_relay.retry_queue q JOIN outbox_relay.tenants t ON t.schema = q.tenant AND t.state = 'active'
+JOIN {tenant}.webhook_endpoints e ON e.id = q.endpoint_id` + verificationOf + `q.tenant
+WHERE q.delivery_id = ANY($1::uuid[]) AND q.leased_by = $2::uuid`
+
+// Standing reads again what some claimed deliveries of a tenant were judged by: the row of the endpoint of each. One that is not the owner's any more, or whose
+// endpoint is gone, or whose tenant takes no deliveries, is not among them. An error of the tenant's own is a *TenantError.
+func (s *Store) Standing(ctx context.Context, owner outbox.UUID, tenant string, deliveries []outbox.UUID) (map[outbox.UUID]delivery.EndpointRow, error) {
+	rows, err := s.pool.Query(ctx, forTenant(standing, tenant), deliveries, owner)
+	found := make(map[outbox.UUID]delivery.EndpointRow, len(deliveries))
+	if err == nil {
+		var id outbox.UUID
+		var e delivery.EndpointRow
+		_, err = pgx.ForEachRow(rows, append([]any{&id}, endpointFields(&e)...), func() error {
+			found[id] = e
+			e = delivery.EndpointRow{} // it keeps slices
+			return nil
+		})
+	}
+	if isTenants(err) {
+		return nil, &TenantError{Tenant: tenant, Err: err}
+	}
+	return found, wrap(err, "read claimed deliveries again")
+}
+
 const schemaExists = `SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname = $1::text)`
 
 const loadEvents = `SELECT ` + eventColumns + ` FROM {tenant}.webhook_events e WHERE e.id = ANY($1::uuid[])`
