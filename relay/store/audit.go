@@ -64,9 +64,18 @@ func (s *Store) rangeArgs(ctx context.Context, r *Range, more ...any) ([]any, er
 // eventfulBatch is how many tenants Eventful asks about in one statement.
 const eventfulBatch = 100
 
-// Eventful returns those of the tenants that have events which to shows and from does not. It costs a thousand quiet tenants ten statements. A tenant
-// whose table cannot be read is among them, as are those that were asked about together with it.
+// Eventful returns those of the tenants that have events which to shows and from does not, without those that are to have queued what they missed: the
+// recorder may have suspended them a moment ago, which the log has still to tell. It costs a thousand quiet tenants ten statements. A tenant whose table cannot
+// be read is among them, as are those that were asked about together with it.
 func (s *Store) Eventful(ctx context.Context, tenants []string, from, to Snapshot) ([]string, error) {
+	settled, err := s.pool.Query(ctx, `SELECT t.schema FROM unnest($1::text[]) WITH ORDINALITY u (schema, n) JOIN outbox_relay.tenants t USING (schema)
+WHERE t.state = 'active' AND (`+open+`) IS NOT TRUE ORDER BY u.n`, tenants)
+	if err == nil {
+		tenants, err = pgx.CollectRows(settled, pgx.RowTo[string])
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for tenants with new events: %w", err)
+	}
 	if from.String() == "" {
 		return tenants, nil
 	}

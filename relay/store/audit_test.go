@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // The audit asks at each checkpoint which tenants have new events at all. One whose table cannot be read must not keep the others from being asked.
@@ -39,6 +40,12 @@ func TestEventful(t *testing.T) {
 	found, err = b.store.Eventful(t.Context(), all, from, to)
 	require.NoError(t, err)
 	assert.Equal(t, all, found, "nobody can tell: each is looked at on its own")
+
+	b.exec("UPDATE outbox_relay.tenants SET state = 'suspended' WHERE schema = 'busy'")
+	b.exec("UPDATE outbox_relay.tenants SET backfill = 'missed' WHERE schema = 'undone'")
+	found, err = b.store.Eventful(t.Context(), all, store.Snapshot{}, to)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"quiet", "old"}, found)
 }
 
 func TestSenderOfNobody(t *testing.T) {

@@ -190,7 +190,7 @@ func TestNothingOvertakesWhatASuspensionLost(t *testing.T) {
 	require.NoError(t, err)
 	at := func(lsn pglogrepl.LSN, key outbox.UUID) *store.Delivery {
 		d := deliver("a", e)
-		d.Order = store.Place{Key: key, LSN: lsn}
+		d.Order = store.Place{Key: key, LSN: lsn, N: min(int32(lsn), 1)} // an audit's has none
 		return d
 	}
 	rows := func() int { return b.count("a.webhook_deliveries") }
@@ -222,6 +222,19 @@ func TestNothingOvertakesWhatASuspensionLost(t *testing.T) {
 	b.exec("UPDATE outbox_relay.tenants SET backfill_done_at = now()")
 	b.record(deferred(at(place-1, key), 0))
 	require.Equal(t, 8, rows())
+
+	// What was being queued when it was suspended comes first, at a place of its own, and is not what was lost.
+	b.exec("SELECT outbox_relay.add_tenant('a', since => now() - interval '1 day')")
+	require.NoError(t, b.store.Suspend(t.Context(), p.Epoch, "a", "lost"))
+	_, err = b.store.Unsuspend(t.Context(), "a")
+	require.NoError(t, err)
+	place = get[pglogrepl.LSN](b, "SELECT backfill_place FROM outbox_relay.tenants WHERE schema = 'a' AND coalesce(backfill_border_place, '0/0') < backfill_place - 1")
+	b.record(deferred(at(place-1, key), 0))
+	require.Equal(t, 8, rows())
+	early := at(place-1, key)
+	early.Order.N = 0
+	b.record(deferred(early, 0), deferred(at(place, key), 0))
+	require.Equal(t, 10, rows())
 }
 
 // TestOrderAmongReplicas has several replicas work one queue with failures, deferrals and skipped heads. Whoever claims a run of a key has the

@@ -134,16 +134,24 @@ func TestRecoveryIsReadyAfterARestore(t *testing.T) {
 	snapshot, lsn, err := b.store.Snapshot(t.Context())
 	require.NoError(t, err)
 	require.NoError(t, b.store.Heal(t.Context(), store.HealOptions{Epoch: p.Epoch, Snapshot: snapshot, LSN: lsn, SystemID: "2", Restored: true}))
+	list, err := b.store.Recoveries(t.Context(), p.Epoch)
+	require.NoError(t, err)
+	require.Empty(t, list, "what the heal missed is still being queued")
+	b.exec("UPDATE outbox_relay.tenants SET backfill_done_at = now()")
 	_, err = b.store.Recoveries(t.Context(), p.Epoch) // it begins
 	require.NoError(t, err)
 	_, lsn, err = b.store.Snapshot(t.Context())
 	require.NoError(t, err)
 	_, err = b.store.Record(t.Context(), b.owner, &store.Progress{Epoch: p.Epoch, LSN: lsn, High: lsn}, nil)
 	require.NoError(t, err)
-	list, err := b.store.Recoveries(t.Context(), p.Epoch)
+	list, err = b.store.Recoveries(t.Context(), p.Epoch)
 	require.NoError(t, err)
 	require.Len(t, list, 1)
 	assert.True(t, list[0].Ready)
+	b.exec("UPDATE outbox_relay.tenants SET state = 'suspended'")
+	list, err = b.store.Recoveries(t.Context(), p.Epoch)
+	require.NoError(t, err)
+	require.Empty(t, list)
 }
 
 // TestSinceForever: what an application says instead of a time when it means everything.

@@ -73,11 +73,10 @@ dead AS (` + insertDead + ` FROM d JOIN fresh USING (id) WHERE d.state = 'failed
 ` + insertAttempts + ` FROM d JOIN fresh USING (id) WHERE d.class <> ''`
 
 // overtakes tells of a delivery d of the stream, ordered and to be attempted later, that an earlier one of its key may have been lost: its tenant has been
-// suspended since, or is having queued what it missed then, of this place or a later one. It is among that, at its place in the order. Of one that has been moved, the slot before still brings some. $27 is the
-// tenant.
-const overtakes = `d.key IS NOT NULL AND d.due IS NOT NULL AND NOT d.leased AND d.lsn > '0/0'
-    AND ((SELECT t.state = 'suspended' FROM outbox_relay.tenants t WHERE t.schema = $27::text) IS TRUE
-      OR (d.lsn < (SELECT outbox_relay.filling_place(t.schema) FROM outbox_relay.tenants t WHERE t.schema = $27::text AND t.moved_from IS NULL)) IS TRUE)`
+// suspended since, or is having queued what it missed then, up to a later place. It is among that, and comes at its place in the order. Of one that has been
+// moved, the slot before still brings some. Only the stream's have a number within their transaction. $27 is the tenant.
+const overtakes = `d.key IS NOT NULL AND d.due IS NOT NULL AND NOT d.leased AND d.n > 0
+    AND (SELECT t.state = 'suspended' OR t.moved_from IS NULL AND ` + open + ` AND d.lsn < t.backfill_place FROM outbox_relay.tenants t WHERE t.schema = $27::text) IS TRUE`
 
 // updateDelivered records the success of deliveries that have a row. It is a fact whoever holds the lease by now, and also if the delivery has been
 // given up meanwhile: then nobody has to send its dead letter again. Only a delivery that was sent again after the attempt began stays as it is: the batch
