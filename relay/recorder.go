@@ -355,8 +355,11 @@ func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) e
 			r.metrics.flushed(len(out), time.Since(start))
 			r.failure.Store(nil)
 			for i := range broken {
-				r.log.Error("outcomes of a tenant could not be recorded", "tenant", broken[i].Tenant, "suspended", broken[i].Suspended,
-					"discarded", broken[i].Discarded, "error", broken[i].Err)
+				if b := &broken[i]; b.Suspended {
+					tellSuspended(r.log, b.Tenant, b.Err, "outcomes_lost", b.Lost)
+				} else {
+					r.log.Error("outcomes of a tenant could not be recorded", "tenant", b.Tenant, "discarded", b.Discarded, "error", b.Err)
+				}
 			}
 			failpoint.Hit(failpoint.Persisted)
 			if p != nil {

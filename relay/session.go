@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"sync"
 	"sync/atomic"
@@ -285,6 +286,12 @@ func (s *session) markSuspended(ctx context.Context, t *tenant, reason error) er
 	if err := s.store.Suspend(ctx, s.epoch, t.schema, reason.Error()); err != nil {
 		return fmt.Errorf("suspend tenant %q: %w", t.schema, err)
 	}
-	s.log.Error("tenant suspended", "tenant", t.schema, "error", reason, "hint", "it is tried again by itself; once mended, this does it at once: outbox-relay tenants resume "+t.schema)
+	tellSuspended(s.log, t.schema, reason)
 	return nil
+}
+
+// tellSuspended says so. Outcomes that are lost, if any, are among the facts: what they were of is sent again.
+func tellSuspended(log *slog.Logger, tenant string, reason error, facts ...any) {
+	log.With(facts...).Error("tenant suspended", "tenant", tenant, "error", reason,
+		"hint", "it is tried again by itself; once mended, this does it at once: outbox-relay tenants resume "+tenant)
 }

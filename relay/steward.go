@@ -74,8 +74,8 @@ func (w *steward) look(ctx context.Context, s *session) error {
 	return errors.Join(w.tryAgain(ctx, s), w.giveUp(ctx, s))
 }
 
-// tryAgain ends suspensions. What tenants missed is queued; if what suspended them has not passed, the next event suspends them again. One that an operator has
-// paused is paused afterwards: only an operator ends that.
+// tryAgain ends suspensions. What tenants missed is queued; if what suspended them has not passed, and could not be told before, the next event suspends them
+// again. One that an operator has paused is paused afterwards: only an operator ends that.
 func (w *steward) tryAgain(ctx context.Context, s *session) error {
 	suspended, err := s.store.Suspended(ctx)
 	if err != nil {

@@ -90,7 +90,7 @@ func (w *writer) writeTenant(ctx context.Context, conn *pgx.Conn, t *tenantBatch
 	p := beginPipeline(ctx, conn)
 	p.add("ROLLBACK TO SAVEPOINT tenant")
 	p.add(suspend, t.tenant, text(err.Error()), w.slot)
-	return &TenantError{Tenant: t.tenant, Err: err, Suspended: true}, p.run()
+	return &TenantError{Tenant: t.tenant, Err: err, Suspended: true, Lost: len(t.outcomes)}, p.run()
 }
 
 // tryTenant writes one tenant's part behind a savepoint.

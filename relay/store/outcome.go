@@ -130,6 +130,8 @@ type TenantError struct {
 	// Suspended says that the tenant is suspended, in the same transaction: its outcomes in the batch were not written, and resuming it
 	// queues all it has missed.
 	Suspended bool
+	// Lost counts those outcomes: what they are of is attempted again.
+	Lost int
 	// Discarded counts outcomes that nothing can keep any more: what they belong to is gone.
 	Discarded int
 }

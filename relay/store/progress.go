@@ -205,15 +205,6 @@ func (s *Store) Suspended(ctx context.Context) ([]string, error) {
 	return names, wrap(err, "list suspended tenants")
 }
 
-// Unsuspend ends the suspension of a tenant: what it missed is queued while it is active. It is paused afterwards if an operator has paused it; empty: it was
-// not suspended any more. The error tells what is still wrong with it.
-func (s *Store) Unsuspend(ctx context.Context, tenant string) (state string, err error) {
-	if err := s.pool.QueryRow(ctx, `SELECT coalesce(outbox_relay.unsuspend_tenant($1::text), '')`, tenant).Scan(&state); err != nil {
-		return "", fmt.Errorf("resume tenant %q: %w", tenant, err)
-	}
-	return state, nil
-}
-
 // Suspend stops a tenant whose events cannot be read. What it misses is queued when it is resumed. ErrFenced says that the epoch is
 // over, and nothing was written.
 func (s *Store) Suspend(ctx context.Context, epoch int64, tenant, reason string) error {
