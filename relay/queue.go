@@ -110,9 +110,17 @@ func (e *engine) claimBatch(ctx context.Context) (full bool, err error) {
 		e.claimLater.Store(false) // what is due was not kept out: there is nothing to wait for
 	}
 	list := make([]offered, len(rows))
+	judged := make(map[laneKey]digest) // one statement has read an endpoint once
 	for i := range rows {
 		list[i] = e.claimed(ctx, &rows[i])
 		list[i].mine = until
+		if c := &rows[i]; list[i].ordered() {
+			key := laneKey{c.Tenant, c.EndpointID}
+			if _, known := judged[key]; !known {
+				judged[key] = hashRow(c.Endpoint)
+			}
+			list[i].judged = judged[key]
+		}
 	}
 	e.dispatcher.offer(list)
 	e.metrics.claimed(len(rows))
@@ -159,9 +167,6 @@ func (e *engine) claimed(ctx context.Context, c *store.Claimed) offered {
 	}
 	j.bytes = jobOverhead + int64(len(j.Message.Body))
 	j.endpoint, j.URL, j.Method = ep, ep.URL, ep.Method
-	if j.ordered() {
-		j.judged = hashRow(c.Endpoint)
-	}
 	if e.tracing != nil {
 		e.tracing.delivery(ctx, j)
 	}

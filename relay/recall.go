@@ -18,7 +18,7 @@ import (
 func (e *engine) rejudge(ctx context.Context) error {
 	for {
 		hold := e.cfg().Window.Hold
-		t := time.NewTimer(hold / 2)
+		t := time.NewTimer(max(hold/2, 100*time.Millisecond))
 		select {
 		case <-ctx.Done():
 			t.Stop()
