@@ -78,6 +78,21 @@ func TestMatchBudget(t *testing.T) {
 	assert.Zero(t, undecided)
 }
 
+// TestMatchBudgetOfOneEndpoint: what another subscription of the endpoint cannot decide either says nothing about the first.
+func TestMatchBudgetOfOneEndpoint(t *testing.T) {
+	t.Parallel()
+	table := setup(t)
+	for i := range 3 {
+		row := subscriptionRow(10+i, 1, "order.created")
+		row.Filters = []byte(`{"$or": [` + strings.Repeat(`{"n.y": 1}, `, 4) + `{"n.y": 1}]}`) // five quarters of what one filter may have
+		set(t, table, row)
+	}
+	targets := table.Match(bulky(), nil)
+	require.Len(t, targets, 1)
+	assert.True(t, targets[0].Undecided)
+	assert.Equal(t, id(10), targets[0].Subscription)
+}
+
 // TestMatchBudgetIsOver: what comes after the budget costs nothing, however many there are.
 func TestMatchBudgetIsOver(t *testing.T) {
 	t.Parallel()

@@ -189,6 +189,19 @@ func TestMatchEventType(t *testing.T) {
 	assert.False(t, ok)
 }
 
+// TestEventTypeWithAnotherID: the key of a row is updated, so that the log brings the new row before the old one goes.
+func TestEventTypeWithAnotherID(t *testing.T) {
+	t.Parallel()
+	table := setup(t)
+	set(t, table, olderRow(10, 1, 101))
+	_ = table.SetEventType(EventTypeRow{ID: id(100), EventType: "order.created", Enabled: true})
+	_ = table.SetEventType(EventTypeRow{ID: id(101), EventType: "order.created", Enabled: true})
+	table.DeleteEventType(id(100))
+	assert.Equal(t, [][2]int{{1, 10}}, matches(table, created()))
+	table.DeleteEventType(id(101))
+	assert.Empty(t, matches(table, created()))
+}
+
 func TestRowsInAnyOrder(t *testing.T) {
 	t.Parallel()
 	table := newTenant()
