@@ -2,11 +2,13 @@ package delivery
 
 import (
 	"bufio"
+	"context"
 	"io"
 	"net"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -138,6 +140,48 @@ func TestReceiverReloads(t *testing.T) {
 	}
 	assert.Zero(t, b.count(b.m.resends), "they were seen to be dead")
 	assert.Equal(t, conns+1, b.count(b.m.connOpened))
+}
+
+// endedConn tells when the end of a context has reached it.
+type endedConn struct {
+	*net.TCPConn
+
+	ended chan struct{}
+}
+
+func (c *endedConn) SetDeadline(at time.Time) error {
+	err := c.TCPConn.SetDeadline(at)
+	if at.Unix() == 1 {
+		close(c.ended)
+	}
+	return err
+}
+
+// TestContextEndedBefore: the end of a context has met a connection while it was idle, and the next attempt with that context gives the connection another
+// deadline. Nothing is sent.
+func TestContextEndedBefore(t *testing.T) {
+	t.Parallel()
+	var requests atomic.Int32
+	s := serve(t, func(http.ResponseWriter, *http.Request) { requests.Add(1) })
+	b := setup(t)
+	ended, dial := make(chan struct{}), b.client.plain.dial
+	b.client.plain.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		if counted, ok := conn.(*countedConn); ok {
+			counted.Conn = &endedConn{counted.Conn.(*net.TCPConn), ended}
+		}
+		return conn, err
+	}
+	ep := b.endpoint(s.URL)
+	m := Encode(nil, ep.Format, testEvent(), "test")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	require.Equal(t, ClassSuccess, b.client.Attempt(ctx, ep, &m, 1).Class)
+	cancel()
+	<-ended
+	assert.Equal(t, ClassCanceled, b.client.Attempt(ctx, ep, &m, 1).Class)
+	assert.EqualValues(t, 1, requests.Load())
+	assert.Equal(t, 1, b.count(b.m.connReused), "it was idle")
 }
 
 // answers are ways to say 200, and what the short way makes of them; zero leaves them to the parser.

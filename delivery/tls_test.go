@@ -380,3 +380,34 @@ func TestFilesAreWatched(t *testing.T) {
 	clientFiles(t, a, dir, "relay")
 	require.Eventually(t, func() bool { return b.client.common.now.Load() != first }, 10*time.Second, time.Millisecond)
 }
+
+// TestConnectionsOfReplacedFiles: a connection that was made with files of before is closed once nothing uses it, and not before.
+func TestConnectionsOfReplacedFiles(t *testing.T) {
+	t.Parallel()
+	a, dir := certtest.New(t, "one"), t.TempDir()
+	arrived, answer := make(chan struct{}), make(chan struct{})
+	s := secure(t, a.Pair(t, "receiver", "127.0.0.1"), a.Pool(), tls.RequireAndVerifyClientCert, func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			close(arrived)
+			<-answer
+		}
+	})
+	b := setup(t, func(c *Config) {
+		c.TLS.TLSSettings, c.reload = clientFiles(t, a, dir, "relay"), time.Hour // here, it is called
+		c.TLS.CAFile = certtest.Write(t, dir, "ca.pem", a.PEM())
+	})
+	open := func() int { return b.count(b.m.connOpen) }
+	result := make(chan Result, 1)
+	go func() { result <- b.attempt(b.endpoint(s.URL + "/slow")) }()
+	<-arrived
+	clientFiles(t, a, dir, "relay")
+	b.client.reload(time.Now())
+	require.Equal(t, ClassSuccess, b.attempt(b.endpoint(s.URL)).Class)
+	require.Equal(t, 2, open())
+	close(answer)
+	require.Equal(t, ClassSuccess, (<-result).Class)
+	require.Eventually(t, func() bool {
+		b.client.reload(time.Now())
+		return open() == 1
+	}, 5*time.Second, time.Millisecond, "the connection is kept")
+}
