@@ -129,6 +129,16 @@ func TestSaveSnapshot(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, b.store.SaveSnapshot(t.Context(), p.Epoch, snap))
 	assert.Equal(t, snap.String(), b.row("snapshot", "outbox_relay.progress"))
+
+	later, _, err := b.store.Snapshot(t.Context())
+	require.NoError(t, err)
+	require.NotEqual(t, snap.String(), later.String())
+	b.exec("UPDATE outbox_relay.progress SET timeline = 'FFFFFFFF'") // a standby has become the primary since
+	require.ErrorIs(t, b.store.SaveSnapshot(t.Context(), p.Epoch, later), store.ErrFenced)
+	assert.Equal(t, snap.String(), b.row("snapshot", "outbox_relay.progress"))
+	b.exec("UPDATE outbox_relay.progress SET timeline = NULL") // of a leader that did not know of histories
+	require.NoError(t, b.store.SaveSnapshot(t.Context(), p.Epoch, later))
+	assert.Equal(t, later.String(), b.row("snapshot", "outbox_relay.progress"))
 }
 
 func TestRecorded(t *testing.T) {

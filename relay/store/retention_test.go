@@ -42,6 +42,23 @@ func TestPurgeDoesNotReadWhatIsNotOurs(t *testing.T) {
 	assert.Equal(t, 20_000, b.count("a.webhook_deliveries WHERE NOT relayed"), "what is not ours stays")
 }
 
+// TestPurgeLeavesWhatIsQueued: somebody has ended a delivery by hand that still waits in the queue.
+func TestPurgeLeavesWhatIsQueued(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	d := deliver("a", b.endpoint("a"))
+	d.ID = outbox.UUID{0x01, 0x90} // as if it had been made in 2024
+	b.exec("UPDATE outbox_relay.tenants SET since = '2024-01-01'")
+	b.record(failed(d, store.Retrying))
+	b.exec("UPDATE a.webhook_deliveries SET delivery_status = 'cancelled', completed_at = now() - interval '100 days'")
+	for _, want := range []int64{0, 1} {
+		n, err := b.store.Purge(t.Context(), "a", store.KeptDeliveries, 90*24*time.Hour, 10)
+		require.NoError(t, err)
+		assert.Equal(t, want, n)
+		b.exec("DELETE FROM outbox_relay.retry_queue")
+	}
+}
+
 func TestFirstID(t *testing.T) {
 	t.Parallel()
 	before := time.Now()
