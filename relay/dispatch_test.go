@@ -341,6 +341,7 @@ func TestSweepHandsOver(t *testing.T) {
 		require.Equal(t, []*job{running}, b.leases, "what runs is leased, once")
 		require.Equal(t, []string{store.DeferHold}, b.deferrals, "what waits is deferred")
 		require.True(t, b.finish(running, verdict{}))
+		require.True(t, running.Queued, "its outcome finds a row")
 	})
 }
 

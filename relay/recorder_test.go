@@ -80,6 +80,26 @@ func TestFencedAfterAFailure(t *testing.T) {
 	require.NoError(t, <-done)
 }
 
+// TestSuccessOfWhatWasHandedOver: a slow delivery is leased in the retry queue while it runs. Its success takes the row out again.
+func TestSuccessOfWhatWasHandedOver(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	j := s.job()
+	s.dispatcher.admit(t.Context(), j)
+	require.Same(t, j, s.dispatcher.nextJob())
+	j.admitted = j.admitted.Add(-time.Minute)
+	s.dispatcher.sweep(s.cfg().Window.Hold)
+	_, err := s.recorder.flush(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 1, s.count(`outbox_relay.retry_queue WHERE leased_by IS NOT NULL`))
+
+	s.dispatcher.finish(j, verdict{attempted: true}, decide(j, delivery.Result{Class: delivery.ClassSuccess, Status: 200, Started: time.Now()}))
+	_, err = s.recorder.flush(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 1, s.count(`acme.webhook_deliveries WHERE delivery_status = 'success'`))
+	require.Zero(t, s.count(`outbox_relay.retry_queue`))
+}
+
 // TestBatchesOfManyTenantsWaitForMore: under load, so that a statement has more than a few rows; otherwise, or with few tenants, outcomes wait an interval.
 func TestBatchesOfManyTenantsWaitForMore(t *testing.T) {
 	t.Parallel()
