@@ -165,9 +165,7 @@ func (d *dialer) reach(ctx context.Context, network, addr string) (net.Conn, err
 	if err != nil {
 		return nil, err
 	}
-	x := exchangeOf(ctx)
-	x.step(waitOpen, waitProxy)
-	defer x.step(waitProxy, waitOpen)
+	exchangeOf(ctx).step(waitOpen, waitProxy)
 	conn, err := d.proxy.connect(ctx, netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port()))
 	switch sick := errors.As(err, new(*proxyError)) && !errors.Is(ctx.Err(), context.Canceled); {
 	case sick && d.proxy.sick.CompareAndSwap(false, true):
@@ -190,7 +188,6 @@ func (d *dialer) takeSlot(ctx context.Context) error {
 	}
 	x := exchangeOf(ctx)
 	x.step(waitOpen, waitSlot)
-	defer x.step(waitSlot, waitOpen)
 	d.queued.Add(1) // first: what is kept after the look at the idle ones has to see it
 	defer d.queued.Add(-1)
 	again := time.NewTicker(evictEvery)
@@ -199,6 +196,7 @@ func (d *dialer) takeSlot(ctx context.Context) error {
 		d.evict()
 		select {
 		case d.slots <- struct{}{}:
+			x.step(waitSlot, waitOpen) // and not if the time is over: the request may be asked after this what it has waited for
 			return nil
 		case <-again.C:
 		case <-ctx.Done():
