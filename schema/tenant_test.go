@@ -1,6 +1,8 @@
 package schema_test
 
 import (
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -106,6 +108,53 @@ func TestAddTenantRefuses(t *testing.T) {
 	require.Zero(t, get[int](b, "SELECT count(*)::int FROM pg_replication_slots WHERE slot_name = $1", b.slot), "a slot that was in use is the relay's to heal")
 
 	require.ErrorIs(t, schema.AddTenant(b.ctx, empty(t).dsn, "x", schema.AddOptions{}), schema.ErrNotInstalled)
+}
+
+// TestRowLevelSecurity: a policy for the application's users shows the relay nothing, and nobody would miss what it does not see.
+func TestRowLevelSecurity(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.neo("Acme", 10)
+	b.exec(`SET search_path = "Acme"`)
+	faults := func() string {
+		return strings.Join(list(b, `SELECT f.fault FROM outbox_relay.tenant_faults('"Acme"'::regnamespace) f ORDER BY 1`), "\n")
+	}
+	b.exec(`ALTER TABLE webhook_events ENABLE ROW LEVEL SECURITY`)
+	const context = ` USING (context_id = nullif(current_setting('app.context', true), '')::uuid)`
+	for policy, accepted := range map[string]bool{
+		context: false, " USING (true)": false, " FOR SELECT TO outbox_relay_runner USING (true)": false, " TO outbox_relay_runner USING (true)": true,
+		" AS RESTRICTIVE TO outbox_relay_runner USING (true)": false,
+	} {
+		b.exec("CREATE POLICY one ON webhook_events" + policy)
+		assert.Equal(t, accepted, faults() == "", "%s: %s", policy, faults())
+		b.exec("DROP POLICY one ON webhook_events")
+	}
+	b.exec(`ALTER TABLE webhook_event_types ENABLE ROW LEVEL SECURITY; CREATE POLICY reads ON webhook_event_types FOR SELECT TO outbox_relay_runner USING (true)`)
+	b.exec(`ALTER TABLE webhook_endpoints ENABLE ROW LEVEL SECURITY; CREATE POLICY ctx ON webhook_endpoints` + context + `; CREATE POLICY most ON webhook_endpoints AS RESTRICTIVE` + context)
+	b.exec(`CREATE POLICY ctx ON webhook_events` + context + `; CREATE POLICY of_another ON webhook_events AS RESTRICTIVE TO postgres USING (false)`)
+	err := schema.AddTenant(b.ctx, b.dsn, "Acme", schema.AddOptions{})
+	require.ErrorIs(t, err, schema.ErrUnfit)
+	remedies := regexp.MustCompile(`(?m)^webhook_\w+ has (?:row-level security and no policy for the relay: (CREATE POLICY .* USING \(true\))|the restrictive policy most, which holds for the relay: (ALTER POLICY .*) TO the roles)`).
+		FindAllStringSubmatch(err.Error(), -1)
+	require.Len(t, remedies, 3, "%v", err)
+	for _, r := range remedies {
+		if r[2] != "" {
+			r[2] += " TO postgres"
+		}
+		b.exec(r[1] + r[2])
+	}
+	require.Empty(t, faults())
+	require.NoError(t, schema.AddTenant(b.ctx, b.dsn, "Acme", schema.AddOptions{}))
+	_, dsn := b.login("IN ROLE " + schema.RunnerRole)
+	relay := connect(t, dsn)
+	for _, sql := range []string{
+		`SELECT FROM "Acme".webhook_events`, `UPDATE "Acme".webhook_endpoints SET last_used_at = now()`, `SELECT FROM "Acme".webhook_event_types`,
+		`INSERT INTO "Acme".webhook_events (event_type, aggregate_id, aggregate_type) VALUES ('outbox_relay.news', gen_random_uuid(), 'x')`,
+	} {
+		tag, err := relay.Exec(b.ctx, sql)
+		require.NoError(t, err, sql)
+		require.Positive(t, tag.RowsAffected(), sql)
+	}
 }
 
 func TestAddTenantOfOthers(t *testing.T) {

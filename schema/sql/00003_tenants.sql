@@ -74,8 +74,17 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET jit = off AS $$
                       WHERE i.indrelid = rel.oid AND CASE relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END
                         AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
   UNION ALL
-  SELECT relname, format('%s has row-level security without a policy for outbox_relay_runner', relname) FROM rel
-   WHERE relrowsecurity AND NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = rel.oid AND p.polroles && ARRAY[0, to_regrole('outbox_relay_runner')::oid])
+  -- A policy for everybody is about the application's users: it shows the relay nothing, which looks as if there were nothing.
+  SELECT relname, format('%1$s has row-level security and no policy for the relay: CREATE POLICY outbox_relay ON %2$s.%1$I TO outbox_relay_runner USING (true)',
+         relname, nsp::regnamespace) FROM rel
+   WHERE relrowsecurity AND NOT EXISTS (SELECT FROM pg_policy p
+     WHERE p.polrelid = rel.oid AND p.polpermissive AND to_regrole('outbox_relay_runner')::oid = ANY (p.polroles)
+       AND (p.polcmd = '*' OR p.polcmd = 'r' AND EXISTS (SELECT FROM outbox_relay.tenant_grants() g WHERE g.tbl = relname AND g.privileges = 'SELECT')))
+  UNION ALL
+  SELECT relname, format('%1$s has the restrictive policy %2$I, which holds for the relay: ALTER POLICY %2$I ON %3$s.%1$I TO the roles that it is meant for,'
+         ' or make it anew without AS RESTRICTIVE, beside CREATE POLICY outbox_relay ON %3$s.%1$I TO outbox_relay_runner USING (true)', relname, p.polname, nsp::regnamespace)
+    FROM rel JOIN pg_policy p ON p.polrelid = rel.oid
+   WHERE relrowsecurity AND NOT p.polpermissive AND p.polroles && ARRAY[0, to_regrole('outbox_relay_runner')::oid]
   UNION ALL
   SELECT r.tbl, format('%s lacks column %s', r.tbl, r.col) FROM required r JOIN rel ON rel.relname = r.tbl
    WHERE r.col NOT IN ('xid', 'relayed') AND NOT EXISTS (SELECT FROM att a WHERE a.attrelid = rel.oid AND a.attname = r.col)
