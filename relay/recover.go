@@ -28,17 +28,21 @@ func (s *session) recoverMissed(ctx context.Context, left aside) error {
 				continue
 			}
 			err := s.recoverPage(ctx, r)
+			var broken *store.TenantError
+			isTenants := errors.As(err, &broken)
+			if !isTenants && store.IsDataException(err) { // what was asked for cannot be computed, and will not be by the next try
+				err = s.store.EndRecovery(ctx, s.epoch, r.Number, err.Error())
+			}
 			if !errors.Is(err, errNotYet) {
 				left.note(r.Tenant, err)
 			}
-			var broken *store.TenantError
 			switch {
 			case errors.Is(err, errNotYet):
 				err = nil
-			case errors.As(err, &broken) && broken.Suspended: // nothing of the page was written: it comes again when the tenant is resumed
+			case isTenants && broken.Suspended: // nothing of the page was written: it comes again when the tenant is resumed
 				s.log.Error("a tenant could not be written to", "tenant", broken.Tenant, "suspended", true, "error", broken.Err)
 				err = nil
-			case errors.As(err, &broken):
+			case isTenants:
 				err = s.store.EndRecovery(ctx, s.epoch, r.Number, broken.Err.Error())
 			case err == nil:
 				worked = true

@@ -169,6 +169,9 @@ func code(err error) string {
 	return ""
 }
 
+// IsDataException tells whether the server could not compute with a value that it was given or has: it cannot the next time either.
+func IsDataException(err error) bool { return strings.HasPrefix(code(err), "22") }
+
 // A few SQLSTATEs by name.
 const (
 	codeFenced           = "OR001" // raised by outbox_relay.advance
