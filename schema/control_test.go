@@ -96,7 +96,7 @@ func TestResend(t *testing.T) {
 	require.True(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery("1")), "its body is made of the event again")
 	require.Equal(t, "1", get[string](b, waiting))
 
-	refused := func(why string, n string) {
+	refused := func(why string, n string) (hint string) {
 		t.Helper()
 		_, err := b.conn.Exec(b.ctx, "SELECT outbox_relay.resend('acme', $1)", delivery(n))
 		var pg *pgconn.PgError
@@ -104,10 +104,11 @@ func TestResend(t *testing.T) {
 		assert.Equal(t, "OR002", pg.Code)
 		assert.Contains(t, pg.Message, why)
 		assert.NotEmpty(t, pg.Hint)
+		return pg.Hint
 	}
 	refused("does not exist in", "9")
 	b.exec("DELETE FROM acme.webhook_events WHERE id::text LIKE '%2'")
-	refused("neither the event nor the body", "2")
+	assert.Contains(t, refused("neither the event nor the body", "2"), "it is sent to every endpoint that subscribes to it now")
 	b.exec("UPDATE acme.webhook_deliveries SET relayed = false WHERE id = $1", delivery("3"))
 	refused("another dispatcher", "3")
 	b.exec("UPDATE acme.webhook_deliveries SET delivery_status = 'pending' WHERE id = $1", delivery("4"))
@@ -373,12 +374,108 @@ func TestRecoverIsARequest(t *testing.T) {
 	get[int64](b, "SELECT outbox_relay.recover_endpoint('acme', $1, event => 'a0000000-0000-4000-8000-000000000003', rate => 5)", endpointID)
 	get[int64](b, "SELECT outbox_relay.recover_endpoint('acme', $1, since => '2026-02-03')", endpointID)
 	require.Equal(t, []string{"3 5", "0"}, list(b, "SELECT concat_ws(' ', extract(hour FROM since AT TIME ZONE current_setting('TimeZone')), rate) FROM outbox_relay.recoveries ORDER BY id"))
-	for _, args := range []string{"since => NULL", "since => now(), event => gen_random_uuid()", "event => gen_random_uuid()"} {
+	b.exec("UPDATE acme.webhook_events SET occurred_at = 'infinity' WHERE id::text LIKE '%5'")
+	for _, args := range []string{
+		"since => NULL", "since => now(), event => gen_random_uuid()", "event => gen_random_uuid()", "since => 'infinity'", "event => 'a0000000-0000-4000-8000-000000000005'",
+		"since => now(), rate => 'NaN'", "since => now(), rate => 1e-13", "since => now(), rate => 0", "since => now(), rate => -1", "since => now(), rate => 1000000.1",
+	} {
 		_, err := b.conn.Exec(b.ctx, "SELECT outbox_relay.recover_endpoint('acme', '"+endpointID+"', "+args+")")
 		var pg *pgconn.PgError
 		require.ErrorAs(t, err, &pg, args)
 		assert.Equal(t, "OR002", pg.Code, args)
+		if strings.Contains(args, "rate") {
+			assert.Contains(t, pg.Message, "is not between 0.001 and 1000000", args)
+		}
 	}
+	for _, rate := range []string{"NaN", "1e-13"} {
+		_, err := b.conn.Exec(b.ctx, "UPDATE outbox_relay.recoveries SET rate = $1::text::numeric", rate)
+		require.ErrorContains(t, err, "recoveries_rate_check")
+	}
+}
+
+// TestRecoveryOfWhatIsNotActive: the relay would end it at once. Whoever resumes the endpoint may ask for it in the same transaction.
+func TestRecoveryOfWhatIsNotActive(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	b.exec("UPDATE acme.webhook_endpoints SET is_active = false")
+	const call = "SELECT outbox_relay.recover_endpoint('acme', $1, since => now())"
+	_, err := b.conn.Exec(b.ctx, call, endpointID)
+	var pg *pgconn.PgError
+	require.ErrorAs(t, err, &pg)
+	require.Equal(t, "OR002", pg.Code)
+	require.Contains(t, pg.Message, "is not active")
+	require.Contains(t, pg.Hint, "Resume it first")
+	require.Zero(t, get[int64](b, "SELECT count(*) FROM outbox_relay.recoveries"))
+
+	b.exec("BEGIN")
+	b.exec("SELECT outbox_relay.resume_endpoint('acme', $1)", endpointID)
+	b.exec(call, endpointID)
+	b.exec("COMMIT")
+	require.Equal(t, int64(1), get[int64](b, "SELECT count(*) FROM outbox_relay.recoveries"))
+}
+
+// TestControlOfWhatAPolicyHides: rows of the queue come and go with the rights of the owner, those of the tenant with the caller's. A delivery must not end
+// in between, with nothing that works on it, nor a letter stay open whose delivery is sent again.
+func TestControlOfWhatAPolicyHides(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	role, app := b.application()
+	hide := func(table, column string) {
+		b.exec("ALTER TABLE acme." + table + " ENABLE ROW LEVEL SECURITY; CREATE POLICY mine ON acme." + table + " TO " + role + " USING (" + column + "::text !~ '[24]$')")
+	}
+	call := func(sql, n string) (done bool, err error) {
+		err = app.QueryRow(b.ctx, "SELECT outbox_relay."+sql+"('acme', $1)", delivery(n)).Scan(&done)
+		return done, err
+	}
+	refused := func(sql, n, why string) {
+		t.Helper()
+		_, err := call(sql, n)
+		var pg *pgconn.PgError
+		require.ErrorAs(t, err, &pg, sql)
+		require.Equal(t, "OR002", pg.Code, pg.Message)
+		require.Contains(t, pg.Message, why)
+		require.NotEmpty(t, pg.Hint)
+	}
+	does := func(sql, n string) {
+		t.Helper()
+		done, err := call(sql, n)
+		require.NoError(t, err, sql)
+		require.True(t, done, sql)
+	}
+	hide("webhook_deliveries", "id")
+	refused("skip", "2", "cannot change delivery "+delivery("2"))
+	require.Equal(t, "1 2* 3* 4* 5*", get[string](b, waiting), "it waits as before")
+	does("skip", "1")
+	require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery("2")), "for who sees it")
+	b.exec("DELETE FROM acme.webhook_deliveries WHERE id = $1", delivery("5"))
+	refused("skip", "5", "cannot change delivery "+delivery("5"))
+	require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery("5")), "its row is gone, who sees all of them can tell")
+	require.Equal(t, "3 4*", get[string](b, waiting))
+
+	b.exec("ALTER TABLE acme.webhook_deliveries DISABLE ROW LEVEL SECURITY")
+	hide("webhook_dead_letters", "delivery_id")
+	refused("resend", "2", "cannot mark the dead letter of delivery "+delivery("2"))
+	require.Equal(t, "3 4*", get[string](b, waiting))
+	done, err := call("discard", "2")
+	require.NoError(t, err)
+	require.False(t, done)
+	var n int64
+	require.NoError(t, app.QueryRow(b.ctx, "SELECT outbox_relay.replay('acme')").Scan(&n))
+	require.EqualValues(t, 1, n, "what it sees")
+	require.Equal(t, "1 3* 4*", get[string](b, waiting))
+
+	// One that it may see and not change.
+	b.exec("CREATE POLICY all_of_them ON acme.webhook_dead_letters FOR SELECT TO " + role + " USING (true)")
+	require.NoError(t, app.QueryRow(b.ctx, "SELECT outbox_relay.replay('acme')").Scan(&n))
+	require.Zero(t, n)
+	refused("resend", "2", "cannot mark the dead letter of delivery "+delivery("2"))
+	b.exec("UPDATE acme.webhook_deliveries SET delivery_status = 'success', completed_at = now() WHERE id = $1", delivery("2"))
+	does("resend", "2") // it had no letter, for all that is known
+	require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery("3")))
+	b.exec("DELETE FROM acme.webhook_dead_letters WHERE delivery_id = $1", delivery("3")) // it was discarded long ago
+	refused("resend", "3", "cannot mark the dead letter of delivery "+delivery("3"))
+	b.exec("GRANT " + schema.RunnerRole + " TO " + role)
+	does("resend", "3")
 }
 
 // controlCalls are the functions for applications, each with the tenant to come.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -212,8 +211,8 @@ func rateFlag(rate *float64) *textFlag {
 	}
 	return &textFlag{"N", text, func(text string) error {
 		n, err := strconv.ParseFloat(strings.TrimSuffix(text, "/s"), 64)
-		if err != nil || !(n >= 0) || math.IsInf(n, 1) {
-			return errors.New("must be a number of deliveries a second, such as 50 or 0.5; 0 for all at once")
+		if err != nil || n != 0 && !(n >= 0.001 && n <= 1_000_000) {
+			return errors.New("must be a number of deliveries a second from 0.001 to 1000000, such as 50 or 0.5; 0 for all at once")
 		}
 		*rate = n
 		return nil

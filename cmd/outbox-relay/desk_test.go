@@ -311,6 +311,28 @@ func TestPauseOfWhatIsNotActive(t *testing.T) {
 	require.Contains(t, d.succeed(t, "endpoints", "list"), "they move house")
 }
 
+// TestRecoverRefuses what the relay could not do.
+func TestRecoverRefuses(t *testing.T) {
+	t.Parallel()
+	const id = "00000000-0000-0000-0000-000000000001"
+	d := installed(t)
+	d.exec(t, `INSERT INTO acme.webhook_endpoints (id, name, endpoint_url, secret_token, created_by_user_id, is_active) VALUES
+		('`+id+`', 'one', 'https://receiver.example', 'a-secret-of-16-or-more', gen_random_uuid(), false)`)
+	recoverIt := []string{"endpoints", "recover", id, "--since", "1d", "--wait=false"}
+	o := invoke(t, d.env, recoverIt...)
+	require.Equal(t, exitFailure, o.code, o.out)
+	require.Contains(t, o.err, "endpoint "+id+" is not active: nothing would be queued for it\nhint: Resume it first")
+	d.succeed(t, "endpoints", "resume", id)
+	for _, rate := range []string{"NaN", "1e-13", "-1", "inf", "1000001", "0.0009"} {
+		o := invoke(t, d.env, append(recoverIt, "--rate="+rate)...)
+		require.Equal(t, exitUsage, o.code, rate)
+		require.Contains(t, o.err, `"--rate" flag: must be a number of deliveries a second from 0.001 to 1000000`, rate)
+	}
+	for _, rate := range []string{"0", "0.001", "50/s", "1000000"} {
+		d.succeed(t, append(recoverIt, "--rate="+rate)...)
+	}
+}
+
 func TestTenantToChoose(t *testing.T) {
 	t.Parallel()
 	d := installed(t)

@@ -49,7 +49,7 @@ CREATE TABLE IF NOT EXISTS outbox_relay.recoveries (
   tenant       text NOT NULL,
   endpoint_id  uuid NOT NULL,
   since        timestamptz NOT NULL,
-  rate         numeric CHECK (rate > 0),
+  rate         numeric CHECK (rate BETWEEN 0.001 AND 1000000),
   upto         pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
   upto_lsn     pg_lsn,
   cursor       uuid,

@@ -243,6 +243,13 @@ DECLARE
   id bigint;
 BEGIN
   PERFORM outbox_relay.check_control(schema);
+  IF since = 'infinity' THEN
+    RAISE EXCEPTION 'since % is never', since USING ERRCODE = 'OR002', HINT = 'Use a time, or -infinity for everything.';
+  END IF;
+  IF NOT rate BETWEEN 0.001 AND 1000000 THEN
+    RAISE EXCEPTION 'rate % is not between 0.001 and 1000000', rate
+      USING ERRCODE = 'OR002', HINT = 'It is how many deliveries become due each second; null is all at once.';
+  END IF;
   INSERT INTO outbox_relay.recoveries AS r (tenant, endpoint_id, since, rate)
   VALUES (schema, endpoint, CASE request_recovery.since WHEN '-infinity' THEN '0001-01-01 00:00:00+00' ELSE request_recovery.since END, request_recovery.rate) RETURNING r.id INTO id;
   RETURN id;
@@ -355,7 +362,7 @@ DECLARE
   n bigint;
 BEGIN
   EXECUTE format('SELECT * FROM %I.webhook_dead_letters l WHERE l.delivery_id = $1', schema) INTO dead USING delivery;
-  EXECUTE format('SELECT d.webhook_endpoint_id, d.webhook_event_id FROM %I.webhook_deliveries d WHERE d.id = $1', schema) INTO own USING delivery;
+  EXECUTE format('SELECT d.webhook_endpoint_id, d.webhook_event_id, d.delivery_status FROM %I.webhook_deliveries d WHERE d.id = $1', schema) INTO own USING delivery;
   EXECUTE format('SELECT e.id, e.delivery_order FROM %I.webhook_endpoints e WHERE e.id = $1', schema)
     INTO ends USING coalesce(own.webhook_endpoint_id, dead.webhook_endpoint_id);
   IF ends.id IS NULL THEN
@@ -376,7 +383,7 @@ BEGIN
     USING delivery, due, dead.request_body;
   GET DIAGNOSTICS n = ROW_COUNT;
   IF n = 0 AND dead.id IS NULL THEN
-    RAISE EXCEPTION 'delivery % does not exist in "%"', delivery, schema USING ERRCODE = 'OR002', HINT = 'Retention has just removed it.';
+    RAISE EXCEPTION 'delivery % does not exist in "%"', delivery, schema USING ERRCODE = 'OR002', HINT = 'Retention has just removed it, or a policy keeps this role from changing it.';
   ELSIF n = 0 THEN -- retention has taken the row, the dead letter has all that was in it
     EXECUTE format('INSERT INTO %I.webhook_deliveries (id, webhook_event_id, webhook_endpoint_id, delivery_status, request_url, request_method,
         request_headers, request_body, next_retry_at, attempted_at, relayed, replay, error_code, error_message)
@@ -385,6 +392,13 @@ BEGIN
             dead.replay + 1;
   END IF;
   EXECUTE format('UPDATE %I.webhook_dead_letters l SET replayed_at = now() WHERE l.delivery_id = $1 AND l.replayed_at IS NULL', schema) USING delivery;
+  GET DIAGNOSTICS n = ROW_COUNT;
+  -- A letter that stays open is sent again by whoever sees it. The relay's role sees all there are: one that was discarded may be gone.
+  IF n = 0 AND coalesce(own.delivery_status, 'failed') = 'failed' AND dead.replayed_at IS NULL AND row_security_active(format('%I.webhook_dead_letters', schema))
+     AND NOT pg_has_role('outbox_relay_runner', 'USAGE') THEN
+    RAISE EXCEPTION 'role "%" cannot mark the dead letter of delivery % in "%"', current_user, delivery, schema
+      USING ERRCODE = 'OR002', HINT = 'A policy hides it from this role, or keeps it from changing it; or it is gone. Call this with a role that may see and change the row.';
+  END IF;
   RETURN true;
 END
 $$;
@@ -414,7 +428,7 @@ BEGIN
   END IF;
   EXECUTE format('SELECT NOT EXISTS (SELECT FROM %I.webhook_events v WHERE v.id = $1)', schema) INTO gone USING d.event;
   IF gone AND NOT d.kept THEN
-    RAISE EXCEPTION 'neither the event nor the body of delivery % is kept', delivery USING ERRCODE = 'OR002', HINT = 'Restore the event from its archive first.';
+    RAISE EXCEPTION 'neither the event nor the body of delivery % is kept', delivery USING ERRCODE = 'OR002', HINT = 'An event that is inserted again is a new one, also under its id: it is sent to every endpoint that subscribes to it now.';
   END IF;
   PERFORM outbox_relay.lock_order(schema, ARRAY[d.endpoint]);
   RETURN outbox_relay.requeue(schema, delivery, now());
@@ -477,6 +491,7 @@ CREATE OR REPLACE FUNCTION outbox_relay.skip(schema text, delivery uuid, reason 
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   q outbox_relay.retry_queue;
+  n bigint;
 BEGIN
   q := outbox_relay.unqueue(schema, delivery);
   IF q.delivery_id IS NULL THEN
@@ -495,6 +510,12 @@ BEGIN
     USING delivery, reason, q.order_key, q.order_lsn, q.order_n;
   EXECUTE format('UPDATE %I.webhook_deliveries d SET delivery_status = ''failed'', error_code = ''skipped'', error_message = coalesce($2, ''skipped by an operator''),
         next_retry_at = NULL, completed_at = now() WHERE d.id = $1', schema) USING delivery, reason;
+  GET DIAGNOSTICS n = ROW_COUNT;
+  -- The queue's row is gone with the rights of the owner: one of a delivery that only the caller does not see would be missed by nobody.
+  IF n = 0 AND row_security_active(format('%I.webhook_deliveries', schema)) THEN
+    RAISE EXCEPTION 'role "%" cannot change delivery % of "%"', current_user, delivery, schema
+      USING ERRCODE = 'OR002', HINT = 'A policy hides it from this role, or keeps it from changing it; or it is gone. Call this with a role that may see and change the row.';
+  END IF;
   RETURN true;
 END
 $$;
@@ -523,17 +544,18 @@ CREATE OR REPLACE FUNCTION outbox_relay.recover_endpoint(schema text, endpoint u
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   known boolean;
+  active boolean;
 BEGIN
   PERFORM outbox_relay.check_control(schema);
   IF (since IS NULL) = (event IS NULL) THEN
     RAISE EXCEPTION 'name either a time or an event to recover from' USING ERRCODE = 'OR002';
   END IF;
-  IF since = 'infinity' THEN
-    RAISE EXCEPTION 'since % is never', since USING ERRCODE = 'OR002', HINT = 'Use a time, or -infinity for everything.';
-  END IF;
-  EXECUTE format('SELECT EXISTS (SELECT FROM %I.webhook_endpoints e WHERE e.id = $1)', schema) INTO known USING endpoint;
-  IF NOT known THEN
+  EXECUTE format('SELECT true, e.is_active FROM %I.webhook_endpoints e WHERE e.id = $1', schema) INTO known, active USING endpoint;
+  IF known IS NULL THEN
     RAISE EXCEPTION 'endpoint % does not exist in "%"', endpoint, schema USING ERRCODE = 'OR002', HINT = 'See: outbox-relay endpoints list';
+  ELSIF NOT active THEN
+    RAISE EXCEPTION 'endpoint % is not active: nothing would be queued for it', endpoint
+      USING ERRCODE = 'OR002', HINT = 'Resume it first, in the same transaction if you like: outbox-relay endpoints resume, or outbox_relay.resume_endpoint.';
   END IF;
   IF event IS NOT NULL THEN
     EXECUTE format('SELECT v.occurred_at FROM %I.webhook_events v WHERE v.id = $1', schema) INTO since USING event;
