@@ -30,6 +30,7 @@ type tenantFacts struct {
 	Unpublished []string // tables
 	Denied      []string // rights
 	Foreign     []string // triggers whose function is somebody else's than the table
+	Unnumbered  []string // tables of events, partitions among them, where xid has no default
 }
 
 const tenantFactsSQL = `
@@ -59,7 +60,10 @@ SELECT t.schema, n.oid IS NULL, t.version < outbox_relay.shape_version(), t.paus
   ARRAY(SELECT format('%s on %s (%s)', g.tgname, c.relname, pg_catalog.pg_get_userbyid(p.proowner)) FROM pg_catalog.pg_trigger g
           JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid AND c.relnamespace = n.oid JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
          WHERE NOT g.tgisinternal AND NOT pg_has_role(p.proowner, c.relowner, 'MEMBER') -- as every superuser has
-           AND EXISTS (SELECT FROM rights r WHERE r.tbl = c.relname AND r.privilege <> 'SELECT') ORDER BY c.relname, g.tgname)
+           AND EXISTS (SELECT FROM rights r WHERE r.tbl = c.relname AND r.privilege <> 'SELECT') ORDER BY c.relname, g.tgname),
+  ARRAY(SELECT a.attrelid::regclass::text FROM pg_catalog.pg_class c
+          JOIN pg_catalog.pg_attribute a ON a.attname = 'xid' AND NOT a.atthasdef AND (a.attrelid = c.oid OR a.attrelid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) p))
+         WHERE c.relnamespace = n.oid AND c.relname = 'webhook_events' ORDER BY 1)
 FROM outbox_relay.tenants t LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema ORDER BY t.schema`
 
 // tenants looks at each registered tenant this relay serves.
@@ -96,6 +100,10 @@ func (k *checker) tenants(ctx context.Context) error {
 		if foreign := byName[t.Schema].Foreign; len(foreign) > 0 {
 			k.warn("tenant "+t.Schema, "triggers with functions of others than the owner of the table: "+strings.Join(foreign, ", "),
 				"see whether you trust them: they run with the rights of the relay's role, which reads the secrets of all tenants")
+		}
+		if bare := byName[t.Schema].Unnumbered; len(bare) > 0 {
+			k.warn("tenant "+t.Schema, "xid has no default in "+strings.Join(bare, ", "),
+				"run ALTER TABLE … ALTER COLUMN xid SET DEFAULT pg_current_xact_id() for each: after a suspension or a heal, and in an audit, what is inserted there is not found")
 		}
 		if k.tables(byName[t.Schema], faults[t.Schema], t) {
 			k.rows(t)

@@ -239,6 +239,18 @@ func TestCheckFindsWhatIsBroken(t *testing.T) {
 		"suspended and paused":  {"UPDATE outbox_relay.tenants SET state = 'suspended', reason = 'a column is gone', pause = ''", `FAIL  tenant acme: suspended: a column is gone → mend it; it is paused then, .* resume acme`},
 		"paused":                {"SELECT outbox_relay.pause_tenant('acme')", `warn  tenant acme: paused → run outbox-relay tenants resume acme`},
 		"forgotten schema":      {"CREATE SCHEMA zebra; CREATE TABLE zebra.webhook_events (id uuid)", `ok    tenants: 1 of 1 registered are served; with a webhook_events table but not registered: zebra`},
+		"hidden rows": {
+			"ALTER TABLE acme.webhook_endpoints ENABLE ROW LEVEL SECURITY; CREATE POLICY ctx ON acme.webhook_endpoints USING (context_id IS NULL)",
+			`FAIL  tenant acme: webhook_endpoints has row-level security and no policy for the relay: CREATE POLICY outbox_relay ON acme.webhook_endpoints TO outbox_relay_runner USING \(true\) → mend`,
+		},
+		"no number": {"ALTER TABLE acme.webhook_events ALTER xid DROP DEFAULT", `warn  tenant acme: xid has no default in acme.webhook_events → run ALTER TABLE`},
+		"partition without number": {
+			`ALTER TABLE acme.webhook_events RENAME TO old; CREATE TABLE acme.webhook_events (LIKE acme.old INCLUDING DEFAULTS, PRIMARY KEY (id, occurred_at)) PARTITION BY RANGE (occurred_at);
+			CREATE INDEX ON acme.webhook_events (xid); GRANT SELECT, INSERT ON acme.webhook_events TO outbox_relay_runner; ALTER PUBLICATION outbox_relay_events SET TABLE acme.webhook_events;
+			CREATE TABLE acme.may PARTITION OF acme.webhook_events FOR VALUES FROM ('2026-05-01') TO ('2026-06-01');
+			CREATE TABLE acme."June" (LIKE acme.old); ALTER TABLE acme.webhook_events ATTACH PARTITION acme."June" FOR VALUES FROM ('2026-06-01') TO ('2026-07-01')`,
+			`warn  tenant acme: xid has no default in acme."June" → run ALTER TABLE`,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
