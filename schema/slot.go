@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -35,13 +36,14 @@ type slotState struct {
 	Exists, Named            bool // Named: the progress table knows it
 	Plugin, Database, Status string
 	Here                     bool // it is of this database; that of the DSN need not be its name
+	Maker                    int  // server process that is making it; 0: none is
 }
 
 func (in *installer) slotState(ctx context.Context, slot string) (slotState, error) {
 	rows, err := in.conn.Query(ctx, `
 		SELECT s.slot_name IS NOT NULL, EXISTS (SELECT FROM outbox_relay.progress p WHERE p.slot = $1),
 		       coalesce(s.plugin, ''), coalesce(s.database, ''), coalesce(s.wal_status, ''),
-		       coalesce(s.database = current_database(), false)
+		       coalesce(s.database = current_database(), false), CASE WHEN s.confirmed_flush_lsn IS NULL THEN coalesce(s.active_pid, 0) ELSE 0 END
 		  FROM (SELECT) one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1`, slot)
 	if err != nil {
 		return slotState{}, err
@@ -53,11 +55,8 @@ func (in *installer) slotState(ctx context.Context, slot string) (slotState, err
 // over, never a row that names a slot which did not exist.
 func (in *installer) ensureSlot(ctx context.Context, slot string, shard int) error {
 	op := fmt.Sprintf("create replication slot %q", slot)
-	s, err := in.slotState(ctx, slot)
+	s, err := in.madeSlot(ctx, op, slot)
 	if err != nil {
-		return opError(op, err)
-	}
-	if err := in.checkSlot(op, s); err != nil {
 		return err
 	}
 	switch {
@@ -78,8 +77,30 @@ func (in *installer) ensureSlot(ctx context.Context, slot string, shard int) err
 	}
 	// The position is kept from the first moment: a slot that is ahead of it was made anew by somebody.
 	_, err = in.conn.Exec(ctx, `INSERT INTO outbox_relay.progress (slot, lsn, high_lsn, shard)
-		SELECT s.slot_name, s.confirmed_flush_lsn, s.confirmed_flush_lsn, $2 FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1 ON CONFLICT DO NOTHING`, slot, shard)
+		SELECT s.slot_name, s.confirmed_flush_lsn, s.confirmed_flush_lsn, $2 FROM pg_catalog.pg_replication_slots s
+		 WHERE s.slot_name = $1 AND s.confirmed_flush_lsn IS NOT NULL ON CONFLICT DO NOTHING`, slot, shard)
 	return opError(op, err)
+}
+
+// madeSlot waits until nobody is making the slot any more: it has no position before.
+func (in *installer) madeSlot(ctx context.Context, op, slot string) (slotState, error) {
+	var told time.Time
+	for {
+		s, err := in.slotState(ctx, slot)
+		if err != nil {
+			return s, opError(op, err)
+		}
+		if err := in.checkSlot(op, s); err != nil || s.Maker == 0 {
+			return s, err
+		}
+		if time.Since(told) >= time.Minute {
+			told = time.Now()
+			in.progress(fmt.Sprintf("replication slot: waiting for server process %d, which is making it and waits for open transactions; outbox-relay status names them", s.Maker))
+		}
+		if err := sleep(ctx, 200*time.Millisecond); err != nil {
+			return s, fmt.Errorf("%s: wait for server process %d, which is making it: %w", op, s.Maker, err)
+		}
+	}
 }
 
 // failoverVersion is the first that can carry a slot over to a standby.

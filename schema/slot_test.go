@@ -1,7 +1,10 @@
 package schema_test
 
 import (
+	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -44,6 +47,56 @@ func TestMigrateWithoutTheNameOfTheDatabase(t *testing.T) {
 	b.exec("CREATE ROLE " + cfg.Database + " LOGIN SUPERUSER")
 	dsn := "postgres://" + cfg.Database + "@" + cfg.Host + ":" + portString(cfg.Port) + "?sslmode=disable"
 	require.NoError(t, schema.Migrate(b.ctx, dsn, schema.Options{Slot: b.slot}))
+}
+
+// TestMigrateBesideAHeal: a slot that is being made has no position yet. It is waited for, whether a relay makes it anew or nobody knows of it so far.
+func TestMigrateBesideAHeal(t *testing.T) {
+	t.Parallel()
+	for _, known := range []bool{true, false} {
+		t.Run(fmt.Sprintf("known %t", known), func(t *testing.T) {
+			t.Parallel()
+			s, err := pgtest.Start(t.Context(), pgtest.Options{}) // its open transaction would hold up the slots of others
+			require.NoError(t, err)
+			t.Cleanup(func() { require.NoError(t, s.Close()) })
+			dsn := s.URL("postgres")
+			conn, writer, maker := connect(t, dsn), connect(t, dsn), connect(t, dsn)
+			require.NoError(t, schema.Migrate(t.Context(), dsn, schema.Options{}))
+			_, err = conn.Exec(t.Context(), "SELECT pg_drop_replication_slot('outbox_relay')")
+			require.NoError(t, err)
+			if !known {
+				_, err = conn.Exec(t.Context(), "DELETE FROM outbox_relay.progress")
+				require.NoError(t, err)
+			}
+			_, err = writer.Exec(t.Context(), "BEGIN; SELECT pg_current_xact_id()")
+			require.NoError(t, err)
+			made := make(chan error, 1)
+			go func() {
+				_, err := maker.Exec(t.Context(), "SELECT pg_create_logical_replication_slot('outbox_relay', 'pgoutput')")
+				made <- err
+			}()
+			require.Eventually(t, func() bool {
+				var making bool
+				err := conn.QueryRow(t.Context(), "SELECT count(*) > 0 FROM pg_replication_slots WHERE active AND confirmed_flush_lsn IS NULL").Scan(&making)
+				return err == nil && making
+			}, time.Minute, 10*time.Millisecond)
+
+			var steps []string
+			err = schema.Migrate(t.Context(), dsn, schema.Options{Progress: func(step string) {
+				steps = append(steps, step)
+				if strings.Contains(step, "which is making it") {
+					_, err := writer.Exec(t.Context(), "COMMIT")
+					require.NoError(t, err)
+				}
+			}})
+			require.NoError(t, err)
+			require.NoError(t, <-made)
+			require.Contains(t, strings.Join(steps, "; "), fmt.Sprintf("waiting for server process %d, which is making it", maker.PgConn().PID()))
+			var sound bool
+			err = conn.QueryRow(t.Context(), `SELECT bool_and(p.lsn <= s.confirmed_flush_lsn) FROM outbox_relay.progress p JOIN pg_replication_slots s ON s.slot_name = p.slot`).Scan(&sound)
+			require.NoError(t, err)
+			require.True(t, sound)
+		})
+	}
 }
 
 func TestMigrateRefuses(t *testing.T) {
