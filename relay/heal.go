@@ -69,14 +69,14 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 	if state, err := e.store.SlotState(ctx); err != nil || !state.Known {
 		return errors.Join(cause, err) // what is missing was never made
 	}
-	unlock, locked, err := e.store.LockHeal(ctx)
+	lock, locked, err := e.store.LockHeal(ctx)
 	if err != nil {
 		return err
 	}
 	if !locked {
-		return fmt.Errorf("another relay is healing: %w", wal.ErrSlotActive)
+		return errHealing
 	}
-	defer unlock()
+	defer lock.Unlock(ctx)
 	// Another relay may have healed while we found out, or led since. But a slot that is older than its publications, or stands before a row that the
 	// server cannot send, looks sound to everybody but its last leader.
 	state, err := e.store.SlotState(ctx)
@@ -94,6 +94,17 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 			return err
 		}
 	}
+	healing, stop := e.watchHeal(ctx, lock, cause)
+	err = e.renew(healing, cause)
+	stop()
+	if lost := context.Cause(healing); err != nil && ctx.Err() == nil && lost != nil && !errors.Is(lost, context.Canceled) {
+		return lost
+	}
+	return err
+}
+
+// renew makes the slot anew, under the lock of healing, and marks what was missed.
+func (e *engine) renew(ctx context.Context, cause error) error {
 	o, err := e.leadHealing(ctx)
 	if err != nil {
 		return fmt.Errorf("take leadership to heal slot %q: %w", e.cfg().Database.Slot, err)

@@ -238,6 +238,7 @@ func (e *engine) lead(ctx context.Context) error {
 	wait := retryLeadAfter
 	standing := false
 	var obstacle barrier
+	var nobody leaderless
 	for {
 		began := time.Now()
 		err := e.session(ctx)
@@ -256,9 +257,15 @@ func (e *engine) lead(ctx context.Context) error {
 		if time.Since(began) > time.Minute {
 			wait = retryLeadAfter
 		}
+		if !awaits(err) {
+			nobody = leaderless{}
+		}
 		switch {
 		case isFinal(err) && !e.patient:
 			return err
+		case awaits(err):
+			standing, wait = false, retryLeadAfter
+			nobody.look(ctx, e, err)
 		case errors.Is(err, wal.ErrSlotActive):
 			e.status.set(true, "standing by: another relay leads slot %q", e.cfg().Database.Slot)
 			if !standing {

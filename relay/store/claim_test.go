@@ -163,10 +163,10 @@ func TestClaimsInTurn(t *testing.T) {
 			WHERE d.datname = current_database() AND l.locktype = 'advisory' AND NOT l.granted`).Scan(&waiting))
 		require.Empty(t, claimed, "it did not wait for its turn")
 	}
-	unlock, locked, err := b.store.LockHeal(t.Context())
+	heal, locked, err := b.store.LockHeal(t.Context())
 	require.NoError(t, err)
 	require.True(t, locked, "a heal waits for no claim")
-	unlock()
+	heal.Unlock(t.Context())
 	require.NoError(t, stuck.Rollback(t.Context()))
 	assert.Equal(t, 1, <-claimed)
 
@@ -367,6 +367,40 @@ func TestClaimWithoutAnEndpoint(t *testing.T) {
 	assert.Equal(t, "cancelled|the endpoint is gone|true|-", b.row("delivery_status, error_message, completed_at IS NOT NULL, next_retry_at", "a.webhook_deliveries WHERE id = $1", late.ID))
 }
 
+// TestLockHealIsKept: the server takes the lock from a relay that says nothing any more, and only from such a one.
+func TestLockHealIsKept(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	lock, locked, err := b.store.LockHeal(t.Context())
+	require.NoError(t, err)
+	require.True(t, locked)
+	defer lock.Unlock(t.Context())
+	patience, err := lock.Patience(t.Context(), "")
+	require.NoError(t, err)
+	assert.Equal(t, "1min", patience)
+	_, err = lock.Patience(t.Context(), "2s")
+	require.NoError(t, err)
+	other := b.open()
+	for began := time.Now(); time.Since(began) < 3*time.Second; <-time.After(50 * time.Millisecond) {
+		require.NoError(t, lock.Keep(t.Context()))
+		_, locked, err = other.LockHeal(t.Context())
+		require.NoError(t, err)
+		require.False(t, locked)
+	}
+	require.Eventually(t, func() bool {
+		again, locked, err := other.LockHeal(t.Context())
+		require.NoError(t, err)
+		if locked {
+			again.Unlock(t.Context())
+		}
+		return locked
+	}, time.Minute, 50*time.Millisecond)
+	require.Error(t, lock.Keep(t.Context()))
+	making, err := b.store.Making(t.Context())
+	require.NoError(t, err)
+	assert.Nil(t, making, "nobody heals")
+}
+
 // TestLockHealLeavesAConnection: who heals looks at the database meanwhile, with the fewest connections there may be.
 func TestLockHealLeavesAConnection(t *testing.T) {
 	t.Parallel()
@@ -374,10 +408,10 @@ func TestLockHealLeavesAConnection(t *testing.T) {
 	db, err := store.New(t.Context(), store.Config{URL: b.url, Slot: b.slot, MaxConns: 2, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(db.Close)
-	unlock, locked, err := db.LockHeal(t.Context())
+	lock, locked, err := db.LockHeal(t.Context())
 	require.NoError(t, err)
 	require.True(t, locked)
-	defer unlock()
+	defer lock.Unlock(t.Context())
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	_, err = db.Publications(ctx, []string{"outbox_relay_events"})

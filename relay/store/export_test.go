@@ -18,3 +18,9 @@ func (s *Store) Prepared(ctx context.Context) (int, error) {
 	defer conn.Release()
 	return len(preparedOn(conn.Conn()).name), nil
 }
+
+// Patience is how long the server waits for Keep, which is set to p where that is not empty.
+func (l *HealLock) Patience(ctx context.Context, p string) (is string, err error) {
+	err = l.tx.QueryRow(ctx, `SELECT set_config('idle_in_transaction_session_timeout', coalesce(nullif($1, ''), current_setting('idle_in_transaction_session_timeout')), true)`, p).Scan(&is)
+	return is, err
+}

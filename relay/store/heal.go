@@ -69,19 +69,41 @@ func (s *Store) Publications(ctx context.Context, names []string) ([]uint32, err
 	return oids, wrap(err, "look at the publications")
 }
 
-// LockHeal keeps other relays from healing the slot until unlock is called. It does not wait: false means that another one is at it.
-func (s *Store) LockHeal(ctx context.Context) (unlock func(), locked bool, err error) {
+// HealLock keeps other relays from healing the slot.
+type HealLock struct{ tx pgx.Tx }
+
+const (
+	// The server ends a HealLock that was not kept for so long: its relay is frozen, or cut off without a word.
+	healLockPatience = "60s"
+	healKeepPatience = 20 * time.Second
+)
+
+// LockHeal takes the lock, which lasts until Unlock is called, or Keep has not been called for a minute. It does not wait: false means that another relay
+// has it.
+func (s *Store) LockHeal(ctx context.Context) (l *HealLock, locked bool, err error) {
 	tx, err := s.pool.Begin(ctx)
 	if err != nil {
 		return nil, false, fmt.Errorf("lock healing: %w", err)
 	}
-	unlock = func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }
-	err = tx.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended($1::text, `+lockHeal+`))`, s.slot).Scan(&locked)
+	l = &HealLock{tx}
+	err = tx.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended($1::text, `+lockHeal+`))
+FROM pg_catalog.set_config('idle_in_transaction_session_timeout', '`+healLockPatience+`', true)`, s.slot).Scan(&locked)
 	if err != nil || !locked {
-		unlock()
+		l.Unlock(ctx)
 	}
-	return unlock, locked, wrap(err, "lock healing")
+	return l, locked, wrap(err, "lock healing")
 }
+
+// Keep shows the server that the relay is there. After an error the lock is lost. It must not be called together with another method.
+func (l *HealLock) Keep(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, healKeepPatience)
+	defer cancel()
+	_, err := l.tx.Exec(ctx, `SELECT 1`)
+	return wrap(err, "keep the lock of healing")
+}
+
+// Unlock gives it up, also when ctx is over.
+func (l *HealLock) Unlock(ctx context.Context) { _ = l.tx.Rollback(context.WithoutCancel(ctx)) }
 
 // RestorePublications makes publications that are missing, with the tables of all tenants.
 func (s *Store) RestorePublications(ctx context.Context) error {

@@ -22,6 +22,7 @@ var (
 	ErrSlotForeign        = errors.New("replication slot is of another database or plugin")
 	ErrSlotLost           = errors.New("replication slot has lost its WAL")
 	ErrSlotActive         = errors.New("replication slot is in use")
+	ErrSlotUnfinished     = errors.New("replication slot is being made")
 	ErrShutdown           = errors.New("the server shuts down or ended the session")
 	ErrSilent             = errors.New("the server does not answer")
 	ErrStalled            = errors.New("the server answers, but the log does not come")
@@ -32,7 +33,7 @@ var (
 type StreamError struct {
 	Op        string // such as `start replication on slot "outbox_relay"`
 	Kind      error  // one of the Err values
-	ActivePID int32  // with ErrSlotActive: the server process that serves the other consumer; 0 when it has gone
+	ActivePID int32  // with ErrSlotActive: the server process that serves the other consumer; 0 when it has gone. With ErrSlotUnfinished: the one that makes it
 	At        LSN    // with ErrRowTooLarge: where the transaction commits that has the row
 	XID       uint32 // with ErrRowTooLarge: that transaction
 	Err       error  // the server's own error; nil if the catalog told
@@ -89,6 +90,8 @@ func (e *StreamError) Hint() string {
 		return "the relay makes it anew and queues what it missed from the tables; raise max_slot_wal_keep_size to avoid it"
 	case errors.Is(e.Kind, ErrSlotActive):
 		return "another relay has the slot; it is taken over when that one ends. Two databases of one server need two slot names"
+	case errors.Is(e.Kind, ErrSlotUnfinished):
+		return "it waits for the transactions that are open in the server, prepared ones too; outbox-relay status names them"
 	case errors.Is(e.Kind, ErrRowTooLarge):
 		return "bound what applications may insert: ALTER TABLE … ADD CHECK (octet_length(event_data::text) < 10000000) NOT VALID"
 	case errors.Is(e.Kind, ErrShutdown), errors.Is(e.Kind, ErrSilent), errors.Is(e.Kind, ErrStalled):

@@ -56,13 +56,34 @@ func connected(ctx context.Context, o Options, work func(*pgconn.PgConn) (keep b
 	}
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	return errors.Join(err, conn.Close(closing))
+	err = errors.Join(err, conn.Close(closing))
+	if ctx.Err() == nil {
+		return err
+	}
+	// What was broken off is closed in the background. A process that ended before its request to cancel has left would leave the server at work.
+	patience := time.NewTimer(cancelPatience)
+	defer patience.Stop()
+	select {
+	case <-conn.CleanupDone():
+	case <-patience.C:
+	}
+	return err
 }
+
+// cancelPatience bounds how long a session that was broken off is waited for.
+const cancelPatience = 3 * time.Second
+
+// watchClient has the server look every two seconds whether this side is still there, also while it waits for transactions, and ask for a sign of life
+// from a machine that says nothing. Otherwise the server process of a relay that was killed would go on making the slot for as long as these last.
+// It sets in when the next statement begins, and goes on through the command that makes the slot.
+const watchClient = `SELECT pg_catalog.set_config(s.name, w.value, false) FROM pg_catalog.pg_settings s JOIN (VALUES ('client_connection_check_interval', '2s'),
+	('tcp_keepalives_idle', '10'), ('tcp_keepalives_interval', '10'), ('tcp_keepalives_count', '3')) AS w (name, value) ON s.name = w.name`
 
 func renew(ctx context.Context, conn *pgconn.PgConn, o Options) (at LSN, err error) {
 	if err := prepare(ctx, conn); err != nil {
 		return 0, err
 	}
+	_, _ = query(ctx, conn, watchClient)                                    // not every system can
 	if _, err := checkPublications(ctx, conn, o.Publications); err != nil { // they come first: the slot could not be read past their making
 		return 0, err
 	}

@@ -114,7 +114,7 @@ func start(ctx context.Context, conn *pgconn.PgConn, o Options) (*Stream, error)
 	}
 	s := newStream(conn, o, timeout)
 	s.systemID, s.slot, s.publications = system.SystemID, slot, publications
-	s.log.Info("replication started", "slot", slot.Name, "confirmed", slot.ConfirmedFlush.String(), "server_pid", conn.PID())
+	s.log.Debug("replication started", "slot", slot.Name, "confirmed", slot.ConfirmedFlush.String(), "server_pid", conn.PID())
 	return s, nil
 }
 

@@ -46,6 +46,8 @@ func checkSlot(ctx context.Context, conn *pgconn.PgConn, name, database string) 
 	switch {
 	case c.Plugin != "pgoutput" || c.Database != database:
 		return s, &StreamError{Op: op, Kind: ErrSlotForeign, Err: fmt.Errorf("database %q, plugin %q", c.Database, c.Plugin)}
+	case c.ActivePID != 0 && c.ConfirmedFlush == "":
+		return s, &StreamError{Op: op, Kind: ErrSlotUnfinished, ActivePID: c.ActivePID}
 	case c.WALStatus == "lost" || c.RestartLSN == "" || c.Invalidation != "" || c.Conflicting:
 		return s, &StreamError{Op: op, Kind: ErrSlotLost}
 	case c.ActivePID != 0:
