@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/neo-commons/outbox-relay/schema"
 )
 
@@ -129,9 +130,15 @@ func (k *checker) slot(ctx context.Context, slot string) error {
 	} else {
 		what += ", no relay reads it"
 	}
+	making, err := store.ReadMaking(ctx, k.conn, slot)
+	if err != nil {
+		return err
+	}
 	switch {
 	case s.Plugin != "pgoutput" || s.Database != k.database:
 		k.fail(name, fmt.Sprintf("belongs to database %q, plugin %q", s.Database, s.Plugin), "slots belong to the whole server: choose another database.slot")
+	case making != nil:
+		k.fail(name, "no relay leads: "+making.String(), making.Remedy())
 	case s.Status == "lost" || s.Invalid != "":
 		k.fail(name, "the server gave it up: "+s.Invalid, "start a relay: it makes it anew and queues what it missed from the tables; then raise max_slot_wal_keep_size")
 	case s.Status == "unreserved":

@@ -12,6 +12,7 @@ import (
 
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/desk"
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // statusView lays a report out in lines.
@@ -107,6 +108,8 @@ func (v *statusView) slot(s *desk.Slot, o *desk.Overview, budget int64) {
 	now := o.At.Time
 	v.line("slot", colorIf(!s.Exists, colorRed), "%s%s", s.Name, suffixIf(!s.Exists, " is not there: a relay that starts makes it anew, if it was; else run outbox-relay migrate"))
 	switch l := s.Leader; {
+	case s.Making != nil:
+		v.making(s.Making)
 	case l == nil:
 		v.line("  leader", colorRed, "nobody reads it%s", suffixIf(!s.RecordedAt.IsZero(), ", last recorded "+away(s.RecordedAt.Time, now)))
 	case l.Since.IsZero():
@@ -116,6 +119,9 @@ func (v *statusView) slot(s *desk.Slot, o *desk.Overview, budget int64) {
 	}
 	if !s.Exists {
 		return
+	}
+	if s.Making != nil && s.Making.PID != 0 {
+		return // it stands nowhere yet
 	}
 	lag := size(s.Lag) + " unconfirmed"
 	if s.LagSeconds != nil {
@@ -143,6 +149,15 @@ func (v *statusView) slot(s *desk.Slot, o *desk.Overview, budget int64) {
 		kept += ", without a limit"
 	}
 	v.line("  log", color, "%s", kept)
+}
+
+// making says who makes a slot or heals it, and what that waits for.
+func (v *statusView) making(m *store.Making) {
+	v.line("  leader", colorRed, "nobody: %s", plain(m.Who()))
+	for i := range m.Open {
+		o := &m.Open[i]
+		v.line("  waits for", colorYellow, "%s; to end it: %s", plain(o.String()), plain(o.Remedy()))
+	}
 }
 
 // away is how far a time is away from another, which a clock that goes on has made a moment earlier.

@@ -10,15 +10,17 @@ import (
 
 // Slot is a shard's slot: who reads it, how far that is, and what the server keeps for it. Sizes are in bytes.
 type Slot struct {
-	Shard      int     `json:"shard"`
-	Name       string  `json:"name"`
-	Exists     bool    `json:"exists"`
-	WALStatus  string  `json:"wal_status,omitempty"`   // reserved, extended, unreserved or lost
-	Invalid    string  `json:"invalidation,omitempty"` // why the server gave it up
-	Leader     *Leader `json:"leader"`                 // null: nobody reads it
-	Epoch      int64   `json:"epoch"`                  // of the latest leader; zero: there was none
-	RecordedAt Time    `json:"recorded_at,omitzero"`   // when a leader moved the position last, or began
-	Lag        int64   `json:"lag_bytes"`              // written, and not confirmed
+	Shard     int     `json:"shard"`
+	Name      string  `json:"name"`
+	Exists    bool    `json:"exists"`
+	WALStatus string  `json:"wal_status,omitempty"`   // reserved, extended, unreserved or lost
+	Invalid   string  `json:"invalidation,omitempty"` // why the server gave it up
+	Leader    *Leader `json:"leader"`                 // null: nobody reads it
+	// Making says who makes the slot, or heals it, and what that waits for. Nil: nobody does. While it is being made nobody reads it, and Lag is not known.
+	Making     *store.Making `json:"making,omitempty"`
+	Epoch      int64         `json:"epoch"`                // of the latest leader; zero: there was none
+	RecordedAt Time          `json:"recorded_at,omitzero"` // when a leader moved the position last, or began
+	Lag        int64         `json:"lag_bytes"`            // written, and not confirmed
 	// LagSeconds is how old what was confirmed last had become. Nil: everything is confirmed, or this role may not know.
 	LagSeconds *float64 `json:"lag_seconds"`
 	Retained   int64    `json:"retained_bytes"`
@@ -74,7 +76,19 @@ func (d *Desk) surveySlots(ctx context.Context, o *Overview, names []string) err
 		}
 		o.Slots = append(o.Slots, s)
 	}
-	return rows.Err()
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	for i := range o.Slots {
+		s := &o.Slots[i]
+		if s.Making, err = store.ReadMaking(ctx, d.conn, s.Name); err != nil {
+			return err
+		}
+		if s.Making != nil && s.Making.PID != 0 {
+			s.Leader = nil // who holds it is about to make it
+		}
+	}
+	return nil
 }
 
 // Connected are the connections of relays, and of this program's commands, from a host.
