@@ -124,34 +124,48 @@ func (m *metrics) slot(s *store.Stats, o outlook) {
 	}
 }
 
+// queue shows what waits in the retry queue.
+func (m *metrics) queue(s *store.Stats) {
+	m.queueDepth.Set(float64(s.Queued))
+	m.queueDue.Set(float64(s.Due))
+	m.queueAge.Set(s.OldestDue.Seconds())
+}
+
 // observe asks the database now and then what the gauges should show, until ctx is done.
 func (e *engine) observe(ctx context.Context) error {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
 	var budget walBudget
 	pruned := time.Now()
+	complained := false
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		s, err := e.store.Stats(ctx)
+		// The slot comes first, and whatever the queue says: somebody who has locked that for long is what fills the log.
+		s, err := e.store.SlotStats(ctx)
 		if err != nil {
 			continue // the recorder and the claimer tell that the database is away
 		}
-		if e.shard == 0 { // it is one queue: the sum over all shards has to be right
-			e.metrics.queueDepth.Set(float64(s.Queued))
-			e.metrics.queueDue.Set(float64(s.Due))
-			e.metrics.queueAge.Set(s.OldestDue.Seconds())
-		}
 		now := time.Now()
+		o := budget.look(now, &s, int64(e.cfg().Database.WALBudget))
+		e.metrics.slot(&s, o)
+		budget.tell(now, &s, o, e.log)
+		if e.shard == 0 { // it is one queue: the sum over all shards has to be right
+			q, err := e.store.QueueStats(ctx)
+			switch {
+			case err == nil:
+				e.metrics.queue(&q)
+			case !complained && ctx.Err() == nil:
+				e.log.Warn("the metrics of the retry queue stay as they are: it cannot be read", "error", err)
+			}
+			complained = err != nil
+		}
 		if now.Sub(pruned) >= pruneEvery {
 			pruned = now
 			_ = e.metrics.prune(ctx, e.store) // what is gone may as well go a minute later
 		}
-		o := budget.look(now, &s, int64(e.cfg().Database.WALBudget))
-		e.metrics.slot(&s, o)
-		budget.tell(now, &s, o, e.log)
 	}
 }

@@ -27,6 +27,7 @@ type place struct {
 	cfg      relay.Config
 	pool     *pgxpool.Pool
 	receiver *httptest.Server
+	registry *prometheus.Registry // of the latest run
 
 	mu   sync.Mutex
 	seen map[string]int // requests by delivery
@@ -84,16 +85,30 @@ func (p *place) arrived() int {
 	return len(p.seen)
 }
 
+// gauge reads a metric without labels.
+func (p *place) gauge(name string) float64 {
+	p.t.Helper()
+	families, err := p.registry.Gather()
+	require.NoError(p.t, err)
+	for _, f := range families {
+		if f.GetName() == "outbox_relay_"+name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	require.Fail(p.t, "there is no such metric", name)
+	return 0
+}
+
 // run relays until stop is called.
 func (p *place) run(log slog.Handler, updates <-chan relay.Config) (stop func()) {
 	p.t.Helper()
 	ctx, cancel := context.WithCancel(p.ctx)
 	done := make(chan error, 1)
 	var status relay.Status
+	p.registry = prometheus.NewRegistry()
+	options := relay.Options{Config: p.cfg, Version: "test", Log: slog.New(log), Registry: p.registry, Updates: updates, Status: &status}
 	go func() {
-		done <- relay.Run(ctx, relay.Options{
-			Config: p.cfg, Version: "test", Log: slog.New(log), Registry: prometheus.NewRegistry(), Updates: updates, Status: &status,
-		})
+		done <- relay.Run(ctx, options)
 	}()
 	stop = sync.OnceFunc(func() {
 		cancel()

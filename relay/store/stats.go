@@ -11,7 +11,7 @@ import (
 // QueueCountLimit is how far rows of the retry queue are counted: every replica asks every few seconds, and must not read a queue of millions for it.
 const QueueCountLimit = 100_000
 
-// Stats is what the database says of the relay's backlog.
+// Stats is what the database says of the relay's backlog. What is of the queue and what is of the slot are read apart.
 type Stats struct {
 	Queued    int64         // rows of the retry queue; from QueueCountLimit on the server's estimate, if that is greater
 	Due       int64         // of these, due now; QueueCountLimit stands for that many or more
@@ -43,19 +43,16 @@ SELECT r.active, coalesce(r.wal_status, ''), coalesce(pg_wal_lsn_diff(w.lsn, r.c
 FROM pg_catalog.pg_replication_slots r, (SELECT pg_current_wal_lsn() AS lsn) w WHERE r.slot_name = $1::text`
 )
 
-// Stats reads the present figures.
-func (s *Store) Stats(ctx context.Context) (Stats, error) {
-	queue, err := ReadQueue(ctx, s.pool)
-	if err != nil {
-		return Stats{}, err
-	}
+// QueueStats reads the figures of the retry queue.
+func (s *Store) QueueStats(ctx context.Context) (Stats, error) { return ReadQueue(ctx, s.pool) }
+
+// SlotStats reads the figures of the store's slot.
+func (s *Store) SlotStats(ctx context.Context) (Stats, error) {
 	slots, err := ReadSlots(ctx, s.pool, s.slot)
 	if err != nil {
 		return Stats{}, err
 	}
-	st := slots[0]
-	st.Queued, st.Due, st.OldestDue = queue.Queued, queue.Due, queue.OldestDue
-	return st, nil
+	return slots[0], nil
 }
 
 // Batcher is a connection or a pool.

@@ -14,7 +14,7 @@ import (
 
 func (b *bundle) stats() store.Stats {
 	b.t.Helper()
-	s, err := b.store.Stats(b.t.Context())
+	s, err := b.store.QueueStats(b.t.Context())
 	require.NoError(b.t, err)
 	return s
 }
@@ -39,7 +39,7 @@ func TestStatsCountSoFarOnly(t *testing.T) {
 	read := func() int {
 		return get[int](b, `SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::int FROM pg_stat_all_tables WHERE schemaname = 'outbox_relay' AND relname = 'retry_queue'`)
 	}
-	s, err = db.Stats(t.Context())
+	s, err = db.QueueStats(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, []int64{store.QueueCountLimit + 30_005, 2}, queueOf(s)[:2], "an estimate that is right after ANALYZE")
 	db.Close() // its statistics are complete when its connection has ended
