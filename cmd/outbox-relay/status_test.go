@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/desk"
 	"github.com/neo-commons/outbox-relay/schema/pgtest"
 )
 
@@ -88,7 +89,7 @@ func TestStatus(t *testing.T) {
 			}
 			Queue struct{ Total struct{ N int } } `json:"retry_queue"`
 			Flow  struct {
-				PerMinute map[string]int `json:"per_minute"`
+				PerMinute map[string]desk.Count `json:"per_minute"`
 			} `json:"deliveries"`
 			Endpoints struct {
 				Worst []struct {
@@ -109,7 +110,7 @@ func TestStatus(t *testing.T) {
 	assert.Equal(t, s.slot, d.Slots[0].Name)
 	assert.Equal(t, "127.0.0.1", d.Slots[0].Leader.Address)
 	assert.Equal(t, 3, d.Queue.Total.N)
-	assert.Equal(t, map[string]int{"success": 10, "failed": 10, "retrying": 1, "pending": 2}, d.Flow.PerMinute)
+	assert.Equal(t, map[string]desk.Count{"success": {N: 10}, "failed": {N: 10}, "retrying": {N: 1}, "pending": {N: 2}}, d.Flow.PerMinute)
 	require.Len(t, d.Endpoints.Worst, 2)
 	assert.Contains(t, d.Endpoints.Worst[0].Status.LastError, "answered ")
 
@@ -119,6 +120,19 @@ func TestStatus(t *testing.T) {
 	require.Zero(t, code)
 	assert.Contains(t, out, "not reachable from here")
 	assert.Contains(t, out, "nobody reads it, last recorded ")
+}
+
+// TestStatusSaysWhatWasLookedAt: of a burst the latest deliveries were.
+func TestStatusSaysWhatWasLookedAt(t *testing.T) {
+	t.Parallel()
+	share := .25
+	var v statusView
+	v.flow(&desk.Overview{Deliveries: desk.Flow{
+		PerSecond: 2500, Looked: desk.Count{N: 20000, More: true}, PerMinute: map[string]desk.Count{"success": {N: 5000, More: true}, "retrying": {N: 15000, More: true}}, Success: &share,
+	}})
+	assert.Equal(t, []string{
+		"rate       2,500/s; of the latest 20,000 deliveries 25 % of those attempted succeeded, 15,000 retrying",
+	}, v.lines)
 }
 
 // TestCommandsOnAStandby: what a standby does not know or cannot do, its primary does.

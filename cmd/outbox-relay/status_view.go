@@ -197,7 +197,11 @@ func (v *statusView) flow(o *desk.Overview) {
 		v.line("rate", colorDim, "no new delivery within the last minute")
 		return
 	}
-	text, color := rateText(f.PerSecond)+"/s; of the last minute's deliveries", ""
+	of := "of the last minute's deliveries"
+	if f.Looked.More {
+		of = "of the latest " + thousands(int(f.Looked.N)) + " deliveries"
+	}
+	text, color := rateText(f.PerSecond)+"/s; "+of, ""
 	if f.Success != nil {
 		text += " " + percent(*f.Success) + " of those attempted succeeded"
 		switch {
@@ -208,7 +212,7 @@ func (v *statusView) flow(o *desk.Overview) {
 		}
 	}
 	for _, status := range []string{"retrying", "pending", "failed", "cancelled"} {
-		if n := f.PerMinute[status]; n > 0 {
+		if n := f.PerMinute[status].N; n > 0 {
 			text += fmt.Sprintf(", %s %s", thousands(int(n)), status)
 		}
 	}

@@ -199,9 +199,11 @@ func eachTenant[T any](ctx context.Context, d *Desk, o *Overview, part string, t
 // Flow is the rate at which deliveries have come into being within the last ten seconds, and what has become by now of those of the last minute.
 type Flow struct {
 	PerSecond float64 `json:"per_second"`
-	// PerMinute has the statuses of webhook_deliveries: success, retrying, pending, failed (dead letters), cancelled.
-	PerMinute map[string]int64 `json:"per_minute"`
-	// Success is the share that was delivered, of those attempted. Nil: none was.
+	// Looked is how many of the last minute's were looked at: if there may be more, these are the latest of their tenants.
+	Looked Count `json:"looked_at"`
+	// PerMinute has the statuses of webhook_deliveries: success, retrying, pending, failed (dead letters), cancelled. They are of those looked at.
+	PerMinute map[string]Count `json:"per_minute"`
+	// Success is the share that was delivered, of those looked at and attempted. Nil: none was.
 	Success *float64 `json:"success_share"`
 }
 
@@ -237,22 +239,22 @@ func (d *Desk) surveyFlow(ctx context.Context, o *Overview, tenants []string) er
 		rows[p.Tenant] += p.N
 		span[p.Tenant] = max(span[p.Tenant], d.now.Sub(p.Oldest.Time), 50*time.Millisecond)
 	}
-	sums, all := make(map[string]float64), 0.
+	sums, all, looked := make(map[string]int64), 0., Count{}
 	for _, p := range list {
-		minute, recent := flowWindow, flowRecent
-		if rows[p.Tenant] >= most { // there are more: these are the latest
-			minute = span[p.Tenant]
-			recent = min(recent, minute)
+		recent, more := flowRecent, rows[p.Tenant] >= most
+		if more { // these are the latest
+			recent = min(recent, span[p.Tenant])
 		}
 		all += float64(p.Recent) / recent.Seconds()
-		sums[p.Status] += float64(p.N) * flowWindow.Seconds() / minute.Seconds()
+		sums[p.Status] += p.N
+		looked.add(p.N, more)
 	}
-	o.Deliveries = Flow{PerSecond: all, PerMinute: make(map[string]int64)}
+	o.Deliveries = Flow{PerSecond: all, Looked: looked, PerMinute: make(map[string]Count)}
 	for status, n := range sums {
-		o.Deliveries.PerMinute[status] = int64(n + .5)
+		o.Deliveries.PerMinute[status] = Count{n, looked.More}
 	}
 	if tried := sums["success"] + sums["retrying"] + sums["failed"]; tried > 0 {
-		share := sums["success"] / tried
+		share := float64(sums["success"]) / float64(tried)
 		o.Deliveries.Success = &share
 	}
 	return nil

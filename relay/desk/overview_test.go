@@ -88,7 +88,7 @@ func TestSurvey(t *testing.T) {
 	assert.Contains(t, o.Gap(desk.PartEndpoints), "tenant broken: column")
 	assert.Contains(t, o.Gap(desk.PartDeliveries), "tenant nosuchtenant: relation")
 
-	assert.Equal(t, map[string]int64{"success": 8, "failed": 2, "pending": 7, "retrying": 1}, o.Deliveries.PerMinute)
+	assert.Equal(t, map[string]desk.Count{"success": {N: 8}, "failed": {N: 2}, "pending": {N: 7}, "retrying": {N: 1}}, o.Deliveries.PerMinute)
 	assert.InDelta(t, 8./11, *o.Deliveries.Success, .001)
 	assert.InDelta(t, 1.8, o.Deliveries.PerSecond, .001)
 
@@ -180,4 +180,20 @@ func TestSurveyGoesRoundLocks(t *testing.T) {
 	assert.Equal(t, desk.Count{N: 1}, o.Endpoints.Disabled)
 	_, err = c.Exec(b.ctx, `ROLLBACK`)
 	require.NoError(t, err)
+}
+
+// A burst is looked at as far as the latest of it, and counted as that, not as what a minute of it would be.
+func TestSurveyOfABurst(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	endpoint := b.endpoint("slow", "none")
+	const insert = `INSERT INTO acme.webhook_deliveries (id, webhook_event_id, webhook_endpoint_id, delivery_status, request_url, request_method, created_at)
+		SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::int8), 12, '0') || '70008000' || lpad(to_hex(i), 12, '0'))::uuid, gen_random_uuid(), $1::uuid, 'retrying', '', '',
+		now() - interval '1 s' FROM generate_series(1, 25000) i`
+	b.exec(insert, endpoint)
+	b.exec(`UPDATE acme.webhook_deliveries SET delivery_status = 'success' WHERE id IN (SELECT id FROM acme.webhook_deliveries ORDER BY id DESC LIMIT 5000)`)
+	f := &b.survey("acme").Deliveries
+	assert.Equal(t, desk.Count{N: 20000, More: true}, f.Looked)
+	assert.Equal(t, map[string]desk.Count{"success": {N: 5000, More: true}, "retrying": {N: 15000, More: true}}, f.PerMinute)
+	assert.InDelta(t, .25, *f.Success, 0)
 }
