@@ -132,8 +132,8 @@ func newMetrics(reg prometheus.Registerer, cfg *Config) *metrics {
 	m.slotStatus = gauges("slot_wal_status", "1 for what pg_replication_slots says of the slot's WAL; missing: there is no slot.", "status",
 		"reserved", "extended", "unreserved", "lost", "missing")
 	m.queueDepth = gauge("queue_deliveries", "Deliveries that wait in the retry queue, counted up to 100,000; beyond that the server's estimate.")
-	m.queueDue = gauge("queue_due_deliveries", "Deliveries in the retry queue that are due; 100,000 stands for that many or more.")
-	m.queueAge = gauge("queue_oldest_due_seconds", "How long the longest due delivery of the retry queue has been due.")
+	m.queueDue = gauge("queue_due_deliveries", "Deliveries in the retry queue that are due, without those of endpoints whose breaker is open; 100,000 stands for that many or more.")
+	m.queueAge = gauge("queue_oldest_due_seconds", "How long the longest due delivery of the retry queue has been due. Those of an endpoint whose breaker is open do not count.")
 	m.breakersOpen = gauge("breakers_open", "Endpoints whose breaker is open.")
 	m.breakersHalfOpen = gauge("breakers_half_open", "Endpoints whose breaker lets a probe through.")
 	m.tenants = gauges("tenants", "Tenants that this replica leads, by state.", "state", stateActive, statePaused, stateSuspended)

@@ -103,13 +103,13 @@ func (w *town) phases(ctx context.Context, t *testing.T, relay, standby **relayP
 			w.insertMany(t, "acme", "fail", 60)
 		}, moves: map[string]move{
 			`attempts_total{class="http_5xx"}`: rises, `deliveries_total{status="retrying"}`: rises, "breakers_open": is(1), `deferred_total{reason="breaker"}`: rises,
-			`deliveries_total{status="pending"}`: rises, "queue_deliveries": rises, "queue_due_deliveries": rises, "claimed_total": rises, `deliveries_total{status="failed"}`: rises,
+			`deliveries_total{status="pending"}`: rises, "queue_deliveries": rises, "claimed_total": rises, `deliveries_total{status="failed"}`: rises,
 		}},
 		{name: "its backlog waits", do: func() {
 			w.moody.keep()
 			w.exec(t, `UPDATE acme.webhook_endpoints SET endpoint_url = $2 WHERE id = $1`, w.ids["fail"], w.moody.URL+"/hang")
 		}, moves: map[string]move{
-			"breakers_half_open": is(1), "breakers_open": toZero, "claimed_deliveries": rises, "queue_oldest_due_seconds": rises,
+			"breakers_half_open": is(1), "breakers_open": toZero, "claimed_deliveries": rises,
 		}},
 		{name: "it recovers", do: func() {
 			w.exec(t, `UPDATE acme.webhook_endpoints SET endpoint_url = $2 WHERE id = $1`, w.ids["fail"], w.moody.URL+"/ok")
@@ -124,10 +124,12 @@ func (w *town) phases(ctx context.Context, t *testing.T, relay, standby **relayP
 			w.settle(t, "rated", w.moody.URL+"/ok", "rate_limit_per_second = 5")
 			w.settle(t, "busy", w.moody.URL+"/busy", "max_retry_attempts = 10")
 			w.insertMany(t, "acme", "rated", 35)
+			unlock = w.holdQueued(ctx, t, "rated")
 			w.send(t, "busy", 3)
 		}, moves: map[string]move{
-			`deferred_total{reason="rate"}`: rises, `attempts_total{class="http_429"}`: rises, `endpoint_deliveries_total{endpoint="other",tenant="other",status="success"}`: rises,
+			"queue_due_deliveries": rises, "queue_oldest_due_seconds": rises, `deferred_total{reason="rate"}`: rises, `attempts_total{class="http_429"}`: rises, `endpoint_deliveries_total{endpoint="other",tenant="other",status="success"}`: rises,
 		}},
+		{name: "nobody holds them", do: func() { unlock() }, moves: map[string]move{"queue_due_deliveries": toZero, "queue_oldest_due_seconds": toZero}},
 		{name: "nobody there", do: func() {
 			w.settle(t, "closed", "http://127.0.0.1:1/", "")
 			w.settle(t, "nameless", "http://nobody.invalid/", "")
@@ -196,6 +198,20 @@ func (w *town) insertData(t *testing.T, eventType, data string) {
 func (w *town) configure(t *testing.T, more string) {
 	t.Helper()
 	require.NoError(t, os.WriteFile(w.config, append(bytes.Clone(w.yaml), more...), 0o600))
+}
+
+// holdQueued keeps deliveries of an endpoint that wait from being claimed.
+func (w *town) holdQueued(ctx context.Context, t *testing.T, name string) (letGo func()) {
+	t.Helper()
+	tx, err := w.pool.Begin(ctx)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+	w.receiver.await(ctx, t, "deliveries that wait", func() bool {
+		tag, err := tx.Exec(ctx, `SELECT FROM outbox_relay.retry_queue WHERE endpoint_id = $1 AND leased_by IS NULL FOR UPDATE SKIP LOCKED`, w.ids[name])
+		require.NoError(t, err)
+		return tag.RowsAffected() > 0
+	})
+	return func() { require.NoError(t, tx.Rollback(ctx)) }
 }
 
 // takeOver has a second relay stand by, kills the first while an older commit is not recorded and newer ones are, and has the second one at work.

@@ -122,7 +122,7 @@ func TestStatus(t *testing.T) {
 	assert.Contains(t, out, "nobody reads it, last recorded ")
 }
 
-// TestStatusSaysWhatWasLookedAt: of a burst the latest deliveries were.
+// TestStatusSaysWhatWasLookedAt: of a burst the latest deliveries were, and what waits for receivers is not late by the relay's doing.
 func TestStatusSaysWhatWasLookedAt(t *testing.T) {
 	t.Parallel()
 	share := .25
@@ -130,8 +130,10 @@ func TestStatusSaysWhatWasLookedAt(t *testing.T) {
 	v.flow(&desk.Overview{Deliveries: desk.Flow{
 		PerSecond: 2500, Looked: desk.Count{N: 20000, More: true}, PerMinute: map[string]desk.Count{"success": {N: 5000, More: true}, "retrying": {N: 15000, More: true}}, Success: &share,
 	}})
+	v.queue(&desk.Overview{Queue: desk.Queue{Total: desk.Count{N: 31}, Shut: desk.Count{N: 30}}})
 	assert.Equal(t, []string{
 		"rate       2,500/s; of the latest 20,000 deliveries 25 % of those attempted succeeded, 15,000 retrying",
+		"waiting    31 deliveries, 30 due behind open breakers",
 	}, v.lines)
 }
 

@@ -251,6 +251,9 @@ func (v *statusView) queue(o *desk.Overview) {
 		text += fmt.Sprintf(": %s due, the first for %s", counted(q.Due), span(time.Duration(q.OldestDue*float64(time.Second))))
 		color = colorIf(q.OldestDue > time.Minute.Seconds(), colorYellow)
 	}
+	if q.Shut.N > 0 {
+		text += fmt.Sprintf(", %s due behind open breakers", counted(q.Shut))
+	}
 	if !q.NextDue.IsZero() {
 		text += ", next due " + away(q.NextDue.Time, o.At.Time)
 	}

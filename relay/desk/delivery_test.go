@@ -94,6 +94,7 @@ func TestDeliveryShowsWhyItWaits(t *testing.T) {
 		"disabled":         {status: "pending", due: "'infinity'", before: "UPDATE acme.webhook_endpoints SET is_active = false, disabled_at = now() WHERE id = $1::uuid", want: "its endpoint is disabled"},
 		"parked":           {status: "pending", columns: "error_code = 'deferred', error_message = 'paused'", due: "'infinity'", want: "it is parked: its endpoint or tenant was paused"},
 		"open breaker":     {status: "pending", due: "now()", before: "INSERT INTO outbox_relay.endpoint_health (tenant, endpoint_id, open_until) VALUES ('acme', $1::uuid, '2099-01-02 03:04:05Z')", want: "it is due, and the breaker of its endpoint is open until 2099-01-02T03:04:05Z"},
+		"probed":           {status: "pending", due: "now()", before: "INSERT INTO outbox_relay.endpoint_health (tenant, endpoint_id, failing_since, open_until) VALUES ('acme', $1::uuid, '2026-01-02 03:04:05Z', now() - interval '1 s')", want: "it is due, and its endpoint is probed with one delivery at a time (breaker.half_open): every attempt has failed since 2026-01-02T03:04:05Z"},
 		"out of the queue": {status: "retrying", want: "it has no place in the retry queue: deliveries resend gives it one"},
 	} {
 		endpoint := b.endpoint(name, "none")

@@ -15,10 +15,11 @@ import (
 // Queue is what waits in the retry queue. Beyond store.QueueCountLimit rows, Total is the server's estimate, and the rest is of that many of them.
 type Queue struct {
 	Total     Count     `json:"total"`
-	Due       Count     `json:"due"`
-	OldestDue float64   `json:"oldest_due_seconds"` // for how long the first one has been due
-	Leased    Count     `json:"leased"`             // a relay has them, and attempts them
-	Parked    Count     `json:"parked"`             // they wait for their endpoint, or behind another delivery
+	Due       Count     `json:"due"`                 // without those of endpoints whose breaker is open
+	Shut      Count     `json:"due_behind_breakers"` // those
+	OldestDue float64   `json:"oldest_due_seconds"`  // for how long the first one has been due
+	Leased    Count     `json:"leased"`              // a relay has them, and attempts them
+	Parked    Count     `json:"parked"`              // they wait for their endpoint, or behind another delivery
 	NextDue   Time      `json:"next_due_at,omitzero"`
 	Worst     []Backlog `json:"worst"`   // endpoints that most is waiting for
 	Blocked   []Blocked `json:"blocked"` // keys that most is waiting behind
@@ -95,6 +96,7 @@ func (d *Desk) surveyQueue(ctx context.Context, o *Overview) error {
 		var leased int64
 		err = row.Scan(&tenant, &w.EndpointID, &w.Total.N, &w.Due, &w.Parked, &leased, &w.NextDue)
 		if tenant == nil {
+			q.Shut = Count{max(w.Due-st.Due, 0), many}
 			q.Leased, q.Parked, q.NextDue = Count{leased, many}, Count{w.Parked, many}, w.NextDue
 			return w, err
 		}

@@ -74,6 +74,7 @@ func TestSurvey(t *testing.T) {
 	for range 3 {
 		b.queue(b.deliver(ev(), shut, "pending", "error_code = 'deferred', error_message = 'breaker'"), shut, "now() - interval '90 s'", "")
 	}
+	b.queue(b.deliver(ev(), healthy, "pending", ""), healthy, "now() - interval '60 s'", "")
 	head := b.deliver(ev(), ordered, "retrying", "error_code = 'http_5xx', error_message = 'answered 500', attempt_number = 2")
 	b.queue(head, ordered, "now() + interval '5 minutes'", "'"+ordered.String()+"', '0/1', 1")
 	for _, n := range []string{"2", "3"} {
@@ -88,16 +89,17 @@ func TestSurvey(t *testing.T) {
 	assert.Contains(t, o.Gap(desk.PartEndpoints), "tenant broken: column")
 	assert.Contains(t, o.Gap(desk.PartDeliveries), "tenant nosuchtenant: relation")
 
-	assert.Equal(t, map[string]desk.Count{"success": {N: 8}, "failed": {N: 2}, "pending": {N: 7}, "retrying": {N: 1}}, o.Deliveries.PerMinute)
+	assert.Equal(t, map[string]desk.Count{"success": {N: 8}, "failed": {N: 2}, "pending": {N: 8}, "retrying": {N: 1}}, o.Deliveries.PerMinute)
 	assert.InDelta(t, 8./11, *o.Deliveries.Success, .001)
-	assert.InDelta(t, 1.8, o.Deliveries.PerSecond, .001)
+	assert.InDelta(t, 1.9, o.Deliveries.PerSecond, .001)
 
 	q := &o.Queue
-	assert.Equal(t, desk.Count{N: 8}, q.Total)
-	assert.Equal(t, desk.Count{N: 3}, q.Due)
-	assert.InDelta(t, 90, q.OldestDue, 30)
+	assert.Equal(t, desk.Count{N: 9}, q.Total)
+	assert.Equal(t, desk.Count{N: 1}, q.Due)
+	assert.InDelta(t, 60, q.OldestDue, 30)
+	assert.Equal(t, desk.Count{N: 3}, q.Shut)
 	assert.Equal(t, desk.Count{N: 4}, q.Parked)
-	require.Len(t, q.Worst, 3)
+	require.Len(t, q.Worst, 4)
 	first := q.Worst[0]
 	if first.EndpointID == ordered { // as many wait for it
 		first = q.Worst[1]

@@ -78,6 +78,9 @@ func (d *Desk) why(x *Delivery, endpoint *State, place *Place) string {
 		return noted
 	case endpoint.OpenUntil.After(d.now):
 		return "it is due, and the breaker of its endpoint is open until " + endpoint.OpenUntil.UTC().Format(time.RFC3339)
+	case !endpoint.OpenUntil.IsZero() && !endpoint.FailingSince.IsZero():
+		return "it is due, and its endpoint is probed with one delivery at a time (breaker.half_open): every attempt has failed since " +
+			endpoint.FailingSince.UTC().Format(time.RFC3339)
 	case !x.LeasedBy.IsZero():
 		return "it is due again: the relay that had it did not say what became of it"
 	default:

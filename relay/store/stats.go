@@ -14,7 +14,7 @@ const QueueCountLimit = 100_000
 // Stats is what the database says of the relay's backlog. What is of the queue and what is of the slot are read apart.
 type Stats struct {
 	Queued    int64         // rows of the retry queue; from QueueCountLimit on the server's estimate, if that is greater
-	Due       int64         // of these, due now; QueueCountLimit stands for that many or more
+	Due       int64         // of these, due now, but for those of endpoints with an open breaker; QueueCountLimit stands for that many or more
 	OldestDue time.Duration // for how long the oldest of these has been due; zero if none is
 
 	SlotExists    bool
@@ -27,11 +27,30 @@ type Stats struct {
 }
 
 const (
+	// shut are the endpoints that only probes go to, though what waits for them may have been due for long: their breaker is open, or has been and no attempt
+	// has succeeded since. Where something is due of such, the others are found lane by lane as in dueByEndpoint, since a million rows of one may come first.
 	queueStats = `
-WITH n AS MATERIALIZED (
-  SELECT (SELECT count(*) FROM (SELECT FROM outbox_relay.retry_queue q LIMIT $1::int8) q) AS queued,
-    (SELECT count(*) FROM (SELECT FROM outbox_relay.retry_queue q WHERE q.due_at <= now() LIMIT $1::int8) q) AS due,
-    (SELECT min(q.due_at) FROM outbox_relay.retry_queue q WHERE q.due_at <= now()) AS oldest)
+WITH RECURSIVE shut AS MATERIALIZED (
+  SELECT l.lane FROM outbox_relay.endpoint_health h CROSS JOIN LATERAL (SELECT outbox_relay.lane(h.tenant, h.endpoint_id) AS lane) l
+  WHERE (h.open_until > now() OR (h.open_until IS NOT NULL AND h.failing_since IS NOT NULL))
+    AND (SELECT q.due_at FROM outbox_relay.retry_queue q WHERE uuid_send(q.lane) = uuid_send(l.lane) ORDER BY uuid_send(q.lane), q.due_at LIMIT 1) <= now()),
+queued AS (
+  (SELECT q.lane, q.due_at FROM outbox_relay.retry_queue q ORDER BY uuid_send(q.lane), q.due_at LIMIT 1)
+  UNION ALL
+  SELECT n.* FROM queued CROSS JOIN LATERAL (
+    SELECT q.lane, q.due_at FROM outbox_relay.retry_queue q WHERE uuid_send(q.lane) > uuid_send(queued.lane) ORDER BY uuid_send(q.lane), q.due_at LIMIT 1) n),
+open AS MATERIALIZED (
+  SELECT q.lane, q.due_at FROM (SELECT * FROM queued LIMIT $1::int8) q WHERE q.due_at <= now() AND NOT EXISTS (SELECT FROM shut s WHERE s.lane = q.lane)),
+n AS MATERIALIZED (
+  SELECT (SELECT count(*) FROM (SELECT FROM outbox_relay.retry_queue q LIMIT $1::int8) q) AS queued, d.* FROM (
+    SELECT (SELECT count(*) FROM (SELECT FROM outbox_relay.retry_queue q WHERE q.due_at <= now() LIMIT $1::int8) q) AS due,
+      (SELECT min(q.due_at) FROM outbox_relay.retry_queue q WHERE q.due_at <= now()) AS oldest WHERE NOT EXISTS (SELECT FROM shut)
+    UNION ALL
+    SELECT (SELECT count(*) FROM (SELECT FROM open o CROSS JOIN LATERAL (
+        SELECT FROM outbox_relay.retry_queue q
+        WHERE (uuid_send(q.lane), q.due_at) > (uuid_send(o.lane), '-infinity') AND (uuid_send(q.lane), q.due_at) <= (uuid_send(o.lane), now())
+        ORDER BY uuid_send(q.lane), q.due_at LIMIT $1::int8) l LIMIT $1::int8) q),
+      (SELECT min(o.due_at) FROM open o) WHERE EXISTS (SELECT FROM shut)) d)
 SELECT CASE WHEN n.queued < $1::int8 THEN n.queued
     ELSE greatest(n.queued, (SELECT c.reltuples::int8 FROM pg_catalog.pg_class c WHERE c.oid = 'outbox_relay.retry_queue'::regclass)) END,
   n.due, coalesce(extract(epoch FROM now() - n.oldest) * 1e6, 0)::int8

@@ -47,6 +47,50 @@ func TestStatsCountSoFarOnly(t *testing.T) {
 	assert.LessOrEqual(t, read(), store.QueueCountLimit+100) // a few by the calls above
 }
 
+// TestStatsBesideOpenBreakers: what waits for an endpoint that only probes go to is not what the queue is late with, however much that is.
+func TestStatsBesideOpenBreakers(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a", "b")
+	const insert = `INSERT INTO outbox_relay.retry_queue (delivery_id, tenant, endpoint_id, due_at) SELECT gen_random_uuid(), 'a', $1, %s FROM generate_series(1, $2::int) i`
+	const health = `INSERT INTO outbox_relay.endpoint_health (tenant, endpoint_id, failing_since, open_until) VALUES ('a', $1, now() - $2::interval, now() + $3::interval)`
+	probed, open, failing, well := b.endpoint("a"), b.endpoint("a"), b.endpoint("a"), b.endpoint("a")
+	b.exec(health, failing, "1 hour", nil)
+	b.exec(replaceDue(insert, "now() - interval '1 minute'"), well, 3)
+	b.exec(replaceDue(insert, "now() - interval '2 minutes'"), failing, 2)
+	b.exec(replaceDue(insert, "now() + interval '1 hour'"), well, 4)
+	same := func(total int64) {
+		t.Helper()
+		s := b.stats()
+		assert.Equal(t, []int64{total, 5}, queueOf(s)[:2])
+		assert.InDelta(t, 2*time.Minute, s.OldestDue, float64(20*time.Second))
+	}
+	same(9)
+	b.exec(health, open, nil, "1 minute")
+	same(9)
+	b.exec(replaceDue(insert, "now() - interval '3 hours'"), open, 1)
+	same(10)
+	b.exec(health, probed, "1 hour", "-1 second")
+	b.exec(replaceDue(insert, "now() - interval '4 hours'"), probed, store.QueueCountLimit+30_000)
+	b.exec("VACUUM ANALYZE outbox_relay.retry_queue")
+	db, err := store.New(t.Context(), store.Config{URL: b.url, Slot: b.slot, Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	read := func() int {
+		return get[int](b, `SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::int FROM pg_stat_all_tables WHERE schemaname = 'outbox_relay' AND relname = 'retry_queue'`)
+	}
+	before := read()
+	s, err := db.QueueStats(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, int64(5), s.Due)
+	db.Close()
+	require.Eventually(t, func() bool { return read() > before+store.QueueCountLimit/2 }, 10*time.Second, 10*time.Millisecond)
+	assert.LessOrEqual(t, read()-before, store.QueueCountLimit+1000) // a few by the calls above
+	same(store.QueueCountLimit + 30_010)
+
+	b.exec("UPDATE outbox_relay.endpoint_health SET tenant = 'b'") // another tenant's endpoints with the same ids
+	assert.Equal(t, int64(store.QueueCountLimit), b.stats().Due)
+	assert.InDelta(t, 4*time.Hour, b.stats().OldestDue, float64(time.Minute))
+}
+
 func queueOf(s store.Stats) []int64 { return []int64{s.Queued, s.Due, int64(s.OldestDue)} }
 
 func replaceDue(insert, due string) string { return strings.Replace(insert, "%s", due, 1) }

@@ -90,7 +90,7 @@ of them. A relay has no label database or shard unless it has several.
     severity: warning
   annotations:
     summary: A delivery of {{`{{ $labels.job }} {{ $labels.database }}`}} has been due for {{`{{ $value | humanizeDuration }}`}}
-    description: The retry queue is not worked as fast as it fills.
+    description: The retry queue is not worked as fast as it fills. Endpoints whose breaker is open are not the cause, they do not count.
 - alert: OutboxRelayDeadLetters
   expr: sum by ({{ $database }}) (increase(outbox_relay_deliveries_total{ {{- $in }},status="failed"}[1h])) > 0
   labels:
