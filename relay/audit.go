@@ -40,6 +40,8 @@ type AuditReport struct {
 	Queued  int64  `json:"queued,omitempty"`  // of these
 	Skipped string `json:"skipped,omitempty"` // why the tenant was not looked at, or not to the end
 	Failed  bool   `json:"failed,omitempty"`  // an error is why
+	// Added is when the tenant was added, if that is within the period: events from before are left out. Zero: it is not.
+	Added time.Time `json:"added_at,omitzero"`
 }
 
 // Audit looks for deliveries of the store's shard that are missing. It judges by the subscriptions as they are now: an event from before its subscription counts as missing.
@@ -74,6 +76,9 @@ func Audit(ctx context.Context, st *store.Store, cfg *Config, o AuditOptions) ([
 		case rows.Backfilling:
 			report.Skipped = "earlier events are still being queued"
 		default:
+			if rows.Added.After(o.Since) {
+				report.Added = rows.Added.UTC()
+			}
 			table := route.NewTenant(rows.Schema, cfg.EndpointDefaults())
 			fill(table, rows, func(string, outbox.UUID, error) {})
 			a := auditor{

@@ -48,7 +48,8 @@ meanwhile. They do the same by themselves for whatever is new, every half minute
 
 Subscriptions are judged as they are now: an event from before its subscription counts as missing.
 Without --thorough, only events that have no delivery at all are looked at. Events of the last half
-minute, of suspended tenants and of tenants whose earlier events are still being queued are left out.
+minute, of suspended tenants and of tenants whose earlier events are still being queued are left out,
+as are those from before a tenant was added, even where tenants add has queued them.
 Of several databases each has its turn, with an object for each in JSON; tenants are named within
 one.
 
@@ -157,12 +158,15 @@ func writeAudit(out io.Writer, result *auditResult) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	say(w, "TENANT\tEVENTS\tMISSING\tQUEUED\t\n")
 	var missing, queued, left int64
+	whole := true
 	for _, r := range result.Tenants {
-		say(w, "%s\t%d\t%d\t%d\t%s\n", plain(r.Tenant), r.Events, r.Missing, r.Queued, suffixIf(r.Skipped != "", "left out: "+plain(r.Skipped)))
+		say(w, "%s\t%d\t%d\t%d\t%s\n", plain(r.Tenant), r.Events, r.Missing, r.Queued, suffixIf(r.Skipped != "", "left out: "+plain(r.Skipped))+
+			suffixIf(r.Skipped == "" && !r.Added.IsZero(), "events from before it was added, "+r.Added.Format(time.RFC3339)+", are left out"))
 		missing, queued = missing+r.Missing, queued+r.Queued
 		if r.Skipped != "" {
 			left++
 		}
+		whole = whole && r.Skipped == "" && r.Added.IsZero()
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -175,7 +179,7 @@ func writeAudit(out io.Writer, result *auditResult) error {
 	case missing == 0 && left > 0 && int(left) == len(result.Tenants):
 		say(out, "nothing was looked at%s\n", leftOut)
 	case missing == 0:
-		say(out, "nothing is missing%s%s\n", suffixIf(left > 0, " in what was looked at"), leftOut)
+		say(out, "nothing is missing%s%s\n", suffixIf(!whole, " in what was looked at"), leftOut)
 	case queued == missing:
 		say(out, "%s queued%s\n", plural(queued, "delivery was", "deliveries were"), leftOut)
 	default:

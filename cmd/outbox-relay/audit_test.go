@@ -140,11 +140,18 @@ func TestAuditSaysWhatItHasNotLookedAt(t *testing.T) {
 	s.exec(t, "INSERT INTO outbox_relay.progress (slot, snapshot) VALUES ($1, pg_current_snapshot()) ON CONFLICT (slot) DO UPDATE SET snapshot = excluded.snapshot", s.slot)
 	audit := func(want int, args ...string) (last string) {
 		t.Helper()
-		out, errors, code := s.desk(t, append([]string{"audit"}, args...)...)
+		out, errors, code := s.desk(t, append([]string{"audit", "--since", "2h"}, args...)...)
 		require.Equal(t, want, code, "%s%s", out, errors)
 		lines := strings.Split(strings.TrimSpace(out), "\n")
 		return lines[len(lines)-1]
 	}
+	assert.Equal(t, "nothing is missing in what was looked at", audit(exitOK), "they have just been added")
+	out, _, code := s.desk(t, "audit", "zebra")
+	assert.Equal(t, exitOK, code)
+	assert.Regexp(t, `(?m)^zebra +0 +0 +0 +events from before it was added, 2\S+Z, are left out$`, out)
+	out, _, _ = s.desk(t, "audit", "zebra", "-o", "json")
+	assert.Regexp(t, `"added_at": "2\S+Z"`, out)
+	s.exec(t, "UPDATE outbox_relay.tenants SET since = now() - interval '3 hours'")
 	assert.Equal(t, "nothing is missing", audit(exitOK))
 
 	s.exec(t, "REVOKE SELECT ON acme.webhook_deliveries FROM outbox_relay_runner")
@@ -152,8 +159,9 @@ func TestAuditSaysWhatItHasNotLookedAt(t *testing.T) {
 	assert.Equal(t, "nothing was looked at; 1 tenant was left out", audit(exitFailure, "acme"))
 	assert.Equal(t, "nothing is missing", audit(exitOK, "zebra"))
 	var r auditResult
-	out, _, code := s.desk(t, "audit", "-o", "json")
+	out, _, code = s.desk(t, "audit", "-o", "json", "--since", "2h")
 	require.Equal(t, exitFailure, code)
+	assert.NotContains(t, out, "added_at")
 	require.NoError(t, json.Unmarshal([]byte(out), &r))
 	require.Len(t, r.Tenants, 2)
 	assert.True(t, r.Tenants[0].Failed)

@@ -165,7 +165,7 @@ func TestSeveralDatabases(t *testing.T) {
 		return o.code == exitOK // nothing has been handled before the first checkpoint
 	})
 	for name := range sites {
-		assert.Regexp(t, `(?s)database `+name+`\nTENANT .*\nnothing is missing\n`, o.out)
+		assert.Regexp(t, `(?s)database `+name+`\nTENANT .*\nnothing is missing in what was looked at\n`, o.out)
 	}
 	o = invoke(t, nil, "audit", "-o", "json", "--config", config)
 	assert.Contains(t, o.out, `"database": "far"`)

@@ -43,6 +43,8 @@ type TenantRows struct {
 	Left  bool
 	// Digest is what a leader has saved of the rows that follow with SaveDigests; nil: nothing.
 	Digest *int64
+	// Added is when it became a tenant.
+	Added time.Time
 
 	Endpoints     []delivery.EndpointRow
 	EventTypes    []route.EventTypeRow
@@ -165,7 +167,7 @@ func (s *Store) load(ctx context.Context, list string, args []any, beat func(con
 
 const (
 	listTenants = `
-SELECT t.schema, t.state, coalesce(t.reason, ''), t.backfill IS NOT NULL AND t.backfill_done_at IS NULL, t.shard, coalesce(t.moved_lsn, '0/0')::text, t.digest
+SELECT t.schema, t.state, coalesce(t.reason, ''), t.backfill IS NOT NULL AND t.backfill_done_at IS NULL, t.shard, coalesce(t.moved_lsn, '0/0')::text, t.digest, t.since
 FROM outbox_relay.tenants t WHERE ($1::text[] IS NULL OR t.schema = ANY($1::text[]))`
 
 	ofShard = ` AND (t.shard = $2::int4 OR t.moved_from = $3::text AND t.moved_lsn > $4::text::pg_lsn)`
@@ -179,7 +181,7 @@ func (reg *Registry) load(ctx context.Context, conn *pgx.Conn, list statement, s
 		reg.Tenants, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (t TenantRows, err error) {
 			var home int
 			var moved string
-			if err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Backfilling, &home, &moved, &t.Digest); err == nil {
+			if err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Backfilling, &home, &moved, &t.Digest, &t.Added); err == nil {
 				t.Moved, err = pglogrepl.ParseLSN(moved)
 			}
 			t.Left = home != shard
@@ -228,7 +230,7 @@ func loadTenants(ctx context.Context, conn *pgx.Conn, tenants []TenantRows, sche
 	}
 	if len(tenants) == 1 {
 		t := &tenants[0]
-		*t = TenantRows{Schema: t.Schema, State: t.State, Reason: t.Reason, Backfilling: t.Backfilling, Moved: t.Moved, Left: t.Left, Err: loadErr}
+		*t = TenantRows{Schema: t.Schema, State: t.State, Reason: t.Reason, Backfilling: t.Backfilling, Added: t.Added, Moved: t.Moved, Left: t.Left, Err: loadErr}
 		return nil
 	}
 	for i := range tenants {
