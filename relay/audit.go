@@ -229,7 +229,7 @@ func (s *session) audit(ctx context.Context, from, to store.Snapshot, routes map
 	var steady []string
 	for _, name := range s.known() {
 		t := s.tenant(name)
-		if t == nil || !t.is(stateActive) || t.isFilling() || t.until != 0 || unpublished[name] != "" {
+		if t == nil || !t.is(stateActive) || t.isFilling() || t.isGone() || t.until != 0 || unpublished[name] != "" {
 			continue
 		}
 		now := t.version()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/neo-commons/outbox-relay/relay/store"
@@ -71,7 +72,21 @@ func (w *steward) look(ctx context.Context, s *session) error {
 	}
 	w.looked = time.Now()
 	s.countServed()
-	return errors.Join(w.tryAgain(ctx, s), w.giveUp(ctx, s))
+	return errors.Join(w.tryAgain(ctx, s), w.giveUp(ctx, s), s.missSchemas(ctx))
+}
+
+// missSchemas tells of tenants whose schema has been dropped: no event of theirs comes any more that could show it.
+func (s *session) missSchemas(ctx context.Context) error {
+	gone, err := s.store.WithoutSchema(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range s.known() {
+		if t := s.tenant(name); t != nil && t.setGone(slices.Contains(gone, name)) {
+			s.log.Warn("the schema of a tenant is gone", "tenant", name, "hint", "outbox-relay tenants remove ends it; a schema that comes back is added with tenants add")
+		}
+	}
+	return nil
 }
 
 // tryAgain ends suspensions. What tenants missed is queued; if what suspended them has not passed, and could not be told before, the next event suspends them

@@ -146,3 +146,38 @@ func TestRoutesOfPausedAfterSuspension(t *testing.T) {
 		require.True(t, strings.HasSuffix(delivery, "/2"), "to an endpoint that has no subscription any more: %s", delivery)
 	}
 }
+
+// TestSchemaIsGone: a tenant whose schema is dropped has no events any more that could show it, and is told of all the same, once.
+func TestSchemaIsGone(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	p := newPlace(ctx, t)
+	p.join("one", 1)
+	p.join("two", 1)
+	messages := make(chan string, 1000)
+	p.run(heard{slog.DiscardHandler, messages}, nil)
+	count := func() (n int) {
+		for len(messages) > 0 {
+			n += strings.Count(<-messages, "the schema of a tenant is gone one ")
+		}
+		return n
+	}
+	p.exec(`DROP SCHEMA one CASCADE`)
+	require.Eventually(t, func() bool { return count() == 1 }, time.Minute, 10*time.Millisecond)
+
+	lock, err := p.pool.Begin(ctx)
+	require.NoError(t, err)
+	defer func() { _ = lock.Rollback(ctx) }()
+	_, err = lock.Exec(ctx, `LOCK TABLE two.webhook_deliveries IN ACCESS EXCLUSIVE MODE`)
+	require.NoError(t, err)
+	p.events("two", 1)
+	suspended := func() (yes bool) {
+		require.NoError(t, p.pool.QueryRow(ctx, `SELECT state = 'suspended' FROM outbox_relay.tenants WHERE schema = 'two'`).Scan(&yes))
+		return yes
+	}
+	require.Eventually(t, suspended, time.Minute, 10*time.Millisecond)
+	require.NoError(t, lock.Rollback(ctx))
+	require.Eventually(t, func() bool { return !suspended() }, time.Minute, 10*time.Millisecond) // which took more than one look
+	require.Zero(t, count(), "it has been said")
+}

@@ -30,6 +30,7 @@ type tenant struct {
 
 	mu       sync.Mutex
 	state    string
+	gone     bool // the schema is, and that has been told
 	filling  bool // earlier events are still being queued: what has an order goes behind them
 	table    *route.Tenant
 	now      version        // of the table
@@ -103,6 +104,21 @@ func (t *tenant) setState(state string) {
 	t.mu.Lock()
 	t.state = state
 	t.mu.Unlock()
+}
+
+func (t *tenant) isGone() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.gone
+}
+
+// setGone tells whether the schema has been there so far, and is gone.
+func (t *tenant) setGone(gone bool) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	was := t.gone
+	t.gone = gone
+	return gone && !was
 }
 
 func (t *tenant) isFilling() bool {

@@ -205,6 +205,17 @@ func (s *Store) Suspended(ctx context.Context) ([]string, error) {
 	return names, wrap(err, "list suspended tenants")
 }
 
+// WithoutSchema lists the tenants of the shard whose schema is gone.
+func (s *Store) WithoutSchema(ctx context.Context) ([]string, error) {
+	rows, err := s.pool.Query(ctx, `SELECT t.schema FROM outbox_relay.tenants t
+WHERE t.shard = $1::int4 AND NOT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname = t.schema) ORDER BY 1`, s.shard)
+	if err != nil {
+		return nil, fmt.Errorf("look for schemas that are gone: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	return names, wrap(err, "look for schemas that are gone")
+}
+
 // Suspend stops a tenant whose events cannot be read. What it misses is queued when it is resumed. ErrFenced says that the epoch is
 // over, and nothing was written.
 func (s *Store) Suspend(ctx context.Context, epoch int64, tenant, reason string) error {
