@@ -90,13 +90,13 @@ func (e *engine) claimBatch(ctx context.Context) (full bool, err error) {
 		return false, nil // one batch is attempted while the next one is claimed, no more
 	}
 	caps := e.dispatcher.caps()
-	served, err := e.servedTenants(ctx)
-	if err != nil {
-		return false, err
-	}
 	until := time.Now().Add(e.cfg().Queue.Lease)
 	try, cancel := context.WithTimeout(ctx, e.cfg().Queue.Lease) // one that takes longer has claimed for nobody
 	defer cancel()
+	served, err := e.servedTenants(try)
+	if err != nil {
+		return false, err
+	}
 	rows, more, err := e.store.Claim(try, e.owner, store.ClaimOptions{
 		N: n, Lease: e.cfg().Queue.Lease, Caps: caps, Run: runLength, Tenants: served, Bytes: room,
 	})

@@ -6,10 +6,12 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -30,7 +32,8 @@ type Config struct {
 	Refresh func() (string, error)
 	// MaxConns bounds the connections, of which one is for Record alone. Zero means 4, and the least there can be is 2.
 	MaxConns int32
-	// ConnectTimeout bounds the opening of each connection. Zero means what the DSN says, else no bound.
+	// ConnectTimeout bounds the opening of each connection, and the look whether one that has been idle still lives. Zero means what the DSN says, else no
+	// bound for the one and 10 s for the other.
 	ConnectTimeout time.Duration
 	// Lazy has New open the pool without a look whether the database answers.
 	Lazy bool
@@ -88,6 +91,7 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	pc.MaxConns = max(pc.MaxConns, 2) // LockHeal holds one
 	pc.MinConns, pc.MinIdleConns = 0, 0
+	pc.PingTimeout = cmp.Or(pc.ConnConfig.ConnectTimeout, 10*time.Second)
 	pc.BeforeConnect = func(_ context.Context, conn *pgx.ConnConfig) error {
 		fresh, err := cfg.fresh()
 		if err == nil {
@@ -133,6 +137,7 @@ func (cfg *Config) parse(dsn string) (*pgxpool.Config, error) {
 	if cfg.ConnectTimeout > 0 {
 		pc.ConnConfig.ConnectTimeout = cfg.ConnectTimeout
 	}
+	pc.ConnConfig.DialFunc = (&net.Dialer{Control: boundSilence}).DialContext
 	// No statement is prepared, but for what prepared says: here at the price of results in text form.
 	pc.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	return pc, nil
@@ -150,10 +155,28 @@ func (cfg *Config) fresh() (*pgxpool.Config, error) {
 	return cfg.parse(dsn)
 }
 
-// Close closes the pool and waits for connections in use.
+// silence is for how long a server may acknowledge nothing before a connection to it is given up, where the system can do that: a machine that is gone,
+// and a router that has forgotten the connection, say no word, and most statements have no bound of their own, since they may well take long.
+const silence = 30 * time.Second
+
+// farewell bounds how long Close waits.
+const farewell = 5 * time.Second
+
+// Close closes the pool and waits for connections in use, but not for long: it takes half a minute to give up one whose server is silent. What is left then
+// ends by itself.
 func (s *Store) Close() {
-	s.recording.Close()
-	s.pool.Close()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		s.recording.Close()
+		s.pool.Close()
+	}()
+	patience := time.NewTimer(farewell)
+	defer patience.Stop()
+	select {
+	case <-closed:
+	case <-patience.C:
+	}
 }
 
 // forTenant puts the tenant's schema into a statement, where it stands as {tenant}.
