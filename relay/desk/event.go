@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // Event is a row of webhook_events, with how far the relay is with it.
@@ -76,15 +77,12 @@ func (d *Desk) event(ctx context.Context, id outbox.UUID) (*EventDetail, error) 
 		return nil, err
 	}
 	var marks marks
-	events, err := collect(ctx, d, "look up event", func(row pgx.CollectableRow) (e Event, err error) {
-		var data, metadata string
-		e.ID = id
-		err = row.Scan(append([]any{
-			&e.Type, &e.Name, &e.AggregateType, &e.AggregateID, &e.Version, &e.ContextID, &e.CorrelationID, &e.CausationID,
-			&e.UserID, &e.OccurredAt, &data, &metadata,
-		}, marks.fields()...)...)
-		e.data, e.metadata = json.RawMessage(data), json.RawMessage(metadata)
-		return e, err
+	events, err := collect(ctx, d, "look up event", func(row pgx.CollectableRow) (Event, error) {
+		v, err := store.ScanEvent(row, marks.fields()...)
+		return Event{
+			ID: v.ID, Type: v.Type, Name: v.Name, AggregateType: v.AggregateType, AggregateID: v.AggregateID, Version: v.AggregateVersion, ContextID: v.ContextID,
+			CorrelationID: v.CorrelationID, CausationID: v.CausationID, UserID: v.TriggeredByUserID, OccurredAt: Time{v.OccurredAt}, data: v.Data, metadata: v.Metadata,
+		}, err
 	}, selectEvent, id, d.tenant, d.slot)
 	switch {
 	case err != nil:
@@ -100,26 +98,23 @@ func (d *Desk) event(ctx context.Context, id outbox.UUID) (*EventDetail, error) 
 	return x, nil
 }
 
-// Casts are for adopted tables, whose columns may have other types and nulls.
 const selectEvent = `
-SELECT v.event_type::text, coalesce(v.event_name, '')::text, coalesce(v.aggregate_type, '')::text, v.aggregate_id, coalesce(v.aggregate_version, 1)::int4,
-  v.context_id, v.correlation_id, v.causation_id, v.triggered_by_user_id, v.occurred_at::timestamptz,
-  coalesce(v.event_data, '{}')::text, coalesce(v.event_metadata, '{}')::text,
-  coalesce(pg_visible_in_snapshot(v.xid, p.snapshot), false),
-  v.xid IS NULL OR pg_visible_in_snapshot(v.xid, t.added_snapshot),
-  t.backfill_upto IS NOT NULL AND (v.xid IS NULL OR pg_visible_in_snapshot(v.xid, t.backfill_upto))
-    AND (t.backfill_from IS NULL OR v.xid IS NOT NULL AND NOT pg_visible_in_snapshot(v.xid, t.backfill_from))
-    AND CASE t.backfill WHEN 'unprocessed' THEN v.processed_at IS NULL WHEN 'since' THEN v.occurred_at >= t.backfill_since ELSE true END,
+SELECT ` + store.EventColumns + `,
+  coalesce(pg_visible_in_snapshot(e.xid, p.snapshot), false),
+  e.xid IS NULL OR pg_visible_in_snapshot(e.xid, t.added_snapshot),
+  t.backfill_upto IS NOT NULL AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, t.backfill_upto))
+    AND (t.backfill_from IS NULL OR e.xid IS NOT NULL AND NOT pg_visible_in_snapshot(e.xid, t.backfill_from))
+    AND CASE t.backfill WHEN 'unprocessed' THEN e.processed_at IS NULL WHEN 'since' THEN e.occurred_at >= t.backfill_since ELSE true END,
   t.backfill_done_at IS NOT NULL,
-  t.backfill_from IS NOT NULL AND (v.xid IS NULL OR pg_visible_in_snapshot(v.xid, t.backfill_from)),
+  t.backfill_from IS NOT NULL AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, t.backfill_from)),
   coalesce(s.active, false), s.slot_name IS NOT NULL, slot.name,
   coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, s.confirmed_flush_lsn), 0)::int8
-FROM {tenant}.webhook_events v
+FROM {tenant}.webhook_events e
 JOIN outbox_relay.tenants t ON t.schema = $2::text
 CROSS JOIN LATERAL (SELECT $3::text || CASE WHEN t.shard > 0 THEN '_' || t.shard ELSE '' END AS name) slot
 LEFT JOIN outbox_relay.progress p ON p.slot = slot.name
 LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = slot.name
-WHERE v.id = $1::uuid`
+WHERE e.id = $1::uuid`
 
 // marks is where an event stands in the order of transactions.
 type marks struct {

@@ -1,8 +1,11 @@
 package desk_test
 
 import (
+	"encoding/json"
 	"fmt"
+	"math"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -172,6 +175,29 @@ func TestEventShowsItsPayloadOnRequest(t *testing.T) {
 	x, err = b.desk.Event(b.ctx, event, true)
 	require.NoError(t, err)
 	assert.JSONEq(t, `{"total": 5}`, string(x.Data))
+}
+
+// TestEventOfAnAdoptedTable has values that ours would not take: an event is shown as it is sent, whatever its row is like.
+func TestEventOfAnAdoptedTable(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	endpoint := b.endpoint("Shop", "none")
+	event := b.event("order.created", "{}")
+	b.exec(`ALTER TABLE acme.webhook_events ALTER aggregate_version TYPE bigint, ALTER event_type DROP NOT NULL`)
+	for at, want := range map[string]time.Time{
+		"'infinity'": time.Date(9999, 12, 31, 23, 59, 59, 999999000, time.UTC), "'-infinity'": time.Date(1, 1, 1, 0, 0, 0, 1000, time.UTC),
+		"'20000-01-01'": time.Date(9999, 12, 31, 23, 59, 59, 999999000, time.UTC),
+	} {
+		b.exec(`UPDATE acme.webhook_events SET aggregate_version = 3000000000, event_type = NULL, occurred_at = ` + at)
+		x, err := b.desk.Event(b.ctx, event, true)
+		require.NoError(t, err, at)
+		assert.Empty(t, x.Type)
+		assert.Equal(t, int32(math.MaxInt32), x.Version)
+		assert.Equal(t, want, x.OccurredAt.Time, at)
+		_, err = json.Marshal(x)
+		require.NoError(t, err, at)
+		assert.Equal(t, desk.Unmatched, b.explain(event, endpoint).Endpoints[0].Fate)
+	}
 }
 
 // TestExplainEveryDeferral: each reason that a relay notes is told in words.

@@ -149,7 +149,7 @@ func (s *Store) UnaccountedPage(ctx context.Context, r Range, types []string, al
 	if err != nil {
 		return nil, false, err
 	}
-	sql := `SELECT ` + eventColumns + `,
+	sql := `SELECT ` + EventColumns + `,
   ARRAY(SELECT d.webhook_endpoint_id FROM {tenant}.webhook_deliveries d WHERE d.relayed AND d.webhook_event_id = e.id)` + inRange
 	if !all {
 		sql += noDelivery
@@ -162,7 +162,7 @@ func (s *Store) UnaccountedPage(ctx context.Context, r Range, types []string, al
 	size := 0
 	for size < pageBytes && rows.Next() {
 		var u Unaccounted
-		if u.Event, err = scanEvent(rows, &u.Delivered); err != nil {
+		if u.Event, err = ScanEvent(rows, &u.Delivered); err != nil {
 			return nil, false, s.auditError(r.Tenant, err)
 		}
 		size += len(u.Data) + len(u.Metadata)

@@ -60,16 +60,16 @@ const (
 	lastTime  = `'9999-12-31 23:59:59.999999+00'::timestamptz`
 )
 
-// eventColumns are those of an event e. An adopted table may have nulls where ours has none.
-const eventColumns = `e.id, coalesce(e.event_type, '')::text, coalesce(e.event_name, '')::text, e.aggregate_id, coalesce(e.aggregate_type, '')::text,
+// EventColumns are those of an event e, for ScanEvent. An adopted table may have nulls where ours has none.
+const EventColumns = `e.id, coalesce(e.event_type, '')::text, coalesce(e.event_name, '')::text, e.aggregate_id, coalesce(e.aggregate_type, '')::text,
   least(greatest(coalesce(e.aggregate_version, 1), -2147483648), 2147483647)::int4,
   coalesce(e.event_data, '{}')::text, coalesce(e.event_metadata, '{}')::text, e.correlation_id, e.causation_id, e.triggered_by_user_id, e.context_id,
   CASE WHEN e.occurred_at IS NULL THEN '0001-01-01 00:00:00+00' ELSE least(greatest(e.occurred_at, ` + firstTime + `), ` + lastTime + `) END`
 
-// scanEvent reads eventColumns, and more if the query selects more.
-func scanEvent(rows pgx.Rows, more ...any) (e outbox.Event, err error) {
+// ScanEvent reads EventColumns, and more if the query selects more.
+func ScanEvent(row pgx.CollectableRow, more ...any) (e outbox.Event, err error) {
 	var data, metadata string
-	err = rows.Scan(append([]any{
+	err = row.Scan(append([]any{
 		&e.ID, &e.Type, &e.Name, &e.AggregateID, &e.AggregateType, &e.AggregateVersion, &data, &metadata,
 		&e.CorrelationID, &e.CausationID, &e.TriggeredByUserID, &e.ContextID, &e.OccurredAt,
 	}, more...)...)
@@ -80,7 +80,7 @@ func scanEvent(rows pgx.Rows, more ...any) (e outbox.Event, err error) {
 // A row without xid is older than the column, so it was committed before every snapshot of ours. One with an xid that is still to come was brought by a
 // logical restore.
 const backfillPage = `
-SELECT ` + eventColumns + `, coalesce(e.xid IS NULL AND $6::text IS NOT NULL OR pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot), false)
+SELECT ` + EventColumns + `, coalesce(e.xid IS NULL AND $6::text IS NOT NULL OR pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot), false)
 FROM {tenant}.webhook_events e
 WHERE e.id > $1::uuid AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $2::text::pg_snapshot) OR e.xid >= pg_snapshot_xmax(pg_current_snapshot()))
   AND (CASE $3::text WHEN 'unprocessed' THEN e.processed_at IS NULL WHEN 'since' THEN e.occurred_at >= $4::timestamptz ELSE true END
@@ -147,7 +147,7 @@ func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, 
 	size := 0
 	for size < pageBytes && rows.Next() {
 		var before bool // the border of an earlier mark
-		e, err := scanEvent(rows, &before)
+		e, err := ScanEvent(rows, &before)
 		if err != nil {
 			return nil, err
 		}

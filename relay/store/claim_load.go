@@ -63,7 +63,7 @@ func (s *Store) Standing(ctx context.Context, owner outbox.UUID, tenant string, 
 
 const schemaExists = `SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname = $1::text)`
 
-const loadEvents = `SELECT ` + eventColumns + ` FROM {tenant}.webhook_events e WHERE e.id = ANY($1::uuid[])`
+const loadEvents = `SELECT ` + EventColumns + ` FROM {tenant}.webhook_events e WHERE e.id = ANY($1::uuid[])`
 
 // load reads the deliveries of all tenants in one pipeline, or, if that has an error, tenant by tenant.
 func (c *claimer) load(ctx context.Context) ([]Claimed, error) {
@@ -156,7 +156,7 @@ func (c *claimer) loadEvents(ctx context.Context, name string, g *claimedTenant)
 	defer rows.Close()
 	events := make(map[outbox.UUID]*outbox.Event, len(ids))
 	for rows.Next() {
-		e, err := scanEvent(rows)
+		e, err := ScanEvent(rows)
 		if err != nil {
 			return err
 		}

@@ -75,7 +75,7 @@ type RecoveryPage struct {
 // A transaction that this very statement's snapshot does not know yet cannot have written what it sees: the row was restored from a dump of another
 // cluster, it is in no log of this one, and so it is looked at like any older event.
 const recoveryPage = `
-SELECT ` + eventColumns + `,
+SELECT ` + EventColumns + `,
   coalesce((SELECT true FROM {tenant}.webhook_deliveries d WHERE d.relayed AND d.webhook_event_id = e.id AND d.webhook_endpoint_id = $2::uuid LIMIT 1),
     (SELECT true FROM {tenant}.webhook_deliveries d WHERE NOT d.relayed AND d.webhook_event_id = e.id AND d.webhook_endpoint_id = $2::uuid LIMIT 1), false) AS has
 FROM {tenant}.webhook_events e
@@ -103,7 +103,8 @@ func (s *Store) recoveryPage(ctx context.Context, r Recovery, n int) (*RecoveryP
 		upto  string
 		due   int64
 	)
-	err := s.pool.QueryRow(ctx, `SELECT coalesce(r.cursor::text, '00000000-0000-0000-0000-000000000000'), r.since, r.upto::text, coalesce(r.rate, 0)::float8,
+	err := s.pool.QueryRow(ctx, `SELECT coalesce(r.cursor::text, '00000000-0000-0000-0000-000000000000'),
+  least(greatest(r.since, `+firstTime+`), `+lastTime+`), r.upto::text, coalesce(r.rate, 0)::float8,
   coalesce(greatest(extract(epoch FROM r.paced_until - now()) * 1e6, 0), 0)::int8
 FROM outbox_relay.recoveries r WHERE r.id = $1::int8 AND r.done_at IS NULL`, r.Number).Scan(&page.from, &since, &upto, &page.Rate, &due)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -121,7 +122,7 @@ FROM outbox_relay.recoveries r WHERE r.id = $1::int8 AND r.done_at IS NULL`, r.N
 	defer rows.Close()
 	for size := 0; size < pageBytes && rows.Next(); page.scanned++ {
 		var has bool
-		e, err := scanEvent(rows, &has)
+		e, err := ScanEvent(rows, &has)
 		if err != nil {
 			return nil, err
 		}

@@ -70,6 +70,27 @@ func TestRecoveryAfterALogicalRestore(t *testing.T) {
 	assert.True(t, page.Done)
 }
 
+// TestRecoverySinceAnEventOfNoTime: an adopted table may have an event of a time that cannot be written.
+func TestRecoverySinceAnEventOfNoTime(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
+	require.NoError(t, err)
+	for n, at := range []string{"infinity", "20000-01-01"} {
+		event := b.event("a", "", "")
+		b.exec(`UPDATE a.webhook_events SET occurred_at = $1::text::timestamptz`, at)
+		b.exec(`SELECT outbox_relay.recover_endpoint('a', $1, event => $2)`, e, event)
+		list, err := b.store.Recoveries(t.Context(), p.Epoch)
+		require.NoError(t, err)
+		require.Len(t, list, n+1)
+		list[n].Ready = true
+		page, err := b.store.RecoveryPage(t.Context(), list[n], 500)
+		require.NoError(t, err, at)
+		assert.Len(t, page.Events, n+1, at)
+	}
+}
+
 // TestRecoveryOfWhatIsCommittedMeanwhile: an application resumes an endpoint and asks for what it missed in one transaction. What others commit before it ends
 // comes in the log before that, when the endpoint takes nothing yet.
 func TestRecoveryOfWhatIsCommittedMeanwhile(t *testing.T) {
