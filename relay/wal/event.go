@@ -26,7 +26,7 @@ type EventPlan struct {
 	id, eventType, eventName, aggregateID, aggregateType, aggregateVersion    int
 	data, metadata, correlationID, causationID, userID, contextID, occurredAt int
 
-	eventTypes, aggregateTypes, names interner
+	eventTypes, aggregateTypes interner
 }
 
 // NewEventPlan finds the columns by name. A column that is not null in the reference schema, and context_id, on which matching depends, must be
@@ -59,14 +59,14 @@ func NewEventPlan(rel *Relation) (*EventPlan, error) {
 	return p, nil
 }
 
-// Decode makes an event of a row of the plan's Relation. Data and Metadata are the tuple's memory, good as long as that is; names are shared with the
+// Decode makes an event of a row of the plan's Relation. Data and Metadata are the tuple's memory, good as long as that is; types are shared with the
 // events before.
 func (p *EventPlan) Decode(t *Tuple) (outbox.Event, error) {
 	g := getter{t: t}
 	e := outbox.Event{
 		ID:                g.uuid(p.id),
 		Type:              p.eventTypes.intern(g.bytes(p.eventType)),
-		Name:              p.names.intern(g.bytes(p.eventName)),
+		Name:              string(g.bytes(p.eventName)), // often another one in every row
 		AggregateID:       g.uuid(p.aggregateID),
 		AggregateType:     p.aggregateTypes.intern(g.bytes(p.aggregateType)),
 		AggregateVersion:  g.int32(p.aggregateVersion),
