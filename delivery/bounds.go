@@ -21,13 +21,13 @@ type Bounds struct {
 func DefaultBounds() Bounds {
 	return Bounds{
 		MaxURLLength: 4096, MaxHeaders: 50, MaxHeadersSize: 8 << 10,
-		MinTimeout: time.Second, MaxTimeout: maxTimeout, MaxRetries: 10, MinBackoff: time.Second, MaxBackoff: time.Hour,
+		MinTimeout: time.Second, MaxTimeout: MaxTimeout, MaxRetries: 10, MinBackoff: time.Second, MaxBackoff: time.Hour,
 	}
 }
 
 const (
-	// maxTimeout is the longest timeout that any bounds allow, and so the longest time that an attempt can take.
-	maxTimeout    = 300 * time.Second
+	// MaxTimeout is the longest timeout that any bounds allow (webhook_endpoints.timeout_seconds is 5 to 300), and so the longest time that an attempt can take.
+	MaxTimeout    = 300 * time.Second
 	maxMultiplier = 5
 )
 

@@ -199,7 +199,7 @@ type retired struct {
 func (c *Client) retire(g *generation, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.retired = append(c.retired, retired{g, now.Add(maxTimeout + 2*reloadEvery)})
+	c.retired = append(c.retired, retired{g, now.Add(MaxTimeout + 2*reloadEvery)})
 }
 
 func (c *Client) allProfiles() []*profile {

@@ -9,10 +9,6 @@ import (
 	"github.com/neo-commons/outbox-relay/delivery"
 )
 
-// MaxAttemptTimeout is the longest timeout an endpoint's row may ask for (webhook_endpoints.timeout_seconds is 5 to 300), and so the
-// longest one attempt can take.
-const MaxAttemptTimeout = 300 * time.Second
-
 // Config is everything the relay can be told. Start from [DefaultConfig]: the zero value does not pass [Config.Validate]. The mapstructure
 // tags are the names of the keys in the configuration file; config.example.yaml says what each one does.
 type Config struct {

@@ -140,8 +140,8 @@ func (d Delivery) validate(f *faults) {
 	}
 	atLeast(f, "delivery.host_concurrency", d.HostConcurrency, 1)
 	atLeast(f, "delivery.default_timeout", d.DefaultTimeout, time.Millisecond)
-	if d.DefaultTimeout > MaxAttemptTimeout {
-		f.add("delivery.default_timeout", d.DefaultTimeout, "must not be more than %v", MaxAttemptTimeout)
+	if d.DefaultTimeout > delivery.MaxTimeout {
+		f.add("delivery.default_timeout", d.DefaultTimeout, "must not be more than %v", delivery.MaxTimeout)
 	}
 }
 

@@ -146,7 +146,7 @@ func (v *Validation) validate(f *faults) {
 	between(f, "validation.max_headers", v.MaxHeaders, 0, 1000)
 	between(f, "validation.max_headers_size", v.MaxHeadersSize, 0, 64*KiB)
 	atLeast(f, "validation.min_timeout", v.MinTimeout, time.Second)
-	between(f, "validation.max_timeout", v.MaxTimeout, time.Second, MaxAttemptTimeout)
+	between(f, "validation.max_timeout", v.MaxTimeout, time.Second, delivery.MaxTimeout)
 	between(f, "validation.max_retries", v.MaxRetries, 0, 100)
 	atLeast(f, "validation.min_backoff", v.MinBackoff, time.Second)
 	atLeast(f, "validation.max_backoff", v.MaxBackoff, time.Second)
