@@ -31,6 +31,7 @@ type keeper struct {
 	seen     map[laneKey]*seen
 	usage    map[usageKey]*store.Usage
 	triggers map[triggerKey]time.Time
+	disabled map[laneKey]time.Time // the news was given, and when the last attempt ended that belongs to it
 	news     []*store.News
 	dropped  int // news that found no room
 }
@@ -40,7 +41,6 @@ type seen struct {
 	failing   time.Time // first failure since the last success, if that is none
 	succeeded time.Time // last success
 	open      time.Time // until when the breaker is, if it has opened
-	disabled  bool      // and the news was given
 	lastError string
 }
 
@@ -57,6 +57,9 @@ type triggerKey struct {
 const (
 	healthEvery = 5 * time.Second
 	usageEvery  = 30 * time.Second
+	// disabling is for how long attempts still begin at an endpoint that has just been disabled, at most: the routing table learns of it by the log. What they
+	// and those in flight lead to is not another disabling.
+	disabling = 10 * time.Second
 	// maxNews bounds what waits to be told.
 	maxNews = 10_000
 )
@@ -64,7 +67,7 @@ const (
 func newKeeper(s *store.Store, log *slog.Logger) *keeper {
 	return &keeper{
 		store: s, log: log, wake: make(chan struct{}, 1),
-		seen: make(map[laneKey]*seen), usage: make(map[usageKey]*store.Usage), triggers: make(map[triggerKey]time.Time),
+		seen: make(map[laneKey]*seen), usage: make(map[usageKey]*store.Usage), triggers: make(map[triggerKey]time.Time), disabled: make(map[laneKey]time.Time),
 	}
 }
 
@@ -113,8 +116,12 @@ func (k *keeper) noteHealth(key laneKey, o *store.Outcome) string {
 		}
 		s.lastError = o.Result.Err
 	}
-	if o.Disable && !s.disabled {
-		s.disabled = true
+	if !o.Disable {
+		return ""
+	}
+	before := k.disabled[key]
+	k.disabled[key] = time.Now()
+	if o.Result.Started.After(before.Add(disabling)) {
 		reason := cmp.Or(o.Reason, o.Result.Err)
 		k.tell(newsOfEndpoint(newsDisabled, key, map[string]any{"reason": reason}))
 		return reason
@@ -246,6 +253,11 @@ func (k *keeper) takeHealth() (list []store.Health) {
 		})
 	}
 	clear(k.seen)
+	for key, at := range k.disabled {
+		if time.Since(at) > delivery.MaxTimeout+disabling {
+			delete(k.disabled, key)
+		}
+	}
 	return list
 }
 

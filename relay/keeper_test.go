@@ -1,9 +1,12 @@
 package relay
 
 import (
+	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/neo-commons/outbox-relay/delivery"
@@ -28,4 +31,36 @@ func TestHealthThatCouldNotBeSaved(t *testing.T) {
 	fails(time.Minute)
 	require.NoError(t, s.keeper.saveHealth(t.Context()))
 	require.Equal(t, 1, s.count(`outbox_relay.endpoint_health WHERE failing_since <= now() - interval '1 hour' AND last_error = 'answered 503'`))
+}
+
+// TestADisablingIsToldOnce: attempts in flight, and those of what was read from the log before the disabling, get the same answer.
+func TestADisablingIsToldOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeper(nil, slog.New(slog.DiscardHandler))
+		gone := func(started time.Time) {
+			k.note([]store.Outcome{{
+				Delivery: &store.Delivery{Tenant: "t", EndpointID: outbox.UUID{1}}, Attempted: true, Status: store.Retrying, Disable: true,
+				Result: delivery.Result{Class: delivery.ClassGone, Started: started, Duration: time.Since(started)},
+			}})
+		}
+		began := time.Now()
+		gone(began)
+		k.takeHealth()
+		for range 20 {
+			time.Sleep(healthEvery)
+			gone(time.Now())
+			gone(began)
+			k.takeHealth()
+		}
+		assert.Len(t, k.news, 1)
+		time.Sleep(2 * disabling)
+		gone(began)
+		time.Sleep(2 * disabling)
+		gone(time.Now()) // it was active again
+		assert.Len(t, k.news, 2)
+		time.Sleep(time.Hour)
+		k.takeHealth()
+		assert.Empty(t, k.disabled)
+	})
 }
