@@ -220,7 +220,7 @@ func (k *keeper) run(ctx context.Context) error {
 			err = k.saveNews(ctx)
 		}
 		if err != nil && ctx.Err() == nil {
-			k.log.Warn("statistics and health of endpoints could not be saved, trying again", "error", err)
+			k.log.Warn("statistics or health of endpoints could not be saved", "error", err)
 		}
 	}
 }

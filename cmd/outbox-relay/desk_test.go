@@ -341,3 +341,20 @@ func TestTenantToChoose(t *testing.T) {
 	require.Equal(t, exitUsage, o.code)
 	require.Contains(t, o.err, "name one of them with --tenant: acme, zebra")
 }
+
+// TestExplainNamesTheCommand: what it says to run can be run as it stands, whatever tenants there are.
+func TestExplainNamesTheCommand(t *testing.T) {
+	t.Parallel()
+	const id = "00000000-0000-0000-0000-000000000001"
+	d := installed(t)
+	d.exec(t, `CREATE SCHEMA zebra; SELECT outbox_relay.add_tenant('zebra');
+		INSERT INTO acme.webhook_event_types (event_type, category, display_name) VALUES ('a.b', 'c', 'd');
+		INSERT INTO acme.webhook_endpoints (id, name, endpoint_url, secret_token, created_by_user_id)
+		VALUES ('`+id+`', 'one', 'https://receiver.example', 'a-secret-of-16-or-more', gen_random_uuid());
+		INSERT INTO acme.webhook_subscriptions (endpoint_id, event_type_id, event_type) SELECT '`+id+`', t.id, t.event_type FROM acme.webhook_event_types t;
+		INSERT INTO acme.webhook_events (id, event_type, aggregate_id, aggregate_type, xid) VALUES ('`+id+`', 'a.b', gen_random_uuid(), 'a', NULL)`)
+	_, command, ok := strings.Cut(d.succeed(t, "events", "explain", "-t", "acme", id), "queue what it missed: outbox-relay ")
+	require.True(t, ok)
+	command, _, _ = strings.Cut(command, "\n")
+	d.succeed(t, append(strings.Fields(command), "--wait=false")...)
+}

@@ -100,7 +100,7 @@ func writeExplanation(w *tabwriter.Writer, x *desk.Explanation, d *desk.Desk, on
 		matched = matched || account.Fate != desk.Unmatched
 		_ = w.Flush() // lines below are no columns; a fault comes up again at the end
 		say(w, "\n%s: %s\n", named(account.EndpointName, account.EndpointID), account.Fate)
-		for _, line := range accountLines(account, d.Now()) {
+		for _, line := range accountLines(account, &x.Event, d) {
 			say(w, "  %s\n", plain(line))
 		}
 	}
@@ -117,7 +117,8 @@ func writeExplanation(w *tabwriter.Writer, x *desk.Explanation, d *desk.Desk, on
 }
 
 // accountLines says what there is to say about an endpoint.
-func accountLines(a *desk.Account, now time.Time) []string {
+func accountLines(a *desk.Account, e *desk.Event, d *desk.Desk) []string {
+	now := d.Now()
 	var lines []string
 	add := func(yes bool, format string, args ...any) {
 		if yes {
@@ -133,7 +134,7 @@ func accountLines(a *desk.Account, now time.Time) []string {
 	}
 	add(a.Fate == desk.Dead && a.DeadLetter != nil, "%s", deathText(a, now))
 	add(a.Fate == desk.Dead && a.DeadLetter == nil || a.Fate == desk.NotRead || a.Fate == desk.Missing, "%s", a.Why)
-	add(a.Fate == desk.Missing, "queue what it missed: outbox-relay endpoints recover %s --since EVENT", a.EndpointID)
+	add(a.Fate == desk.Missing, "queue what it missed: outbox-relay endpoints recover -t %s %s --since %s", d.Tenant(), a.EndpointID, e.ID)
 	add(x != nil, "delivery %s", deliveryID(a))
 	for _, s := range a.Subscriptions {
 		if s.ID.IsZero() {
