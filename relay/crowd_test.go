@@ -32,7 +32,7 @@ func TestTooManyKeysCrowdTheirLane(t *testing.T) {
 		two.Order.Key = outbox.UUID{9}
 		b.admit(t.Context(), one)
 		b.admit(t.Context(), two)
-		require.Equal(t, []*job{one}, b.rows, "any key of a crowded lane may have rows")
+		require.Equal(t, idsOf([]*job{one}), idsOf(b.rows), "any key of a crowded lane may have rows")
 		require.Same(t, two, b.nextJob())
 		b.release([]*job{one})
 		require.Empty(t, one.lane.blocked, "the database knows of it")

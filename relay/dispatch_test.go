@@ -338,7 +338,7 @@ func TestSweepHandsOver(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		b.sweep(2 * time.Second)
 		b.sweep(2 * time.Second)
-		require.Equal(t, []*job{running}, b.leases, "what runs is leased, once")
+		require.Equal(t, idsOf([]*job{running}), idsOf(b.leases), "what runs is leased, once")
 		require.Equal(t, []string{store.DeferHold}, b.deferrals, "what waits is deferred")
 		require.True(t, b.finish(running, verdict{}))
 		require.True(t, running.Queued, "its outcome finds a row")
