@@ -27,11 +27,6 @@ type Options struct {
 	Publications []string
 	// ConnectTimeout bounds each attempt to connect. Zero leaves it to the URL, or 10 s if that says nothing.
 	ConnectTimeout time.Duration
-	// StatusInterval is how often the server hears the confirmed position at least; a third of the server's wal_sender_timeout if that is less.
-	// Zero means 10 s.
-	StatusInterval time.Duration
-	// OnNotice is called, by the goroutine of Run, for each notice and warning of the server. Nil logs them.
-	OnNotice func(*pgconn.Notice)
 	// Heard is called, by the goroutine of Run, for each message of the server, before it is handed over. Nil: nobody wants to know.
 	Heard func(now time.Time)
 	// Log may be nil.
@@ -40,7 +35,8 @@ type Options struct {
 
 const (
 	defaultConnectTimeout = 10 * time.Second
-	defaultStatusInterval = 10 * time.Second
+	// statusInterval is how often the server hears the confirmed position at least; a third of its wal_sender_timeout if that is less.
+	statusInterval = 10 * time.Second
 	// defaultSenderTimeout is how long the server may be silent when its own wal_sender_timeout is off.
 	defaultSenderTimeout = time.Minute
 	minVersion           = 140000

@@ -51,7 +51,6 @@ const (
 type Stream struct {
 	conn     *pgconn.PgConn
 	log      *slog.Logger
-	onNotice func(*pgconn.Notice)
 	onHeard  func(time.Time)
 	systemID string
 	slot     Slot
@@ -83,27 +82,19 @@ type Stream struct {
 
 func newStream(conn *pgconn.PgConn, o Options, senderTimeout time.Duration) *Stream {
 	s := &Stream{
-		conn: conn, log: o.Log, onNotice: o.OnNotice, carries: o.Publications, interval: o.StatusInterval, timeout: senderTimeout,
+		conn: conn, log: o.Log, carries: o.Publications, timeout: senderTimeout,
 		confirmed: func() LSN { return 0 }, sentAt: time.Now(),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	if s.onNotice == nil {
-		s.onNotice = func(n *pgconn.Notice) {
-			s.log.Warn("notice of the server", "severity", n.Severity, "code", n.Code, "message", n.Message)
-		}
-	}
 	if s.onHeard = o.Heard; s.onHeard == nil {
 		s.onHeard = func(time.Time) {}
-	}
-	if s.interval <= 0 {
-		s.interval = defaultStatusInterval
 	}
 	if s.timeout <= 0 {
 		s.timeout = defaultSenderTimeout
 	}
-	s.interval = min(s.interval, s.timeout/3)
+	s.interval = min(statusInterval, s.timeout/3)
 	return s
 }
 
@@ -127,7 +118,7 @@ func (s *Stream) Standing() (at LSN, still time.Duration) {
 }
 
 // Run hands what arrives to h until ctx is done, h returns an error or the session ends; the error is never nil. It tells the server the position
-// that confirmed returns: soon after it has moved, when the server asks, and every StatusInterval. What lies below that position is never sent
+// that confirmed returns: soon after it has moved, when the server asks, and every ten seconds or more often. What lies below that position is never sent
 // again and its log may be removed, so confirmed must return what is durable. Zero confirms nothing, and a position less than the last one is not
 // sent.
 //
@@ -245,7 +236,7 @@ func (s *Stream) take(ctx context.Context, h Handler, msg pgproto3.BackendMessag
 		return s.copyData(ctx, h, m.Data)
 	case *pgproto3.NoticeResponse:
 		pg := pgconn.ErrorResponseToPgError((*pgproto3.ErrorResponse)(m))
-		s.onNotice((*pgconn.Notice)(pg))
+		s.log.Warn("notice of the server", "severity", pg.Severity, "code", pg.Code, "message", pg.Message)
 		// Version 18 does not stop at a missing publication, as older ones do: it warns and skips the changes. Going on would confirm the gap. The code
 		// alone does not tell: version 17 has it for a standby of synchronized_standby_slots that is away. The name is in the text in every language.
 		if pg.Code == "55000" && slices.ContainsFunc(s.carries, func(name string) bool { return strings.Contains(pg.Message, name) }) {
