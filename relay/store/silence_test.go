@@ -2,10 +2,10 @@ package store_test
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -30,7 +30,7 @@ func (b *bundle) way() (w *way, url string) {
 	require.NoError(b.t, err)
 	w = &way{until: make(chan struct{})}
 	server := b.admin.Config().ConnConfig
-	target := fmt.Sprintf("%s:%d", server.Host, server.Port)
+	target := net.JoinHostPort(server.Host, strconv.Itoa(int(server.Port)))
 	url = strings.Replace(b.url, target, l.Addr().String(), 1)
 	require.NotEqual(b.t, b.url, url)
 	var group sync.WaitGroup
@@ -59,7 +59,7 @@ func (b *bundle) way() (w *way, url string) {
 			if err != nil {
 				return
 			}
-			far, err := new(net.Dialer).Dial("tcp", target) //nolint:noctx // ended by the test
+			far, err := new(net.Dialer).Dial("tcp", target)
 			if err != nil {
 				_ = near.Close()
 				continue
