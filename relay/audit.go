@@ -71,7 +71,7 @@ func Audit(ctx context.Context, st *store.Store, cfg *Config, o AuditOptions) ([
 		switch {
 		case rows.Err != nil:
 			report.Skipped, report.Failed = rows.Err.Error(), true
-		case rows.State == stateSuspended:
+		case rows.State == store.StateSuspended:
 			report.Skipped = "suspended: " + rows.Reason
 		case rows.Backfilling:
 			report.Skipped = "earlier events are still being queued"
@@ -229,7 +229,7 @@ func (s *session) audit(ctx context.Context, from, to store.Snapshot, routes map
 	var steady []string
 	for _, name := range s.known() {
 		t := s.tenant(name)
-		if t == nil || !t.is(stateActive) || t.isFilling() || t.isGone() || t.until != 0 || unpublished[name] != "" {
+		if t == nil || !t.is(store.StateActive) || t.isFilling() || t.isGone() || t.until != 0 || unpublished[name] != "" {
 			continue
 		}
 		now := t.version()

@@ -31,7 +31,7 @@ func (s *session) fill(ctx context.Context, left aside) error {
 		var faults error
 		for _, b := range list {
 			t := s.tenant(b.Tenant)
-			if t == nil || !t.is(stateActive) || left.has(b.Tenant) {
+			if t == nil || !t.is(store.StateActive) || left.has(b.Tenant) {
 				continue
 			}
 			ready, err := s.mayFill(ctx, b)

@@ -61,7 +61,7 @@ func TestDigest(t *testing.T) {
 	of.differs(false, nil, route.EventTypeRow{ID: id})
 	_ = of.table.SetEventType(route.EventTypeRow{ID: id})
 	step()
-	kinds := map[route.Source]tableKind{route.Current: tableSubscriptions, route.Older: tableOldSubscriptions}
+	kinds := map[route.Source]tableKind{route.Current: tableSubscriptions, route.Older: tableOlderSubscriptions}
 	for source := range kinds {
 		r := route.SubscriptionRow{ID: id, Source: source}
 		of.differs(false, nil, r)
@@ -69,7 +69,7 @@ func TestDigest(t *testing.T) {
 		step()
 	}
 	endpoint(&other, rows.Endpoints[0])
-	for _, kind := range []tableKind{tableEndpoints, tableEventTypes, tableSubscriptions, tableOldSubscriptions} {
+	for _, kind := range []tableKind{tableEndpoints, tableEventTypes, tableSubscriptions, tableOlderSubscriptions} {
 		step()
 		of.forget(kind, id)
 		of.forget(kind, id) // it is gone

@@ -177,7 +177,7 @@ func (s *session) remadeError() error {
 // streamOptions are those of the stream.
 func (e *engine) streamOptions() wal.Options {
 	return wal.Options{
-		URL: e.cfg().Database.StreamURL(), Refresh: e.cfg().Database.StreamDSN, Slot: e.cfg().Database.Slot, Publications: []string{EventsPublication, RegistryPublication},
+		URL: e.cfg().Database.StreamURL(), Refresh: e.cfg().Database.StreamDSN, Slot: e.cfg().Database.Slot, Publications: []string{eventsPublication, registryPublication},
 		ConnectTimeout: e.cfg().Database.ConnectTimeout, Log: e.log,
 	}
 }

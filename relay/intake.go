@@ -52,7 +52,7 @@ func (s *session) Change(ctx context.Context, c *wal.Change) error {
 		return s.event(ctx, rel, c)
 	case tableTenants:
 		return s.tenantChanged(ctx, c)
-	case tableEndpoints, tableEventTypes, tableSubscriptions, tableOldSubscriptions:
+	case tableEndpoints, tableEventTypes, tableSubscriptions, tableOlderSubscriptions:
 		if rel.tenant == nil || !rel.tenant.wants(s.tx.begin) {
 			return nil
 		}
@@ -121,7 +121,7 @@ func (s *session) position(now bool) {
 func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error {
 	t := rel.tenant
 	s.read.Add(1)
-	if t.is(stateSuspended) {
+	if t.is(store.StateSuspended) {
 		return nil // its events stay in the table until it is resumed
 	}
 	plan, err := rel.eventPlan()
@@ -215,7 +215,7 @@ func (s *session) dispatch(ctx context.Context, t *tenant, j *job) {
 	switch {
 	case j.refused.code != "":
 		s.dispatcher.reject(ctx, j)
-	case t.is(statePaused), j.endpoint.Paused:
+	case t.is(store.StatePaused), j.endpoint.Paused:
 		s.dispatcher.postpone(ctx, j, store.DeferPaused, parked)
 	case j.ordered() && t.isFilling(): // it stands behind events that are not in the queue yet
 		s.dispatcher.postpone(ctx, j, store.DeferOrder, parked)
@@ -252,7 +252,7 @@ func (s *session) lookUp(ctx context.Context) error {
 	for _, j := range s.repeated {
 		t := s.tenants[j.Tenant]
 		_, done := recorded[j.Tenant][store.Pair{Event: j.EventID, Endpoint: j.EndpointID}]
-		if done || t == nil || t.is(stateSuspended) {
+		if done || t == nil || t.is(store.StateSuspended) {
 			s.ledger.settle(j.commit)
 			s.metrics.repeated.Inc()
 			continue

@@ -136,7 +136,7 @@ func newMetrics(reg prometheus.Registerer, cfg *Config) *metrics {
 	m.queueAge = gauge("queue_oldest_due_seconds", "How long the longest due delivery of the retry queue has been due. Those of an endpoint whose breaker is open do not count.")
 	m.breakersOpen = gauge("breakers_open", "Endpoints whose breaker is open.")
 	m.breakersHalfOpen = gauge("breakers_half_open", "Endpoints whose breaker lets a probe through.")
-	m.tenants = gauges("tenants", "Tenants that this replica leads, by state.", "state", stateActive, statePaused, stateSuspended)
+	m.tenants = gauges("tenants", "Tenants that this replica leads, by state.", "state", store.StateActive, store.StatePaused, store.StateSuspended)
 	m.endpoints = gauges("endpoints", "Endpoints of the tenants that this replica leads, by state. Inactive ones are disabled, by the relay or by a person; of invalid ones the row cannot be used.", "state",
 		endpointActive, endpointPaused, endpointInactive, endpointInvalid)
 	gauge("objective_latency_seconds", "Time after the COMMIT of an event within which the first attempt is to be answered: objective.latency.").Set(m.within.Seconds())

@@ -283,7 +283,7 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 			r.putBack(jobs, out)
 			return false, err
 		}
-		s.lost(err)
+		s.end(err)
 		fenced = true
 		claimed, err := r.writeClaimed(ctx, out)
 		if err != nil {

@@ -66,7 +66,7 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 	case t == nil:
 		return s.store.EndRecovery(ctx, s.epoch, r.Number, "the tenant is not served any more")
 	}
-	if t.is(stateSuspended) {
+	if t.is(store.StateSuspended) {
 		return errNotYet
 	}
 	ep := t.endpoint(r.ID)

@@ -35,8 +35,8 @@ import (
 // What the schema package creates.
 const (
 	ownSchema           = "outbox_relay"
-	EventsPublication   = "outbox_relay_events"
-	RegistryPublication = "outbox_relay_registry"
+	eventsPublication   = "outbox_relay_events"
+	registryPublication = "outbox_relay_registry"
 )
 
 // Options are what Run needs besides its configuration. Config, Version, Log and Registry are required.

@@ -69,7 +69,7 @@ func TestNullsOfTheStream(t *testing.T) {
 		EventTypes:    []route.EventTypeRow{{EventType: "x", RequiresVerification: true, PayloadSchema: "{}"}},
 		Subscriptions: []route.SubscriptionRow{{Filters: []byte("[]"), ContextID: id}, {Source: route.Older}},
 	}}
-	stream, err := wal.Open(ctx, wal.Options{URL: url, Slot: slot, Publications: []string{EventsPublication, RegistryPublication}})
+	stream, err := wal.Open(ctx, wal.Options{URL: url, Slot: slot, Publications: []string{eventsPublication, registryPublication}})
 	require.NoError(t, err)
 	defer func() { _ = stream.Close(context.WithoutCancel(ctx)) }()
 	require.ErrorIs(t, stream.Run(ctx, got, func() wal.LSN { return 0 }), errAllRows)

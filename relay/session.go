@@ -221,7 +221,7 @@ func (s *session) each(ctx context.Context, moment time.Duration, c chore) {
 		switch {
 		case err == nil || ctx.Err() != nil:
 		case errors.Is(err, store.ErrFenced):
-			s.lost(err)
+			s.end(err)
 		default:
 			s.log.Warn("the leader's background work does not succeed, trying again", "error", err)
 		}
@@ -268,15 +268,12 @@ func (s *session) beat(ctx context.Context) {
 	_ = s.stream.Beat(ctx) // the stream will meet the error itself
 }
 
-// lost ends the session after another replica has taken over.
-func (s *session) lost(err error) { s.end(err) }
-
 // suspend stops a tenant whose tables are not as they should be: nothing of it is lost, and nobody else is held up. Its events stay where they
 // are, and resuming it queues what it has missed. It is for the stream's goroutine.
 func (s *session) suspend(ctx context.Context, t *tenant, reason error) error {
 	err := s.markSuspended(ctx, t, reason)
 	if err == nil {
-		t.setState(stateSuspended) // not before: what is left out comes again only if the database knows of it
+		t.setState(store.StateSuspended) // not before: what is left out comes again only if the database knows of it
 	}
 	return err
 }

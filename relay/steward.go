@@ -116,9 +116,9 @@ func (w *steward) tryAgain(ctx context.Context, s *session) error {
 		switch {
 		case err != nil:
 			s.log.Debug("a suspended tenant cannot be resumed yet", "tenant", name, "again_in", p.wait, "error", err)
-		case state == statePaused:
+		case state == store.StatePaused:
 			s.log.Info("tenant is not suspended any more, but paused: what it missed is queued when it is resumed", "tenant", name)
-		case state == stateActive:
+		case state == store.StateActive:
 			s.log.Info("suspended tenant resumed: what it missed is being queued", "tenant", name)
 		}
 	}

@@ -17,13 +17,6 @@ import (
 	"github.com/neo-commons/outbox-relay/relay/wal"
 )
 
-// The states of a tenant, as in outbox_relay.tenants.
-const (
-	stateActive    = "active"
-	statePaused    = "paused"    // its deliveries become pending rows
-	stateSuspended = "suspended" // its events are left in the table until it is resumed
-)
-
 // A tenant is a schema whose events we relay. Its routing table is used by the stream and by the backfill, one at a time.
 type tenant struct {
 	schema string
@@ -141,7 +134,7 @@ const (
 	tableEndpoints
 	tableEventTypes
 	tableSubscriptions
-	tableOldSubscriptions
+	tableOlderSubscriptions
 	tableTenants
 )
 
@@ -156,7 +149,7 @@ func kindOf(table string) tableKind {
 	case "webhook_subscriptions":
 		return tableSubscriptions
 	case "webhook_event_subscriptions":
-		return tableOldSubscriptions
+		return tableOlderSubscriptions
 	}
 	return tableOther
 }
@@ -227,7 +220,7 @@ func (s *session) load(ctx context.Context, schemas []string) (loaded int, err e
 		if now := s.defaults.Load(); now != defaults { // they were changed before the tenant could be seen
 			s.setDefaults(t)
 		}
-		if rows.Err == nil || rows.State == stateSuspended {
+		if rows.Err == nil || rows.State == store.StateSuspended {
 			continue
 		}
 		if err := s.suspend(ctx, t, fmt.Errorf("read its tables: %w", rows.Err)); err != nil {
@@ -258,7 +251,7 @@ func (s *session) tenantChanged(ctx context.Context, c *wal.Change) error {
 		r.t = &c.Old
 	}
 	var schema, before string
-	state := stateActive
+	state := store.StateActive
 	r.text("schema", &schema)
 	r.text("state", &state)
 	var backfill string
@@ -284,7 +277,7 @@ func (s *session) tenantChanged(ctx context.Context, c *wal.Change) error {
 	case c.Op == wal.Delete:
 		s.leave(schema)
 	case s.tenants[schema] != nil && !s.tenants[schema].wants(s.tx.begin):
-	case s.tenants[schema] == nil || state != stateSuspended && s.tenants[schema].is(stateSuspended):
+	case s.tenants[schema] == nil || state != store.StateSuspended && s.tenants[schema].is(store.StateSuspended):
 		if !s.cfg().Tenants.Includes(schema) {
 			return nil
 		}
@@ -297,7 +290,7 @@ func (s *session) tenantChanged(ctx context.Context, c *wal.Change) error {
 		s.log.Info("tenant joins", "tenant", schema, "state", state)
 	default:
 		t, filling := s.tenants[schema], backfill != "" && filled.IsZero()
-		if state == stateActive && (!t.is(stateActive) || t.isFilling() && !filling) { // not at each page of a backfill
+		if state == store.StateActive && (!t.is(store.StateActive) || t.isFilling() && !filling) { // not at each page of a backfill
 			s.resumed.Store(true)
 			signal(s.attention)
 		}
@@ -445,7 +438,7 @@ func (t *tenant) forget(kind tableKind, id outbox.UUID) {
 	case tableSubscriptions:
 		row, known = t.table.SubscriptionRow(id, route.Current)
 		t.table.DeleteSubscription(id, route.Current)
-	case tableOldSubscriptions:
+	case tableOlderSubscriptions:
 		row, known = t.table.SubscriptionRow(id, route.Older)
 		t.table.DeleteSubscription(id, route.Older)
 	case tableOther, tableEvents, tableTenants:
@@ -477,9 +470,9 @@ func (s *session) set(t *tenant, kind tableKind, was, id outbox.UUID, r *row) {
 		if r.eventType(&e, s.inspector.checksSchemas()); r.err == nil && t.differs(known, before, e) {
 			fault = t.table.SetEventType(e)
 		}
-	case tableSubscriptions, tableOldSubscriptions:
+	case tableSubscriptions, tableOlderSubscriptions:
 		source := route.Current
-		if kind == tableOldSubscriptions {
+		if kind == tableOlderSubscriptions {
 			source = route.Older
 		}
 		e, known := t.table.SubscriptionRow(was, source)

@@ -222,7 +222,7 @@ func (v *verifier) start(ctx context.Context) {
 	}
 	due := make(map[*verifyParty][]*check)
 	for _, p := range v.parties {
-		if now.Before(p.wake) || !p.tenant.is(stateActive) {
+		if now.Before(p.wake) || !p.tenant.is(store.StateActive) {
 			continue
 		}
 		if list := p.sort(now); len(list) > 0 {

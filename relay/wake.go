@@ -27,7 +27,7 @@ func (w *waker) wake(ctx context.Context, s *session) error {
 	var failed error // of some endpoints; it is no reason to leave out the others
 	for _, key := range s.takeWoken() {
 		t := s.tenant(key.tenant)
-		if t == nil || t.is(stateSuspended) {
+		if t == nil || t.is(store.StateSuspended) {
 			continue // what waits is woken when it is resumed
 		}
 		if ep := t.endpoint(key.endpoint); ep != nil && (!ep.Active || ep.Paused) {
