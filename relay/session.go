@@ -248,6 +248,9 @@ func (s *session) finish(ctx context.Context) error {
 	for {
 		select {
 		case <-sealed:
+			if ctx.Err() != nil {
+				s.lastPosition()
+			}
 			return err
 		case <-s.quit:
 			return err
@@ -255,6 +258,22 @@ func (s *session) finish(ctx context.Context) error {
 			if wal.IsShutdown(s.recorder.err()) {
 				err = errors.Join(err, s.close(ctx))
 			}
+		}
+	}
+}
+
+// lastPosition records what is covered, for which no outcome did so: events that match nothing, and a commit that was read to its end after its outcomes were
+// recorded. The next session would read them again, and match them by what is subscribed then.
+func (s *session) lastPosition() {
+	s.position(true)
+	covered, _ := s.ledger.position()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for last := time.Now().Add(time.Second); wal.LSN(s.confirmed.Load()) < covered && s.recorder.err() == nil && time.Now().Before(last); {
+		select {
+		case <-s.quit:
+			return
+		case <-tick.C:
 		}
 	}
 }

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
@@ -120,4 +121,26 @@ func TestMovedTenantKeepsWhatIsHeldBack(t *testing.T) {
 	require.NoError(t, s.lookUp(t.Context()))
 	require.Same(t, missing, s.dispatcher.nextJob())
 	require.Nil(t, s.dispatcher.nextJob(), "an earlier session has recorded the other one")
+}
+
+// TestFinishRecordsThePosition: what has been read and led to nothing is not read again by the next session.
+func TestFinishRecordsThePosition(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.tenure = newTenure(time.Now(), time.Minute)
+	recording, end := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.recorder.run(recording) }()
+	s.recorder.lead(s.session)
+	end = sync.OnceFunc(end)
+	defer end()
+
+	s.ledger.idle(s.start + 500)
+	stopped, stop := context.WithCancel(t.Context())
+	stop()
+	require.NoError(t, s.finish(stopped))
+	require.Equal(t, s.start+500, wal.LSN(s.confirmed.Load()))
+	require.Equal(t, 1, s.count(`outbox_relay.progress WHERE lsn = '`+(s.start+500).String()+`'`))
+	end()
+	require.NoError(t, <-done)
 }

@@ -77,18 +77,16 @@ func TestRecoverySinceAnEventOfNoTime(t *testing.T) {
 	e := b.endpoint("a")
 	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
 	require.NoError(t, err)
-	for n, at := range []string{"infinity", "20000-01-01"} {
-		event := b.event("a", "", "")
-		b.exec(`UPDATE a.webhook_events SET occurred_at = $1::text::timestamptz`, at)
-		b.exec(`SELECT outbox_relay.recover_endpoint('a', $1, event => $2)`, e, event)
-		list, err := b.store.Recoveries(t.Context(), p.Epoch)
-		require.NoError(t, err)
-		require.Len(t, list, n+1)
-		list[n].Ready = true
-		page, err := b.store.RecoveryPage(t.Context(), list[n], 500)
-		require.NoError(t, err, at)
-		assert.Len(t, page.Events, n+1, at)
-	}
+	event := b.event("a", "", "")
+	b.exec(`UPDATE a.webhook_events SET occurred_at = '20000-01-01'`)
+	b.exec(`SELECT outbox_relay.recover_endpoint('a', $1, event => $2)`, e, event)
+	list, err := b.store.Recoveries(t.Context(), p.Epoch)
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+	list[0].Ready = true
+	page, err := b.store.RecoveryPage(t.Context(), list[0], 500)
+	require.NoError(t, err)
+	assert.Len(t, page.Events, 1)
 }
 
 // TestRecoveryOfWhatIsCommittedMeanwhile: an application resumes an endpoint and asks for what it missed in one transaction. What others commit before it ends

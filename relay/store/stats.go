@@ -28,12 +28,15 @@ type Stats struct {
 
 const (
 	// shut are the endpoints that only probes go to, though what waits for them may have been due for long: their breaker is open, or has been and no attempt
-	// has succeeded since. Where something is due of such, the others are found lane by lane as in dueByEndpoint, since a million rows of one may come first.
+	// has succeeded since. Where something is due of such, the others are found lane by lane as in dueByEndpoint, since a million rows of one may come first. With
+	// an equality instead of its first comparison the planner would now and then go through all of the other index.
 	queueStats = `
 WITH RECURSIVE shut AS MATERIALIZED (
   SELECT l.lane FROM outbox_relay.endpoint_health h CROSS JOIN LATERAL (SELECT outbox_relay.lane(h.tenant, h.endpoint_id) AS lane) l
   WHERE (h.open_until > now() OR (h.open_until IS NOT NULL AND h.failing_since IS NOT NULL))
-    AND (SELECT q.due_at FROM outbox_relay.retry_queue q WHERE uuid_send(q.lane) = uuid_send(l.lane) ORDER BY uuid_send(q.lane), q.due_at LIMIT 1) <= now()),
+    AND EXISTS (SELECT FROM (
+      SELECT q.lane, q.due_at FROM outbox_relay.retry_queue q WHERE (uuid_send(q.lane), q.due_at) >= (uuid_send(l.lane), '-infinity')
+      ORDER BY uuid_send(q.lane), q.due_at LIMIT 1) f WHERE f.lane = l.lane AND f.due_at <= now())),
 queued AS (
   (SELECT q.lane, q.due_at FROM outbox_relay.retry_queue q ORDER BY uuid_send(q.lane), q.due_at LIMIT 1)
   UNION ALL
