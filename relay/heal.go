@@ -77,14 +77,14 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 		return errHealing
 	}
 	defer lock.Unlock(ctx)
-	// Another relay may have healed while we found out, or led since. But a slot that is older than its publications, or stands before a row that the
+	// Another relay may have healed while we found out, or led since. But a slot that was made before its publications, or stands before a row that the
 	// server cannot send, looks sound to everybody but its last leader.
 	state, err := e.store.SlotState(ctx)
 	if err != nil {
 		return err
 	}
 	published := errors.Is(cause, wal.ErrPublicationMissing) || errors.Is(cause, wal.ErrPublicationRemade)
-	if old := (published || errors.Is(cause, wal.ErrRowTooLarge)) && state.Epoch == e.epoch; state.Sound && state.Published && !old {
+	if old := (published || errors.Is(cause, wal.ErrRowTooLarge)) && state.Epoch == e.epoch; state.Sound && state.Published && !state.Remade && !old {
 		return fmt.Errorf("another relay has healed: %w", wal.ErrSlotActive)
 	}
 	e.status.set(false, "healing: %v", cause)
@@ -111,6 +111,9 @@ func (e *engine) renew(ctx context.Context, cause error) error {
 	}
 	e.epoch = o.Epoch // if the rest does not succeed, it is still ours to do
 	failpoint.Hit(failpoint.HealLed)
+	if o.Publications, err = e.store.Publications(ctx); err != nil {
+		return err
+	}
 	if o.LSN, err = wal.Renew(ctx, e.streamOptions()); err != nil {
 		return err
 	}
@@ -127,7 +130,6 @@ func (e *engine) renew(ctx context.Context, cause error) error {
 		return err
 	}
 	failpoint.Hit(failpoint.HealMarked)
-	e.publications = nil
 	e.metrics.heals.Inc()
 	e.log.Warn("healed: a new slot is in place, and what was missed is being queued", "slot", e.cfg().Database.Slot, "position", o.LSN,
 		"restored", o.Restored, "cause", cause, "check", "outbox-relay audit, and whatever dropped or outran the slot")
@@ -153,9 +155,9 @@ func (e *engine) leadHealing(ctx context.Context) (o store.HealOptions, err erro
 // watchPublications ends the session when a publication is another one of the same name. The log goes on with it without a word, but has left out what
 // was written by transactions that were open while it was made. One that is missing is the stream's to notice.
 func (s *session) watchPublications(ctx context.Context) error {
-	now, err := s.store.Publications(ctx, s.streamOptions().Publications)
+	now, err := s.store.Publications(ctx)
 	if err == nil && remade(s.stream.Publications(), now) {
-		s.end(s.remadeError())
+		s.end(remadeError())
 	}
 	return err
 }
@@ -170,7 +172,7 @@ func remade(before, now []uint32) bool {
 	return false
 }
 
-func (s *session) remadeError() error {
+func remadeError() error {
 	return &wal.StreamError{Op: "check publications", Kind: wal.ErrPublicationRemade}
 }
 

@@ -107,10 +107,8 @@ type engine struct {
 	backfill   chan struct{} // a tenant has a backfill to do
 	attention  chan struct{} // an endpoint takes deliveries again
 	keeper     *keeper
-	epoch      int64 // of our last session, or heal; lead's alone
-	// publications are the OIDs that it has seen; nil: none. lead's alone.
-	publications []uint32
-	quit         chan struct{} // closed when nothing more will be recorded
+	epoch      int64         // of our last session, or heal; lead's alone
+	quit       chan struct{} // closed when nothing more will be recorded
 }
 
 // Run relays until ctx is done, then drains: what is in flight may finish within Config.Shutdown.Drain, the rest is deferred, and what is known

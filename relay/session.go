@@ -105,8 +105,8 @@ func (s *session) run(parent context.Context) error {
 		return err
 	} else if state.Known && !state.Sound {
 		return fmt.Errorf("slot %q begins at %s: %w", s.cfg().Database.Slot, s.stream.Slot().ConfirmedFlush, errSlotAhead)
-	} else if state.Epoch == s.engine.epoch && remade(s.publications, s.stream.Publications()) { // else another leader has seen to it
-		return s.remadeError()
+	} else if state.Remade {
+		return remadeError()
 	}
 	if err := s.store.CheckShards(ctx, s.cfg().Database.Shards); err != nil {
 		return err
@@ -116,7 +116,7 @@ func (s *session) run(parent context.Context) error {
 		return fmt.Errorf("take leadership of slot %q: %w", s.cfg().Database.Slot, err)
 	}
 	failpoint.Hit(failpoint.Taken)
-	s.engine.epoch, s.publications = progress.Epoch, s.stream.Publications()
+	s.engine.epoch = progress.Epoch
 	s.admitted.Store(true)
 	s.epoch, s.start, s.startHigh = progress.Epoch, progress.LSN, progress.High
 	if s.handled, err = s.store.Handled(ctx); err != nil {

@@ -81,20 +81,21 @@ func TestHeals(t *testing.T) {
 }
 
 // TestPublicationMadeAnewIsNoticed: a transaction that is open while a publication is made anew may be left out of the log. The relay need not wait for the
-// audit of its next checkpoint to know: the publication is another one. Nor does it matter that its stream breaks at that very moment.
+// audit of its next checkpoint to know: the publication is another one. Nor does it matter that its stream breaks at that very moment, or that it is killed
+// before it has looked.
 func TestPublicationMadeAnewIsNoticed(t *testing.T) {
 	t.Parallel()
 	for _, publication := range []string{"outbox_relay_events", "outbox_relay_registry"} {
-		for _, broken := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s broken %t", publication, broken), func(t *testing.T) {
+		for _, leader := range []string{"at work", "cut off", "killed"} {
+			t.Run(publication+" leader "+leader, func(t *testing.T) {
 				t.Parallel()
-				testMadeAnew(t, publication, broken)
+				testMadeAnew(t, publication, leader)
 			})
 		}
 	}
 }
 
-func testMadeAnew(t *testing.T, publication string, broken bool) {
+func testMadeAnew(t *testing.T, publication, leader string) {
 	t.Helper()
 	s := newSite(t, "queue:\n  poll: 100ms\n", always(http.StatusOK), "acme")
 	s.asRunner(t)
@@ -112,11 +113,17 @@ func testMadeAnew(t *testing.T, publication string, broken bool) {
 	if publication == "outbox_relay_registry" {
 		tables, with = "outbox_relay.tenants", "(publish_via_partition_root = true)" // the rest is the relay's to find
 	}
+	if leader == "killed" {
+		p.kill(t)
+	}
 	s.exec(t, fmt.Sprintf("DROP PUBLICATION %[1]s; CREATE PUBLICATION %[1]s FOR TABLE %[2]s WITH %[3]s", publication, tables, with))
-	if broken {
+	if leader == "cut off" {
 		s.exec(t, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active", s.slot)
 	}
 	require.NoError(t, tx.Commit(ctx))
+	if leader == "killed" {
+		p = startRelay(t, s.config)
+	}
 	s.receiver.await(ctx, t, "the relay to heal", func() bool { return strings.Contains(p.said(t), `"healed`) })
 	s.receiver.await(ctx, t, "the event", func() bool { return s.receiver.pairs() == 1 && s.recorded(t, []string{"acme"}) == 1 })
 	s.insertMany(t, "acme", "order.created", 10)

@@ -33,18 +33,19 @@ type SlotState struct {
 	Known bool  // there is a row of progress: the slot was made once
 	Epoch int64 // of the last leader
 	Sound bool  // the slot is there, and has not gone past what is recorded
-	// Published says that the publications are there. A slot may be older than they are, and cannot be read past their making then.
-	Published bool
+	// Published says that the publications are there, and Remade that one is another than the slot has been read through. A slot may be older than
+	// they are, and cannot be read past their making then, or leaves out what was being written meanwhile.
+	Published, Remade bool
 }
 
 const slotState = `
 SELECT p.epoch, coalesce(r.restart_lsn IS NOT NULL AND r.wal_status <> 'lost' AND (p.lsn = '0/0' OR r.confirmed_flush_lsn <= p.lsn), false),
-  (SELECT count(*) FROM pg_catalog.pg_publication b WHERE b.pubname IN ('outbox_relay_events', 'outbox_relay_registry')) = 2
-FROM outbox_relay.progress p LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = p.slot WHERE p.slot = $1::text`
+  0 <> ALL(b.oids), coalesce(b.oids <> p.publications, false) AND 0 <> ALL(b.oids)
+FROM outbox_relay.progress p CROSS JOIN outbox_relay.publications() b (oids) LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = p.slot WHERE p.slot = $1::text`
 
 // SlotState reads it. Without the schema of the relay, nothing is known. ErrDenied: the role has no right to look.
 func (s *Store) SlotState(ctx context.Context) (st SlotState, err error) {
-	err = s.pool.QueryRow(ctx, slotState, s.slot).Scan(&st.Epoch, &st.Sound, &st.Published)
+	err = s.pool.QueryRow(ctx, slotState, s.slot).Scan(&st.Epoch, &st.Sound, &st.Published, &st.Remade)
 	if errors.Is(err, pgx.ErrNoRows) || code(err) == codeUndefinedTable {
 		return SlotState{}, nil
 	}
@@ -56,16 +57,9 @@ func (s *Store) SlotState(ctx context.Context) (st SlotState, err error) {
 	return st, wrap(err, "read the state of the slot")
 }
 
-const publications = `
-SELECT coalesce(b.oid, 0::oid) FROM unnest($1::text[]) WITH ORDINALITY w (name, n) LEFT JOIN pg_catalog.pg_publication b ON b.pubname = w.name ORDER BY w.n`
-
-// Publications reads the OIDs of publications, in the order of their names. That of one that is missing is 0.
-func (s *Store) Publications(ctx context.Context, names []string) ([]uint32, error) {
-	rows, err := s.pool.Query(ctx, publications, names)
-	if err != nil {
-		return nil, fmt.Errorf("look at the publications: %w", err)
-	}
-	oids, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+// Publications reads the OIDs of the publications, in the order of their names. That of one that is missing is 0.
+func (s *Store) Publications(ctx context.Context) (oids []uint32, err error) {
+	err = s.pool.QueryRow(ctx, `SELECT outbox_relay.publications()`).Scan(&oids)
 	return oids, wrap(err, "look at the publications")
 }
 
@@ -117,7 +111,9 @@ type HealOptions struct {
 	Snapshot Snapshot      // what it does not show, the new slot brings
 	LSN      pglogrepl.LSN // from which the new slot brings every commit
 	SystemID string
-	Tenants  []string // of the shard, whose events the slot carries; nil: all of these
+	// Publications are their OIDs before the slot was made: one that is made anew later is a reason to heal again.
+	Publications []uint32
+	Tenants      []string // of the shard, whose events the slot carries; nil: all of these
 	// Restored says that the tables come from another cluster. Transaction ids and positions in them mean nothing here, so what was missed is told by
 	// time: everything from an hour before the last record on that has no delivery.
 	Restored bool
@@ -158,7 +154,7 @@ WHERE r.done_at IS NULL AND ($1::text[] IS NULL OR r.tenant = ANY($1::text[]))
 	// The epoch is what makes it certain that nobody else has healed, or leads, meanwhile.
 	healProgress = `
 UPDATE outbox_relay.progress p SET lsn = $3::text::pg_lsn, high_lsn = $3::text::pg_lsn, snapshot = $4::text::pg_snapshot, updated_at = now(),
-  system_identifier = coalesce(nullif($5::text, ''), p.system_identifier)
+  system_identifier = coalesce(nullif($5::text, ''), p.system_identifier), publications = coalesce($6::oid[], p.publications)
 WHERE p.slot = $1::text AND p.epoch = $2::int8`
 )
 
@@ -190,7 +186,7 @@ func (s *Store) Heal(ctx context.Context, o HealOptions) error {
 		if _, err := tx.Exec(ctx, statement, s.slot, upto, o.Tenants, o.LSN.String(), s.shard); err != nil {
 			return err
 		}
-		tag, err := tx.Exec(ctx, healProgress, s.slot, o.Epoch, o.LSN.String(), upto, o.SystemID)
+		tag, err := tx.Exec(ctx, healProgress, s.slot, o.Epoch, o.LSN.String(), upto, o.SystemID, o.Publications)
 		if err == nil && tag.RowsAffected() == 0 {
 			err = ErrFenced
 		}

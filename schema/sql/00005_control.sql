@@ -26,8 +26,18 @@ COMMENT ON COLUMN outbox_relay.progress.timeline IS 'history of the log that the
 -- The history that the log of this server belongs to: another one after a standby became the primary, and positions of the old one mean nothing in it.
 CREATE OR REPLACE FUNCTION outbox_relay.timeline() RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) $$;
-REVOKE ALL ON FUNCTION outbox_relay.timeline() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION outbox_relay.timeline() TO outbox_relay_runner;
+
+-- OIDs of the two publications; 0: it is missing.
+CREATE OR REPLACE FUNCTION outbox_relay.publications() RETURNS oid[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT ARRAY(SELECT coalesce(b.oid, 0) FROM unnest('{outbox_relay_events,outbox_relay_registry}'::name[]) WITH ORDINALITY w (name, n)
+    LEFT JOIN pg_publication b ON b.pubname = w.name ORDER BY w.n)
+$$;
+REVOKE ALL ON FUNCTION outbox_relay.timeline(), outbox_relay.publications() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION outbox_relay.timeline(), outbox_relay.publications() TO outbox_relay_runner;
+
+ALTER TABLE outbox_relay.progress ADD COLUMN IF NOT EXISTS publications oid[] DEFAULT outbox_relay.publications();
+COMMENT ON COLUMN outbox_relay.progress.publications IS 'through which the slot is read: a publication made anew leaves out what was being written meanwhile';
 
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.advance(slot text, epoch bigint, lsn pg_lsn, high pg_lsn) RETURNS void
