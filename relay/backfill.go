@@ -98,6 +98,10 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 			p.add(missed(t.schema, e, target, &m, page.Places[i], s.cfg().Delivery.Source, store.DeferBackfill, refused))
 		}
 	}
+	if u := page.Unreadable; u != nil {
+		s.log.Error("an event cannot be read, and is left out", "tenant", t.schema, "event", u.ID, "error", u.Err,
+			"hint", "delete it, or make it shorter and have it queued by: outbox-relay audit --repair "+t.schema)
+	}
 	if err := s.store.RecordBackfill(ctx, s.epoch, page, p.out); err != nil {
 		return err
 	}

@@ -23,8 +23,16 @@ type Page struct {
 	Events []outbox.Event  // by id
 	Places []pglogrepl.LSN // where each stands in the order of the queue; zero: before all that the log brings
 	Done   bool            // there are no more
+	// Unreadable is an event that stands in place of all others: its text is longer than the server can send. Nil: there is none.
+	Unreadable *UnreadableEvent
 
 	from, upto string // the cursor it starts from and the border of the backfill it belongs to
+}
+
+// UnreadableEvent is one that can be stored, but not read.
+type UnreadableEvent struct {
+	ID  outbox.UUID
+	Err error
 }
 
 // Cut leaves the first n events in the page, and the rest to the next one.
@@ -79,12 +87,15 @@ func ScanEvent(row pgx.CollectableRow, more ...any) (e outbox.Event, err error) 
 
 // A row without xid is older than the column, so it was committed before every snapshot of ours. One with an xid that is still to come was brought by a
 // logical restore.
-const backfillPage = `
-SELECT ` + EventColumns + `, coalesce(e.xid IS NULL AND $6::text IS NOT NULL OR pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot), false)
+const (
+	backfillColumns = `
+SELECT ` + EventColumns + `, coalesce(e.xid IS NULL AND $6::text IS NOT NULL OR pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot), false)`
+	backfillRows = `
 FROM {tenant}.webhook_events e
 WHERE e.id > $1::uuid AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $2::text::pg_snapshot) OR e.xid >= pg_snapshot_xmax(pg_current_snapshot()))
   AND (CASE $3::text WHEN 'unprocessed' THEN e.processed_at IS NULL WHEN 'since' THEN e.occurred_at >= $4::timestamptz ELSE true END
     OR NOT pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot))`
+)
 
 // backfillFrom leaves out what was visible at the lower border. The first half is for the index.
 const backfillFrom = `
@@ -132,16 +143,45 @@ func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, 
 	if err != nil {
 		return nil, err
 	}
-	sql, args := backfillPage, []any{page.from, page.upto, mode, since, n, border}
+	sql, args := backfillRows, []any{page.from, page.upto, mode, since, n, border}
 	if lower != nil {
 		sql, args = sql+backfillFrom, append(args, *lower)
 	}
 	if failpoint.Planted(failpoint.HealByID) {
 		sql += ` AND e.id > coalesce((SELECT max(d.webhook_event_id::text)::uuid FROM {tenant}.webhook_deliveries d), $1::uuid)`
 	}
-	rows, err := s.pool.Query(ctx, forTenant(sql+backfillOrder, tenant), args...)
+	full, err := s.readPage(ctx, page, sql, args, places)
+	page.Done = !full && len(page.Events) < n
+	if code(err) != codeLimit {
+		return page, err
+	}
+	page.Done = false
+	if len(page.Events) > 0 {
+		return page, nil // the one behind these
+	}
+	return page, s.readFirst(ctx, page, sql, args, places)
+}
+
+// readFirst reads the first row of a page alone: another one may be what could not be read.
+func (s *Store) readFirst(ctx context.Context, page *Page, sql string, args []any, places [2]pglogrepl.LSN) error {
+	const limit = 4 // of args
+	args[limit] = 1
+	var id outbox.UUID
+	if err := s.pool.QueryRow(ctx, forTenant(`SELECT e.id`+sql+backfillOrder, page.Tenant), args...).Scan(&id); err != nil {
+		return err
+	}
+	_, err := s.readPage(ctx, page, sql+` AND e.id = '`+id.String()+`'`, args, places)
+	if code(err) == codeLimit {
+		page.Unreadable, err = &UnreadableEvent{id, err}, nil
+	}
+	return err
+}
+
+// readPage adds to the page what the rest of a statement, sql, finds. full tells that it ended at the bytes a page may have.
+func (s *Store) readPage(ctx context.Context, page *Page, sql string, args []any, places [2]pglogrepl.LSN) (full bool, err error) {
+	rows, err := s.pool.Query(ctx, forTenant(backfillColumns+sql+backfillOrder, page.Tenant), args...)
 	if err != nil {
-		return nil, err
+		return false, err
 	}
 	defer rows.Close()
 	size := 0
@@ -149,7 +189,7 @@ func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, 
 		var before bool // the border of an earlier mark
 		e, err := ScanEvent(rows, &before)
 		if err != nil {
-			return nil, err
+			return false, err
 		}
 		size += len(e.Data) + len(e.Metadata)
 		at := places[0]
@@ -159,8 +199,7 @@ func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, 
 		page.Events, page.Places = append(page.Events, e), append(page.Places, at)
 	}
 	rows.Close()
-	page.Done = size < pageBytes && len(page.Events) < n
-	return page, rows.Err()
+	return size >= pageBytes, rows.Err()
 }
 
 // recordPage moves the cursor, if the backfill is still the one that the page was read from.
@@ -179,6 +218,8 @@ func (s *Store) RecordBackfill(ctx context.Context, epoch int64, page *Page, out
 	cursor := page.from
 	if n := len(page.Events); n > 0 {
 		cursor = page.Events[n-1].ID.String()
+	} else if page.Unreadable != nil {
+		cursor = page.Unreadable.ID.String()
 	}
 	broken, err := s.record(ctx, s.pool, outbox.UUID{}, &Progress{Epoch: epoch}, outcomes,
 		&statement{sql: recordPage, args: []any{page.Tenant, page.upto, page.from, cursor, page.Done}})

@@ -3,6 +3,7 @@ package store_test
 import (
 	"encoding/json"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -141,6 +142,39 @@ func TestBackfillLargeEvents(t *testing.T) {
 	b.exec("UPDATE outbox_relay.tenants SET backfill = 'missed', backfill_upto = pg_current_snapshot()")
 	assert.Len(t, b.page("a", 100).Events, 2)
 	assert.Equal(t, want, b.pages(p.Epoch, "a", 100))
+}
+
+// TestBackfillUnreadable: an event whose text would have more than 1 GB can be stored, but not read. It keeps no other from being queued, whatever the plan. Here it is
+// a type that says so of a value, which costs less.
+func TestBackfillUnreadable(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
+	require.NoError(t, err)
+	b.exec(`CREATE TYPE public.vast`)
+	b.exec(`CREATE FUNCTION public.vast_in(cstring) RETURNS public.vast LANGUAGE internal STRICT IMMUTABLE AS 'textin'`)
+	b.exec(`CREATE FUNCTION public.vast_out(public.vast) RETURNS cstring LANGUAGE internal STRICT IMMUTABLE AS 'textout'`)
+	b.exec(`CREATE TYPE public.vast (INPUT = public.vast_in, OUTPUT = public.vast_out, LIKE = text)`)
+	b.exec(`CREATE FUNCTION public.vast_text(v public.vast) RETURNS text LANGUAGE plpgsql IMMUTABLE COST 0.00001 AS $$
+		BEGIN IF pg_column_size(v) > 100 THEN RAISE program_limit_exceeded; END IF; RETURN '{}'; END $$`)
+	b.exec(`CREATE CAST (public.vast AS text) WITH FUNCTION public.vast_text`)
+	b.exec(`ALTER TABLE a.webhook_events ALTER event_data DROP DEFAULT, ALTER event_data TYPE public.vast USING '{}'`)
+	var want []outbox.UUID
+	for i := range 12 {
+		if slices.Contains([]int{0, 4, 5, 11}, i) {
+			b.event("a", ", event_data", ", '"+strings.Repeat("x", 200)+"'")
+		} else {
+			want = append(want, b.event("a", ", event_data", ", '{}'"))
+		}
+	}
+	for _, scan := range []string{"on", "off"} { // without the index all rows are made before they are sorted
+		b.exec("ALTER DATABASE " + b.admin.Config().ConnConfig.Database + " SET enable_indexscan = " + scan)
+		b.store = b.open()
+		for _, n := range []int{1, 3, 100} {
+			b.exec("UPDATE outbox_relay.tenants SET backfill = 'missed', backfill_upto = pg_current_snapshot(), backfill_cursor = NULL, backfill_done_at = NULL")
+			assert.Equal(t, want, b.pages(p.Epoch, "a", n), "%d", n)
+		}
+	}
 }
 
 func TestRecordBackfill(t *testing.T) {

@@ -203,6 +203,7 @@ const (
 	codeUnique           = "23505"
 	codeDenied           = "42501"
 	codeUnknownStatement = "26000" // prepared on another session
+	codeLimit            = "54000" // such as the bytes of a row's text
 	codeReadOnly         = "25006" // a server that has become a standby
 	codeOutOfMemory      = "53200" // that for locks, above all
 )
