@@ -13,10 +13,11 @@ import (
 // Tenant is a row of outbox_relay.tenants.
 type Tenant struct {
 	Schema  string
-	State   string // active, paused or suspended
-	Reason  string // why it is not active; "" when nobody said
-	Version int    // the shape its tables have
-	Since   time.Time
+	State   string    // active, paused or suspended
+	Reason  string    // why it is not active; "" when nobody said
+	Version int       // the shape its tables have
+	Since   time.Time // of State
+	Added   time.Time
 	// Backfill says which earlier events are being queued or were: unprocessed, since, missed, or "".
 	Backfill       string
 	BackfillSince  time.Time // zero unless Backfill is since
@@ -30,14 +31,14 @@ type Tenant struct {
 // Tenants lists the registered tenants by name.
 func Tenants(ctx context.Context, conn Querier) ([]Tenant, error) {
 	rows, err := conn.Query(ctx, `SELECT schema, state, coalesce(reason, ''), state = 'paused' OR pause IS NOT NULL, coalesce(pause, ''),
-		version, since, coalesce(backfill, ''), backfill_since, backfill_done_at, shard
+		version, state_since, since, coalesce(backfill, ''), backfill_since, backfill_done_at, shard
 		FROM outbox_relay.tenants ORDER BY schema`)
 	if err != nil {
 		return nil, opError("list tenants", err)
 	}
 	tenants, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t Tenant, err error) {
 		var since, done *time.Time
-		err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Paused, &t.PauseReason, &t.Version, &t.Since, &t.Backfill, &since, &done, &t.Shard)
+		err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Paused, &t.PauseReason, &t.Version, &t.Since, &t.Added, &t.Backfill, &since, &done, &t.Shard)
 		if since != nil {
 			t.BackfillSince = *since
 		}

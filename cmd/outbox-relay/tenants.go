@@ -365,7 +365,8 @@ type tenantJSON struct {
 	Paused         bool       `json:"paused,omitempty"`       // by an operator, whether it is suspended besides or not
 	PauseReason    string     `json:"pause_reason,omitempty"` // where reason is that of the suspension
 	Version        int        `json:"version"`
-	Since          time.Time  `json:"since"`
+	Since          time.Time  `json:"since"` // of the state
+	Added          time.Time  `json:"added_at"`
 	Backfill       string     `json:"backfill,omitempty"`
 	BackfillSince  *time.Time `json:"backfill_since,omitempty"`
 	BackfillDoneAt *time.Time `json:"backfill_done_at,omitempty"`
@@ -381,7 +382,7 @@ func writeTenantsJSON(w io.Writer, tenants []schema.Tenant) error {
 
 func jsonOf(t *schema.Tenant) tenantJSON {
 	return tenantJSON{
-		Schema: t.Schema, Shard: t.Shard, State: t.State, Reason: t.Reason, Paused: t.Paused, PauseReason: t.PauseReason, Version: t.Version, Since: t.Since.UTC(),
+		Schema: t.Schema, Shard: t.Shard, State: t.State, Reason: t.Reason, Paused: t.Paused, PauseReason: t.PauseReason, Version: t.Version, Since: t.Since.UTC(), Added: t.Added.UTC(),
 		Backfill: t.Backfill, BackfillSince: orNil(t.BackfillSince), BackfillDoneAt: orNil(t.BackfillDoneAt),
 	}
 }
