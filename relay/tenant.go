@@ -28,6 +28,8 @@ type tenant struct {
 	table    *route.Tenant
 	now      version        // of the table
 	steady   bool           // it was loaded with the rows that the last checkpoint of the session before knew
+	saved    *int64         // digest that the database has; nil: none. The checkpoint's, once it is loaded
+	tables   string         // that it was loaded from; see store.TenantRows
 	snapshot store.Snapshot // what the table was loaded from
 	loaded   wal.LSN        // commits from here on are not in the snapshot
 
@@ -205,7 +207,7 @@ func (s *session) load(ctx context.Context, schemas []string) (loaded int, err e
 		}
 		t := &tenant{
 			schema: rows.Schema, state: rows.State, filling: rows.Backfilling, snapshot: reg.Snapshot, loaded: reg.LSN,
-			table: route.NewTenant(rows.Schema, *defaults), from: rows.Moved,
+			table: route.NewTenant(rows.Schema, *defaults), from: rows.Moved, tables: rows.Tables, saved: rows.Digest,
 		}
 		if loaded++; rows.Left { // the last leader had not come to its end here: what is missed is in the other shard's hands, so nothing waits for it
 			t.from, t.until, t.filling = 0, rows.Moved, false
@@ -250,10 +252,11 @@ func (s *session) tenantChanged(ctx context.Context, c *wal.Change) error {
 	if c.Op == wal.Delete {
 		r.t = &c.Old
 	}
-	var schema, before string
+	var schema, before, tables string
 	state := store.StateActive
 	r.text("schema", &schema)
 	r.text("state", &state)
+	r.text("tables", &tables)
 	var backfill string
 	var filled time.Time
 	var shard int32
@@ -277,7 +280,7 @@ func (s *session) tenantChanged(ctx context.Context, c *wal.Change) error {
 	case c.Op == wal.Delete:
 		s.leave(schema)
 	case s.tenants[schema] != nil && !s.tenants[schema].wants(s.tx.begin):
-	case s.tenants[schema] == nil || state != store.StateSuspended && s.tenants[schema].is(store.StateSuspended):
+	case s.tenants[schema] == nil || tables != s.tenants[schema].tables || state != store.StateSuspended && s.tenants[schema].is(store.StateSuspended):
 		if !s.cfg().Tenants.Includes(schema) {
 			return nil
 		}

@@ -276,7 +276,7 @@ func TestCandidates(t *testing.T) {
 	require.ErrorContains(t, err, `tenant pattern "["`)
 }
 
-// TestTableMadeAnewKeepsTheTenant: its row goes and comes, which has relays load the table, and is as it was.
+// TestTableMadeAnewKeepsTheTenant: its row is as it was, but for the tables, which has relays load them.
 func TestTableMadeAnewKeepsTheTenant(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -136,6 +136,57 @@ func testMadeAnew(t *testing.T, publication, leader string) {
 	require.Equal(t, 11, s.receiver.count())
 }
 
+// TestTableSwappedAndAddedAgain: what was written to a table of events that took the place of another one, before the tenant was added again, is not in the log. It
+// is queued whatever else changes with it, and whatever earlier events are asked for.
+func TestTableSwappedAndAddedAgain(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ change, flags string }{
+		"alone":              {},
+		"with an endpoint":   {"UPDATE acme.webhook_endpoints SET timeout_seconds = 20", ""},
+		"with later events":  {"UPDATE acme.webhook_endpoints SET timeout_seconds = 20", "--since=2999-01-01T00:00:00Z"},
+		"with others unsent": {"UPDATE acme.webhook_events SET processed_at = now()", "--unprocessed"},
+	} {
+		for _, running := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s running %t", name, running), func(t *testing.T) {
+				t.Parallel()
+				testTableSwapped(t, test.change, test.flags, running)
+			})
+		}
+	}
+}
+
+func testTableSwapped(t *testing.T, change, flags string, running bool) {
+	t.Helper()
+	s := newSite(t, "queue:\n  poll: 100ms\n", always(http.StatusOK), "acme")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s.subscribe(t, "acme", s.endpoint(t, "acme", 3), "order.created", "{}")
+	p := startRelay(t, s.config)
+	s.insertMany(t, "acme", "order.created", 1)
+	s.receiver.await(ctx, t, "the first", func() bool { return s.recorded(t, []string{"acme"}) == 1 })
+	if !running {
+		_, exit := p.stop(t)
+		require.NoError(t, exit)
+	}
+	s.exec(t, `ALTER TABLE acme.webhook_events RENAME TO webhook_events_old;
+		CREATE TABLE acme.webhook_events (LIKE acme.webhook_events_old INCLUDING DEFAULTS INCLUDING CONSTRAINTS, PRIMARY KEY (id));
+		INSERT INTO acme.webhook_events SELECT * FROM acme.webhook_events_old; DROP TABLE acme.webhook_events_old`)
+	s.insertMany(t, "acme", "order.created", 5)
+	if change != "" {
+		s.exec(t, change)
+	}
+	s.command(t, strings.Fields("tenants add acme "+flags)...)
+	s.insertMany(t, "acme", "order.created", 1)
+	if !running {
+		p = startRelay(t, s.config)
+	}
+	s.receiver.await(ctx, t, "all", func() bool { return s.receiver.pairs() == 7 && s.recorded(t, []string{"acme"}) == 7 })
+	_, exit := p.stop(t)
+	require.NoError(t, exit)
+	require.Equal(t, 7, s.receiver.count())
+	require.NotContains(t, p.said(t), "audit:")
+}
+
 // TestHealsInvalidatedSlot has the server give the slot up, since it kept too much of the log while the relays were away.
 func TestHealsInvalidatedSlot(t *testing.T) {
 	t.Parallel()

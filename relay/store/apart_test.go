@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -228,5 +229,59 @@ func TestRecordBeforeTheEndpointIsSeen(t *testing.T) {
 		require.NoError(t, tx.Commit(t.Context()))
 		assert.Equal(t, 2, b.count(tenant+".webhook_deliveries"), tenant)
 		assert.Equal(t, 1, b.count("outbox_relay.retry_queue WHERE tenant = $1", tenant), tenant)
+	}
+}
+
+// TestMarksBesideTablesMadeAnew: whoever marks a tenant waits for a migration that has made its tables anew and adds it again, and finds its row afterwards.
+func TestMarksBesideTablesMadeAnew(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		mark func(ctx context.Context, b *bundle, p store.Progress, settled store.Snapshot, o store.Outcome) error
+		want string
+	}{
+		"suspended by the recorder": {
+			func(ctx context.Context, b *bundle, p store.Progress, _ store.Snapshot, o store.Outcome) error {
+				p.LSN, p.High = 1000, 2000
+				broken, err := b.store.Record(ctx, b.owner, &p, []store.Outcome{o})
+				if err == nil && (len(broken) != 1 || !broken[0].Suspended) {
+					err = fmt.Errorf("broken: %v", broken)
+				}
+				return err
+			}, "suspended|missed",
+		},
+		"suspended by the session": {func(ctx context.Context, b *bundle, p store.Progress, _ store.Snapshot, _ store.Outcome) error {
+			return b.store.Suspend(ctx, p.Epoch, "a", "broken")
+		}, "suspended|missed"},
+		"healed": {func(ctx context.Context, b *bundle, p store.Progress, settled store.Snapshot, _ store.Outcome) error {
+			return b.store.Heal(ctx, store.HealOptions{Epoch: p.Epoch, Snapshot: settled, LSN: 5000})
+		}, "active|missed"},
+		"paused": {func(ctx context.Context, b *bundle, _ store.Progress, _ store.Snapshot, _ store.Outcome) error {
+			_, err := b.admin.Exec(ctx, "SELECT outbox_relay.pause_tenant('a')")
+			return err
+		}, "paused|-"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, b := t.Context(), setup(t, "a")
+			p, err := b.store.Lead(ctx, store.LeadOptions{})
+			require.NoError(t, err)
+			settled, err := b.store.Settled(ctx)
+			require.NoError(t, err)
+			o := failed(deliver("a", b.endpoint("a")), store.Retrying)
+			b.exec("ALTER TABLE a.webhook_deliveries ADD CONSTRAINT broken CHECK (false) NOT VALID")
+			migration, err := b.admin.Begin(ctx)
+			require.NoError(t, err)
+			_, err = migration.Exec(ctx, `CREATE TABLE a.fresh (LIKE a.webhook_subscriptions INCLUDING ALL); DROP TABLE a.webhook_subscriptions;
+				ALTER TABLE a.fresh RENAME TO webhook_subscriptions; SELECT outbox_relay.add_tenant('a')`)
+			require.NoError(t, err)
+			marked := make(chan error, 1)
+			go func() { marked <- test.mark(ctx, b, p, settled, o) }()
+			require.Eventually(t, func() bool {
+				return b.count(`pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND l.locktype = 'transactionid' AND a.datname = current_database()`) > 0
+			}, 20*time.Second, 5*time.Millisecond, "it waits for the row")
+			require.NoError(t, migration.Commit(ctx))
+			require.NoError(t, <-marked)
+			require.Equal(t, test.want, b.row("state, backfill", "outbox_relay.tenants"))
+		})
 	}
 }

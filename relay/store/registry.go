@@ -41,6 +41,8 @@ type TenantRows struct {
 	// Moved is the position of the log where the tenant came to its shard; zero: it has always been there. Left tells that it has gone to another one there.
 	Moved pglogrepl.LSN
 	Left  bool
+	// Tables tells which tables its routing rows are in. The log does not tell of rows that go with their table, but of the tenant, that it has others.
+	Tables string
 	// Digest is what a leader has saved of the rows that follow with SaveDigests; nil: nothing.
 	Digest *int64
 	// Added is when it became a tenant.
@@ -167,7 +169,7 @@ func (s *Store) load(ctx context.Context, list string, args []any, beat func(con
 
 const (
 	listTenants = `
-SELECT t.schema, t.state, coalesce(t.reason, ''), t.backfill IS NOT NULL AND t.backfill_done_at IS NULL, t.shard, coalesce(t.moved_lsn, '0/0')::text, t.digest, t.since
+SELECT t.schema, t.state, coalesce(t.reason, ''), t.backfill IS NOT NULL AND t.backfill_done_at IS NULL, t.shard, coalesce(t.moved_lsn, '0/0')::text, t.digest, t.since, coalesce(t.tables, '')
 FROM outbox_relay.tenants t WHERE ($1::text[] IS NULL OR t.schema = ANY($1::text[]))`
 
 	ofShard = ` AND (t.shard = $2::int4 OR t.moved_from = $3::text AND t.moved_lsn > $4::text::pg_lsn)`
@@ -181,7 +183,7 @@ func (reg *Registry) load(ctx context.Context, conn *pgx.Conn, list statement, s
 		reg.Tenants, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (t TenantRows, err error) {
 			var home int
 			var moved string
-			if err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Backfilling, &home, &moved, &t.Digest, &t.Added); err == nil {
+			if err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Backfilling, &home, &moved, &t.Digest, &t.Added, &t.Tables); err == nil {
 				t.Moved, err = pglogrepl.ParseLSN(moved)
 			}
 			t.Left = home != shard

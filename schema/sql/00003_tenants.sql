@@ -210,8 +210,7 @@ DECLARE
   big record;
   t record;
   tbl text;
-  made oid[];
-  was outbox_relay.tenants;
+  handled pg_snapshot; -- what the relay knows of; null: it has missed nothing
 BEGIN
   backfill := coalesce(backfill, CASE WHEN since IS NOT NULL THEN 'since' END);
   IF backfill NOT IN ('unprocessed', 'since') OR (backfill = 'since') <> (since IS NOT NULL) THEN
@@ -271,21 +270,23 @@ BEGIN
     EXECUTE format('DROP INDEX IF EXISTS %I.%I', schema, t.name);
     EXECUTE format('CREATE %s INDEX %I ON %I.%I %s', CASE WHEN t.uniq THEN 'UNIQUE' ELSE '' END, t.name, schema, t.tbl, t.spec);
   END LOOP;
+  -- What was written to a table that has taken the place of the published one is not in the log. A tenant that is suspended has a mark already.
+  SELECT CASE WHEN (pg_snapshot_xmax(p.snapshot), pg_snapshot_xmin(p.snapshot)) > (pg_snapshot_xmax(n.added_snapshot), pg_snapshot_xmin(n.added_snapshot))
+              THEN p.snapshot ELSE n.added_snapshot END INTO handled
+    FROM outbox_relay.tenants n LEFT JOIN outbox_relay.progress p ON p.shard = n.shard
+   WHERE n.schema = add_tenant.schema AND n.state <> 'suspended'
+     AND NOT EXISTS (SELECT FROM pg_publication_rel pr JOIN pg_publication b ON b.oid = pr.prpubid AND b.pubname = 'outbox_relay_events'
+                      WHERE pr.prrelid = to_regclass(format('%I.webhook_events', add_tenant.schema)))
+   ORDER BY pg_snapshot_xmin(p.snapshot) NULLS FIRST LIMIT 1;
   PERFORM outbox_relay.publish_tenant(schema);
   PERFORM set_config('lock_timeout', callers_timeout, true);
 
-  -- The log does not tell of rows that go with their table. A tenant that leaves and joins has its tables loaded again, those that were made anew among them.
-  made := ARRAY(SELECT coalesce(to_regclass(format('%I.%I', schema, r.name)), 0::oid)::oid
-                  FROM unnest(ARRAY['webhook_endpoints', 'webhook_event_types', 'webhook_event_subscriptions', 'webhook_subscriptions']) WITH ORDINALITY r (name, ord)
-                 ORDER BY r.ord);
-  DELETE FROM outbox_relay.tenants n WHERE n.schema = add_tenant.schema AND n.tables <> made RETURNING n.* INTO was;
-  IF FOUND THEN
-    INSERT INTO outbox_relay.tenants SELECT was.*;
-  END IF;
-
-  -- Whoever wrote before the lock is visible in this snapshot; whoever writes after it is in the log.
+  -- Whoever wrote before the lock is visible in this snapshot; whoever writes after it is in the log, which does not tell of rows that go with their table.
   INSERT INTO outbox_relay.tenants AS old (schema, version, tables, backfill, backfill_since, backfill_upto, shard)
-  VALUES (add_tenant.schema, outbox_relay.shape_version(), made, add_tenant.backfill, add_tenant.since,
+  VALUES (add_tenant.schema, outbox_relay.shape_version(),
+          (SELECT string_agg(coalesce(to_regclass(format('%I.%I', add_tenant.schema, r.name))::oid, 0)::text, ' ' ORDER BY r.ord)
+             FROM unnest(ARRAY['webhook_endpoints', 'webhook_event_types', 'webhook_event_subscriptions', 'webhook_subscriptions']) WITH ORDINALITY r (name, ord)),
+          add_tenant.backfill, add_tenant.since,
           CASE WHEN add_tenant.backfill IS NOT NULL THEN pg_current_snapshot() END,
           coalesce((SELECT g.shard FROM outbox_relay.progress g GROUP BY 1
             ORDER BY (SELECT count(*) FROM outbox_relay.tenants n WHERE n.shard = g.shard AND n.schema <> add_tenant.schema), 1 LIMIT 1), 0))
@@ -293,7 +294,17 @@ BEGIN
   IF backfill IS NOT NULL THEN
     UPDATE outbox_relay.tenants n
        SET backfill = add_tenant.backfill, backfill_since = add_tenant.since, backfill_from = NULL,
-           backfill_upto = pg_current_snapshot(), backfill_border = NULL, backfill_place = NULL, backfill_border_place = NULL, backfill_cursor = NULL, backfill_done_at = NULL
+           backfill_upto = pg_current_snapshot(), backfill_border = handled, backfill_place = CASE WHEN handled IS NOT NULL THEN pg_current_wal_insert_lsn() - 1 END,
+           backfill_border_place = NULL, backfill_cursor = NULL, backfill_done_at = NULL
+     WHERE n.schema = add_tenant.schema;
+  ELSIF handled IS NOT NULL THEN
+    -- As a suspension that is over. A backfill that is not done keeps its mode, and starts over with the wider border; what it was to queue keeps its place.
+    UPDATE outbox_relay.tenants n
+       SET backfill = CASE WHEN n.backfill_done_at IS NULL THEN coalesce(n.backfill, 'missed') ELSE 'missed' END,
+           backfill_from = CASE WHEN n.backfill_done_at IS NULL AND n.backfill IS NOT NULL THEN n.backfill_from ELSE handled END,
+           backfill_border = CASE WHEN n.backfill_done_at IS NULL THEN coalesce(n.backfill_border, n.backfill_upto) END,
+           backfill_border_place = CASE WHEN n.backfill_done_at IS NULL THEN CASE WHEN n.backfill_border IS NULL THEN n.backfill_place ELSE n.backfill_border_place END END,
+           backfill_upto = pg_current_snapshot(), backfill_place = pg_current_wal_insert_lsn() - 1, backfill_cursor = NULL, backfill_done_at = NULL
      WHERE n.schema = add_tenant.schema;
   END IF;
 END
