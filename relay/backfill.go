@@ -145,7 +145,6 @@ type checkpoint struct {
 	snapshot store.Snapshot
 	lsn      wal.LSN            // whatever the snapshot shows lies below; zero: nothing waits to be saved
 	next     map[string]version // the routing tables when it was taken
-	known    map[string]digest  // that the database has
 	read     uint64             // events that had been read when the last one was saved
 }
 
@@ -172,11 +171,12 @@ func (s *session) checkPublished(ctx context.Context) (tables map[string]string,
 // advance takes a snapshot now and then, and saves it when the recorded position has reached it.
 func (c *checkpoint) advance(ctx context.Context, s *session) error {
 	if c.lsn == 0 && time.Since(c.taken) >= snapshotEvery {
+		next := s.routes() // before: with a change that the snapshot does not show, what it does not show would be judged by it
 		snapshot, lsn, err := s.store.Snapshot(ctx)
 		if err != nil {
 			return fmt.Errorf("read snapshot: %w", err)
 		}
-		c.taken, c.snapshot, c.lsn, c.next = time.Now(), snapshot, lsn, s.routes()
+		c.taken, c.snapshot, c.lsn, c.next = time.Now(), snapshot, lsn, next
 	}
 	if c.lsn == 0 {
 		return nil
@@ -206,11 +206,7 @@ func (c *checkpoint) advance(ctx context.Context, s *session) error {
 func (c *checkpoint) saveDigests(ctx context.Context, s *session) error {
 	fresh := make(map[string]int64)
 	for name, v := range c.next {
-		was, known := c.known[name]
-		if t := s.tenant(name); !known && t != nil && t.steady && v.changes == 0 {
-			was, known = v.digest, true
-		}
-		if !known || was != v.digest {
+		if t := s.tenant(name); t != nil && (t.saved == nil || *t.saved != int64(v.digest)) {
 			fresh[name] = int64(v.digest)
 		}
 	}
@@ -219,7 +215,9 @@ func (c *checkpoint) saveDigests(ctx context.Context, s *session) error {
 	}
 	saved, err := s.store.SaveDigests(ctx, s.epoch, fresh)
 	for _, name := range saved {
-		c.known[name] = c.next[name].digest
+		if t := s.tenant(name); t != nil {
+			t.saved = new(fresh[name])
+		}
 	}
 	return err
 }

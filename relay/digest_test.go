@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
@@ -79,4 +80,29 @@ func TestDigest(t *testing.T) {
 	odd := delivery.EndpointRow{RatePerSecond: math.NaN()}
 	first, second := hashRow(odd), hashRow(odd)
 	assert.NotEqual(t, first, second, "what cannot be told is never the same")
+}
+
+// TestDigestIsSavedOnce: a tenant that leaves and joins has another row, and nothing is known of it.
+func TestDigestIsSavedOnce(t *testing.T) {
+	t.Parallel()
+	ctx, s := t.Context(), newSite(t)
+	var c checkpoint
+	var row string
+	save := func() (again bool) {
+		c.next = s.routes()
+		require.NoError(t, c.saveDigests(ctx, s.session))
+		require.Equal(t, 1, s.count("outbox_relay.tenants WHERE digest IS NOT NULL"))
+		before := row
+		require.NoError(t, s.pool.QueryRow(ctx, "SELECT xmin::text FROM outbox_relay.tenants").Scan(&row))
+		return row != before
+	}
+	require.True(t, save())
+	require.False(t, save())
+	require.NoError(t, s.loadTenants(ctx))
+	require.False(t, save(), "another session finds it")
+	s.exec("SELECT outbox_relay.remove_tenant('acme')")
+	s.exec("SELECT outbox_relay.add_tenant('acme')")
+	s.leave("acme")
+	require.NoError(t, s.loadTenants(ctx))
+	require.True(t, save())
 }

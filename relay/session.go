@@ -167,7 +167,7 @@ func (s *session) run(parent context.Context) error {
 // They begin choreGap apart. At the same moment each would need a connection of its own, and four servers that have just been started keep two
 // processors busy for long enough to make deliveries wait. Far apart each would wake an idle process, which costs more than the work.
 func (s *session) attend(ctx context.Context) {
-	snapshot := checkpoint{saved: s.handled, read: math.MaxUint64, known: make(map[string]digest)} // the first one is not to wait
+	snapshot := checkpoint{saved: s.handled, read: math.MaxUint64} // the first one is not to wait
 	var waker waker
 	steward := steward{waiting: make(map[string]*patience)}
 	var purger purger
