@@ -189,7 +189,10 @@ type pace struct {
 
 const burstTime = 20 * time.Millisecond
 
-func (p *pace) interval() time.Duration { return time.Duration(float64(time.Second) / p.rate) }
+// interval stops at half of what a Duration holds: a rate may be so low that it takes longer.
+func (p *pace) interval() time.Duration {
+	return time.Duration(min(float64(time.Second)/p.rate, math.MaxInt64/2))
+}
 
 // wait tells how long until an attempt may start. The clock is looked at where there is a limit.
 func (p *pace) wait(now func() time.Time) time.Duration {
@@ -209,12 +212,13 @@ func (p *pace) started(now func() time.Time) {
 	p.next = p.next.Add(p.interval())
 }
 
-// fits tells how many deliveries start within d.
+// fits tells how many deliveries start within d; math.MaxInt: more than there can be.
 func (p *pace) fits(d time.Duration) int {
-	if p.rate == 0 {
+	n := p.rate * d.Seconds()
+	if p.rate == 0 || n > math.MaxInt32 {
 		return math.MaxInt
 	}
-	return max(int(p.rate*d.Seconds()), 1)
+	return max(int(n), 1)
 }
 
 // later returns when the next one that does not fit is due. What is deferred comes back at the rate, not all at once.

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -208,4 +209,27 @@ func TestDefaultsChangeRouting(t *testing.T) {
 	s.setDefaults(of)
 	assert.NotEqual(t, before, of.version())
 	assert.Len(t, s.verify, 1)
+}
+
+// TestRatesBeyondNumbers: a rate may be any number above zero.
+func TestRatesBeyondNumbers(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	clock := func() time.Time { return now }
+	for _, rate := range []float64{3e9, math.MaxInt64, math.MaxFloat64} {
+		p := pace{rate: rate}
+		assert.Equal(t, math.MaxInt, p.fits(time.Second), "%g", rate)
+		assert.Equal(t, time.Second, p.later(now, time.Second), "%g", rate)
+		p.started(clock)
+		assert.Zero(t, p.wait(clock), "%g", rate)
+	}
+	for _, rate := range []float64{1e-11, math.SmallestNonzeroFloat64} {
+		p := pace{rate: rate}
+		assert.Equal(t, 1, p.fits(time.Minute), "%g", rate)
+		for range 3 {
+			p.started(clock)
+			assert.Greater(t, p.wait(clock), 100*365*24*time.Hour, "%g", rate)
+			assert.Greater(t, p.later(now, time.Second), 100*365*24*time.Hour, "%g", rate)
+		}
+	}
 }
