@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -187,8 +189,8 @@ func (c *Client) Close() {
 }
 
 // Attempt sends m to ep once and says what came of it. attempt counts from 1 and is sent along. Within the endpoint's timeout it follows
-// redirects if the endpoint wants that, and sends once more if a kept connection turned out dead before any byte of an answer. The status
-// line decides: a body that breaks off or never ends changes nothing. ctx ends the attempt as ClassCanceled.
+// redirects if the endpoint wants that, and sends once more if a kept connection turned out dead before any byte of an answer, or HTTP/2
+// refused the request. The status line decides: a body that breaks off or never ends changes nothing. ctx ends the attempt as ClassCanceled.
 func (c *Client) Attempt(ctx context.Context, ep *Endpoint, m *Message, attempt int) Result {
 	c.m.inFlight.Inc()
 	defer c.m.inFlight.Dec()
@@ -313,7 +315,10 @@ func request(ep *Endpoint, target *url.URL, header http.Header) *http.Request {
 	}
 }
 
-// send makes one request, or two if the first met a dead kept connection.
+var errSentTwice = errors.New("the request has been sent twice")
+
+// send makes one request, or two if the first met a dead kept connection. Some requests net/http sends again by itself, as often as it likes: what HTTP/2 says
+// was refused, and on a dead connection whatever has a header Idempotency-Key. For that it asks for the body again, which is where it is counted.
 func (c *Client) send(
 	ctx context.Context, client *retryablehttp.Client, sent *exchange, req *http.Request, body []byte,
 ) (*http.Response, error) {
@@ -321,6 +326,13 @@ func (c *Client) send(
 	if body != nil { // of HEAD there is none
 		if err := r.SetBody(body); err != nil {
 			return nil, err
+		}
+		again := r.GetBody
+		r.GetBody = func() (io.ReadCloser, error) {
+			if !sent.again() {
+				return nil, errSentTwice
+			}
+			return again()
 		}
 	}
 	return client.Do(&r)

@@ -117,7 +117,7 @@ func (x *exchange) note(res *Result) {
 }
 
 // resendStale is a retryablehttp.CheckRetry: it asks for a second try only if a kept connection ended before any byte of an answer, or was closed by the
-// Client before the answer was handed over. net/http does not send a POST again by itself.
+// Client before the answer was handed over. What net/http sends again by itself, send counts.
 func resendStale(ctx context.Context, _ *http.Response, err error) (bool, error) {
 	x := exchangeOf(ctx)
 	return err != nil && x != nil && x.resend(ctx, err), nil // an error here would take the place of err
@@ -125,7 +125,12 @@ func resendStale(ctx context.Context, _ *http.Response, err error) (bool, error)
 
 // resend tells, once, whether the request is to be sent again.
 func (x *exchange) resend(ctx context.Context, err error) bool {
-	if x.resent || ctx.Err() != nil || !x.stale(err) {
+	return ctx.Err() == nil && x.stale(err) && x.again()
+}
+
+// again tells, once, whether there may be a second request.
+func (x *exchange) again() bool {
+	if x.resent {
 		return false
 	}
 	x.resent = true

@@ -41,7 +41,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160, NativeHistogramMinResetDuration: time.Hour,
 		}),
 		inFlight:         gauge("attempts_in_flight", "Attempts under way."),
-		resends:          counter("attempt_resends_total", "Requests sent again within an attempt because a kept connection turned out dead, or was given up before its answer was read."),
+		resends:          counter("attempt_resends_total", "Requests sent again within an attempt because a kept connection turned out dead, or was given up before its answer was read, or HTTP/2 refused them."),
 		connOpened:       counter("connections_opened_total", "Connections opened to receivers."),
 		connReused:       counter("connections_reused_total", "Requests sent on a kept connection."),
 		connOpen:         gauge("connections_open", "Open connections to receivers, idle ones included."),

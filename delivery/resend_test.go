@@ -1,0 +1,122 @@
+package delivery
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"io"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/neo-commons/outbox-relay/delivery/certtest"
+)
+
+// tlsServer hands each connection to handle. ca is the file with its authority.
+func tlsServer(t *testing.T, proto string, handle func(c *tls.Conn)) (url, ca string) {
+	t.Helper()
+	a := certtest.New(t, "all")
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{a.Pair(t, "receiver", "127.0.0.1")}, NextProtos: []string{proto}})
+	require.NoError(t, err)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer func() { _ = c.Close() }()
+				if secure, ok := c.(*tls.Conn); ok {
+					handle(secure)
+				}
+			})
+		}
+	})
+	t.Cleanup(func() { _ = l.Close(); wg.Wait() })
+	return "https://" + l.Addr().String(), certtest.Write(t, t.TempDir(), "ca.pem", a.PEM())
+}
+
+// TestOneMoreRequest has many kept connections, and all of them break when the next request has come over them. With such a header net/http takes a POST for one
+// that it may send until there is no kept connection left.
+func TestOneMoreRequest(t *testing.T) {
+	t.Parallel()
+	const kept = 5
+	for _, headers := range []string{`{}`, `{"Idempotency-Key": "x"}`, `{"X-Idempotency-Key": "x"}`} {
+		var broken atomic.Bool
+		var requests atomic.Int32
+		var all sync.WaitGroup
+		all.Add(kept)
+		url, ca := tlsServer(t, "http/1.1", func(c *tls.Conn) {
+			in := bufio.NewReader(c)
+			for first := true; ; first = false {
+				req, err := http.ReadRequest(in)
+				if err != nil {
+					return
+				}
+				_, _ = io.Copy(io.Discard, req.Body)
+				if broken.Load() {
+					requests.Add(1)
+					return
+				}
+				if first {
+					all.Done()
+					all.Wait()
+				}
+				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+			}
+		})
+		b := setup(t, func(c *Config) { c.TLS.CAFile = ca })
+		ep := b.endpoint(url, func(r *EndpointRow) { r.CustomHeaders = []byte(headers) })
+		var wg sync.WaitGroup
+		for range kept {
+			wg.Go(func() { res := b.attempt(ep); assert.True(t, res.OK(), res.Err) })
+		}
+		wg.Wait()
+		broken.Store(true)
+		res := b.attempt(ep)
+		assert.Equal(t, ClassReset, res.Class, res.Err)
+		assert.EqualValues(t, 2, requests.Load(), headers)
+		assert.Equal(t, 1, b.count(b.m.resends), headers)
+		b.client.closeIdle()
+	}
+}
+
+// TestRefusedStreams: what HTTP/2 refuses is sent once more, like all else.
+func TestRefusedStreams(t *testing.T) {
+	t.Parallel()
+	for refused, class := range map[uint32]Class{1: ClassSuccess, 9: ClassReset} {
+		var requests atomic.Uint32
+		url, ca := tlsServer(t, "h2", func(c *tls.Conn) {
+			if _, err := io.ReadFull(c, make([]byte, len(http2.ClientPreface))); err != nil {
+				return
+			}
+			f := http2.NewFramer(c, c)
+			_ = f.WriteSettings()
+			var ok bytes.Buffer
+			_ = hpack.NewEncoder(&ok).WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
+			for frame, err := f.ReadFrame(); err == nil; frame, err = f.ReadFrame() {
+				switch data, ended := frame.(*http2.DataFrame); {
+				case frame.Header().Type == http2.FrameSettings && !frame.Header().Flags.Has(http2.FlagSettingsAck):
+					_ = f.WriteSettingsAck()
+				case ended && data.StreamEnded() && requests.Add(1) <= refused:
+					_ = f.WriteRSTStream(frame.Header().StreamID, http2.ErrCodeRefusedStream)
+				case ended && data.StreamEnded():
+					_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: frame.Header().StreamID, BlockFragment: ok.Bytes(), EndHeaders: true, EndStream: true})
+				}
+			}
+		})
+		b := setup(t, func(c *Config) { c.TLS.CAFile = ca })
+		res := b.attempt(b.endpoint(url))
+		assert.Equal(t, class, res.Class, res.Err)
+		assert.EqualValues(t, 2, requests.Load())
+		assert.Equal(t, 1, b.count(b.m.resends))
+		b.client.closeIdle()
+	}
+}
