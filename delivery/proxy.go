@@ -134,7 +134,7 @@ func (p *proxy) connect(ctx context.Context, addr netip.AddrPort) (net.Conn, err
 	}
 	if err == nil {
 		exchangeOf(ctx).step(waitProxy, waitOpen)
-		err = ask(through, u, addr.String())
+		through, err = ask(through, u, addr.String())
 	}
 	if !stop() && ctx.Err() != nil && !errors.As(err, new(*proxyError)) {
 		err = ctx.Err() // a proxy that takes its time waits for the receiver
@@ -146,14 +146,14 @@ func (p *proxy) connect(ctx context.Context, addr netip.AddrPort) (net.Conn, err
 	return through, nil
 }
 
-// ask has the proxy connect. https://www.rfc-editor.org/rfc/rfc9110#section-9.3.6
-func ask(conn net.Conn, u *url.URL, addr string) error {
+// ask has the proxy connect, and returns what leads to the receiver. https://www.rfc-editor.org/rfc/rfc9110#section-9.3.6
+func ask(conn net.Conn, u *url.URL, addr string) (net.Conn, error) {
 	request := appendHeader([]byte("CONNECT "+addr+" HTTP/1.1\r\n"), "Host", addr)
 	if u.User != nil {
 		request = appendHeader(request, "Proxy-Authorization", basicAuth(u.User))
 	}
 	if _, err := conn.Write(append(request, "\r\n"...)); err != nil {
-		return fmt.Errorf("ask the proxy: %w", err)
+		return nil, fmt.Errorf("ask the proxy: %w", err)
 	}
 	limited := &io.LimitedReader{R: conn, N: maxProxyHead}
 	in := bufio.NewReader(limited)
@@ -162,20 +162,38 @@ func ask(conn net.Conn, u *url.URL, addr string) error {
 	var network net.Error
 	switch {
 	case errors.As(err, &network):
-		return fmt.Errorf("wait for the proxy: %w", err)
+		return nil, fmt.Errorf("wait for the proxy: %w", err)
 	case limited.N > 0 && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)):
-		return &refusedError{"the proxy ended the connection instead of an answer"}
+		return nil, &refusedError{"the proxy ended the connection instead of an answer"}
 	case err != nil:
-		return &proxyError{"what is at network.proxy does not answer as an HTTP proxy", err}
+		return nil, &proxyError{"what is at network.proxy does not answer as an HTTP proxy", err}
 	case resp.StatusCode == http.StatusProxyAuthRequired:
-		return &proxyError{"the proxy refuses the user and password in network.proxy", nil}
+		return nil, &proxyError{"the proxy refuses the user and password in network.proxy", nil}
 	case resp.StatusCode < 200 || resp.StatusCode > 299:
-		return &refusedError{"the proxy has not connected: it answered " + strconv.Itoa(resp.StatusCode)}
+		return nil, &refusedError{"the proxy has not connected: it answered " + strconv.Itoa(resp.StatusCode)}
+	case in.Buffered() > 0 && (resp.ContentLength > 0 || len(resp.TransferEncoding) > 0): // a web server's page
+		return nil, &proxyError{"what is at network.proxy does not answer as an HTTP proxy", nil}
 	case in.Buffered() > 0:
-		// Whose it is nobody knows: it would be taken for the beginning of the receiver's answer.
-		return &proxyError{"the proxy sent more than its answer", nil}
+		first, _ := in.Peek(in.Buffered())
+		return &spokenConn{conn, first}, nil
 	}
-	return nil
+	return conn, nil
+}
+
+// spokenConn is a connection to a receiver that spoke before it was asked. What comes of that is the same as without a proxy.
+type spokenConn struct {
+	net.Conn
+	first []byte // not read yet
+}
+
+// Read implements net.Conn.
+func (c *spokenConn) Read(p []byte) (int, error) {
+	if len(c.first) == 0 {
+		return c.Conn.Read(p)
+	}
+	n := copy(p, c.first)
+	c.first = c.first[n:]
+	return n, nil
 }
 
 // refusedError says that a proxy has not connected to a receiver, which may be the receiver's fault.

@@ -225,7 +225,7 @@ func TestProxyFaults(t *testing.T) {
 		"hangs up":           {"", says(""), ClassConnect, "the proxy ended the connection instead of an answer"},
 		"hangs up after 200": {"", says("HTTP/1.1 200 OK\r\n\r\n"), ClassTLS, "the TLS handshake failed"},
 		"no proxy":           {"", says("SSH-2.0-x\r\n"), ClassLocal, "what is at network.proxy does not answer as an HTTP proxy"},
-		"says too much":      {"", says("HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), ClassLocal, "the proxy sent more than its answer"},
+		"a web server":       {"", says("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"), ClassLocal, "what is at network.proxy does not answer as an HTTP proxy"},
 		"has no end":         {"", says("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 2*maxProxyHead)), ClassLocal, "what is at network.proxy does not answer as an HTTP proxy"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -258,6 +258,39 @@ func TestProxyFaults(t *testing.T) {
 			assert.Zero(t, b.count(b.m.connOpen))
 		})
 	}
+}
+
+// TestReceiverThatSpeaksFirst: what is behind the end of the proxy's answer is the receiver's, and it is told the same as without a proxy.
+func TestReceiverThatSpeaksFirst(t *testing.T) {
+	t.Parallel()
+	const banner = "SSH-2.0-x\r\n"
+	direct := rawServer(t, func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		_, _ = io.WriteString(c, banner)
+		hold(r)
+	})
+	p := startProxy(t, nil)
+	p.behave = func(c net.Conn) string {
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n"+banner) // in one piece
+		_, _ = io.Copy(io.Discard, c)
+		return ""
+	}
+	var log bytes.Buffer
+	cfg := DefaultConfig()
+	cfg.Proxy, cfg.Allow = "http://"+p.addr, []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
+	client, err := newClient(cfg, nil, slog.New(slog.NewTextHandler(&log, nil)), pointing("127.0.0.1"))
+	require.NoError(t, err)
+	proxied := &bundle{t: t, client: client, m: client.m}
+	for scheme, class := range map[string]Class{"http": ClassProtocol, "https": ClassTLS} {
+		url := strings.Replace(direct, "http", scheme, 1)
+		without, with := setup(t).attempt(proxied.endpoint(url)), proxied.attempt(proxied.endpoint(url))
+		assert.Equal(t, class, with.Class, with.Err)
+		assert.Equal(t, without.Class, with.Class)
+		assert.Equal(t, without.Err, with.Err)
+	}
+	client.Close()
+	assert.Empty(t, log.String())
+	assert.Zero(t, proxied.count(client.m.connErrors[stageProxy]))
+	assert.Zero(t, proxied.count(client.m.connOpen))
 }
 
 func TestProxyThatIsAway(t *testing.T) {
