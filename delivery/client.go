@@ -255,19 +255,29 @@ func (c *Client) settle(
 	ctx context.Context, deadline time.Time, sent *exchange, ep *Endpoint, target *url.URL, redirects int, resp *http.Response, err error, res *Result,
 ) (next *url.URL) {
 	if err != nil {
-		res.Class, res.Err = classify(ctx, deadline, sent, err)
+		if res.Class, res.Err = classify(ctx, deadline, sent, err); res.Class == ClassDenied && redirects > 0 {
+			res.Status = sent.redirect
+			res.denyRedirect(res.Err)
+		}
 		return nil
 	}
 	if next = ep.redirect(resp, target); next == nil || redirects == maxRedirects {
 		c.finish(resp, res, ep.keepAnswer)
 		return nil
 	}
-	c.drain(resp)
 	if denied := c.live.Load().policy.denied(next); denied != "" {
-		res.Class, res.Err = ClassDenied, "a redirect: "+denied
+		c.finish(resp, res, ep.keepAnswer)
+		res.denyRedirect(denied)
 		return nil
 	}
+	sent.redirect = resp.StatusCode
+	c.drain(resp)
 	return next
+}
+
+// denyRedirect makes the result that of a redirect that was not followed. It is no ClassDenied: where a receiver leads is what it answers today.
+func (r *Result) denyRedirect(why string) {
+	r.Class, r.Err = Class3xx, describeStatus(r.Status)+": "+why
 }
 
 // header returns the headers of a request to the endpoint. The names of the wire page are kept in their lower case.

@@ -22,6 +22,7 @@ type exchange struct {
 	asked    atomic.Bool  // for a client certificate, on a connection that is new
 	waits    atomic.Int32 // a wait
 	resent   bool
+	redirect int // status of the answer that led to the current request; zero: it is the first
 	m        *Metrics
 
 	began       time.Time

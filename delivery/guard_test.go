@@ -129,9 +129,15 @@ func TestRedirectToDeniedAddress(t *testing.T) {
 		w.Header().Set("Location", "http://127.0.0.2:"+port+"/")
 		w.WriteHeader(http.StatusTemporaryRedirect)
 	})
-	b := setup(t, func(c *Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")} })
-	res := b.attempt(b.endpoint(s.URL, func(r *EndpointRow) { r.FollowRedirects = true }))
-	assert.Equal(t, ClassDenied, res.Class)
+	for transport, change := range transports() {
+		b := setup(t, change, func(c *Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")} })
+		res := b.attempt(b.endpoint(s.URL, func(r *EndpointRow) { r.FollowRedirects = true }))
+		assert.Equal(t, Class3xx, res.Class, transport)
+		assert.Equal(t, http.StatusTemporaryRedirect, res.Status, transport)
+		assert.Equal(t, "answered 307, not followed: address 127.0.0.2 is denied by network.deny", res.Err)
+		assert.Equal(t, 1, b.count(b.m.attempts[Class3xx]))
+		assert.True(t, res.Class.Retryable(), "it is no fault of the endpoint's row")
+	}
 	assert.Zero(t, accepted.Load())
 }
 

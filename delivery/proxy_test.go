@@ -191,7 +191,7 @@ func TestProxyIsAskedForNothingDenied(t *testing.T) {
 			return []string{"127.0.0.1"}, nil
 		}, change, proxied, func(c *Config) { c.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")} })
 		res := moved.attempt(moved.endpoint("http://first.proxy.test:"+allowedPort, func(r *EndpointRow) { r.FollowRedirects = true }))
-		assert.Equal(t, ClassDenied, res.Class, res.Err)
+		assert.Equal(t, Class3xx, res.Class, res.Err)
 		assert.Equal(t, []string{"CONNECT 127.0.0.1:" + allowedPort}, p.requests())
 	}
 	assert.Zero(t, accepted.Load(), "something was connected to")

@@ -57,7 +57,7 @@ func probeHint(class delivery.Class, status int, ep *delivery.Endpoint) string {
 	case delivery.ClassGone:
 		return "the receiver wants no more: a real event would have disabled the endpoint"
 	case delivery.Class3xx:
-		return "redirects are not followed: put the final address into endpoint_url, or set follow_redirects"
+		return "the redirect was not followed: put the final address into endpoint_url, or set follow_redirects if the error names no key of network"
 	case delivery.Class429:
 		return "the receiver wants fewer requests: lower rate_limit_per_second or max_concurrency"
 	case delivery.Class5xx:
