@@ -160,7 +160,7 @@ func TestRedirects(t *testing.T) {
 		record(r)
 		to := map[string]string{
 			"/302": "/done", "/307": s.URL + "/done", "/308": "done", "/away": strings.Replace(other.URL, "://", "://u:p@", 1) + "/x", "/and-back": other.URL + "/back", "/loop": "/loop", "/303": "/done",
-			"/nowhere": "", "/bad": "http://%zz/", "/file": "file:///etc/passwd",
+			"/nowhere": "", "/bad": "http://%zz/", "/empty": "http://\u00ad/", "/file": "file:///etc/passwd",
 		}[r.URL.Path]
 		code := map[string]int{"/302": 302, "/308": 308, "/303": 303, "/done": 200}[r.URL.Path]
 		if to != "" {
@@ -206,7 +206,7 @@ func TestRedirects(t *testing.T) {
 	assert.Equal(t, Class3xx, res.Class)
 	assert.Len(t, hops, 1+maxRedirects)
 
-	for path, want := range map[string]Class{"/303": Class3xx, "/nowhere": Class3xx, "/file": Class3xx, "/bad": Class3xx} {
+	for path, want := range map[string]Class{"/303": Class3xx, "/nowhere": Class3xx, "/file": Class3xx, "/bad": Class3xx, "/empty": Class3xx} {
 		hops = nil
 		assert.Equal(t, want, b.attempt(b.endpoint(s.URL+path, follow)).Class, path)
 		assert.Len(t, hops, 1, path)

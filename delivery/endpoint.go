@@ -269,7 +269,7 @@ func hostToASCII(u *url.URL) bool {
 		ascii = net.JoinHostPort(ascii, port)
 	}
 	u.Host = ascii
-	return err == nil
+	return err == nil && u.Hostname() != "" // of some letters nothing is left, of a soft hyphen for example
 }
 
 // toASCII leaves a host as it is that has no letter beyond ASCII: names with an underscore are no names of the web, but in use.

@@ -88,6 +88,7 @@ func TestNewEndpointURLs(t *testing.T) {
 		"", "host/path", "//host/x", "http://", "http:///x", "https:host", "http://host:0/", "http://host:65536/", "http://host:x/",
 		"javascript:alert(1)", "file:///etc/passwd", "http://ho st/", "http://host/\r\nX: y", "http://%zz/", "http://[::1/", "http://:80/",
 		"http://a%2fb/", "http://\u0300a.example/", "http://a\u05d0.example/", "http://a\uff0fb.example/", "http://[\u00fc::1]/", "http://" + strings.Repeat("a", DefaultBounds().MaxURLLength), "\x00", "http://@/", "http://h/?a=b c", "http://h/?\u00fc", "http://h/?a\x7f",
+		"https://\u00ad/", "https://\u200b\u00ad:443/",
 	} {
 		_, err := NewEndpoint(EndpointRow{URL: bad, SecretToken: "s"}, DefaultDefaults())
 		require.Error(t, err, bad)
