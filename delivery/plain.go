@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"net/http"
+	"net/textproto"
 	"net/url"
 	"slices"
 	"strconv"
@@ -20,15 +21,20 @@ func (ep *Endpoint) plainHead() []byte {
 	b := append([]byte(ep.Method), ' ')
 	b = append(append(b, ep.url.RequestURI()...), " HTTP/1.1\r\n"...)
 	b = appendHeader(b, "Host", ep.url.Host)
-	authorized := false
+	user := ep.url.User
 	for _, f := range ep.custom {
-		authorized = authorized || f.name == "Authorization"
+		if f.name == "Authorization" && user != nil { // as net/http does: one that is empty gives way
+			if f.values[0] == "" {
+				continue
+			}
+			user = nil
+		}
 		for _, v := range f.values {
-			b = appendHeader(b, f.name, strings.TrimSpace(v))
+			b = appendHeader(b, f.name, textproto.TrimString(v))
 		}
 	}
-	if u := ep.url.User; u != nil && !authorized { // as net/http does
-		b = appendHeader(b, "Authorization", basicAuth(u))
+	if user != nil {
+		b = appendHeader(b, "Authorization", basicAuth(user))
 	}
 	return slices.Clip(b)
 }
@@ -80,7 +86,7 @@ func (c *Client) appendRequest(b []byte, ep *Endpoint, m *Message, attempt int, 
 		b = appendHeader(b, ep.signatureHeader, s.legacy)
 	}
 	for _, f := range m.Header {
-		b = appendHeader(b, f.Name, strings.TrimSpace(f.Value))
+		b = appendHeader(b, f.Name, textproto.TrimString(f.Value))
 	}
 	return append(append(b, "\r\n"...), m.Body...)
 }
