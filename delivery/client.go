@@ -242,7 +242,8 @@ func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt 
 		} else {
 			header = c.foreignHeader(m, attempt, signed)
 		}
-		resp, err := c.send(limited, profile.http(ep.verifyTLS), sent, request(ep, target, header), m.Body) //nolint:bodyclose // settle does
+		elsewhere := redirects > 0 && strings.ToLower(hostPort(target)) != ep.Host
+		resp, err := c.send(limited, profile.http(ep.verifyTLS, elsewhere), sent, request(ep, target, header), m.Body) //nolint:bodyclose // settle does
 		target = c.settle(ctx, deadline, sent, ep, target, redirects, resp, err, res)
 		if c.dialer.crowded() {
 			c.closeIdle()

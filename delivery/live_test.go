@@ -49,6 +49,31 @@ func TestReconfiguredAddresses(t *testing.T) {
 	}
 }
 
+// TestReconfiguredRedirects is TestReconfiguredAddresses for connections to where a redirect has led.
+func TestReconfiguredRedirects(t *testing.T) {
+	t.Parallel()
+	other := serve(t, func(http.ResponseWriter, *http.Request) {})
+	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect)
+	})
+	b := setup(t)
+	ep := b.endpoint(s.URL, func(r *EndpointRow) { r.FollowRedirects = true })
+	for range 2 {
+		res := b.attempt(ep)
+		require.True(t, res.OK(), res.Err)
+	}
+	require.Equal(t, 2, b.count(b.m.connOpen), "both are kept")
+	changed := b.client.config
+	changed.Deny = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	b.client.Reconfigure(changed)
+	assert.Zero(t, b.count(b.m.connOpen))
+	res := b.attempt(ep)
+	require.True(t, res.OK(), res.Err)
+	assert.Equal(t, 4, b.count(b.m.connOpened), "what was opened before is not used")
+	b.client.closeIdle()
+	assert.Zero(t, b.count(b.m.connOpen))
+}
+
 // TestReconfiguredUnderLoad: a change of what does not concern an endpoint costs none of its attempts.
 func TestReconfiguredUnderLoad(t *testing.T) {
 	t.Parallel()

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"sync"
 	"syscall"
@@ -82,6 +83,47 @@ func TestNoDescriptorForALookup(t *testing.T) {
 		errors.New("socket: " + syscall.EMFILE.Error()):                               false,
 	} {
 		assert.Equal(t, want, local(fmt.Errorf("look up: %w", err)) != "", err)
+	}
+}
+
+// TestRedirectedTakeNoPlaces has redirects of other hosts hold as many connections as a host may have, which its own endpoints do not notice.
+func TestRedirectedTakeNoPlaces(t *testing.T) {
+	t.Parallel()
+	const perHost = 2
+	for _, encrypted := range []bool{false, true} {
+		arrived, answer := make(chan struct{}), make(chan struct{})
+		s := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/slow" {
+				arrived <- struct{}{}
+				<-answer
+			}
+		}))
+		if encrypted {
+			s.StartTLS()
+		} else {
+			s.Start()
+		}
+		t.Cleanup(s.Close)
+		b := setup(t, func(c *Config) {
+			c.MaxConnsPerHost, c.MaxIdlePerHost, c.AllowInsecureTLS, c.netHTTP = perHost, perHost, true, true
+		})
+		var busy sync.WaitGroup
+		for range perHost {
+			from := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				http.Redirect(w, r, s.URL+"/slow", http.StatusTemporaryRedirect)
+			})
+			busy.Go(func() {
+				res := b.attempt(b.endpoint(from.URL, func(r *EndpointRow) { r.FollowRedirects, r.VerifySSL = true, false }))
+				assert.True(t, res.OK(), res.Err)
+			})
+			<-arrived
+		}
+		res := b.attempt(b.endpointWithin(time.Second, s.URL, func(r *EndpointRow) { r.VerifySSL = false }))
+		assert.True(t, res.OK(), "%s: %s", res.Class, res.Err)
+		close(answer)
+		busy.Wait()
+		b.client.closeIdle()
+		assert.Zero(t, b.count(b.m.connOpen))
 	}
 }
 

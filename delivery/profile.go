@@ -37,11 +37,17 @@ type profile struct {
 // generation is what one reading of a profile's files came to. Its transports and their sessions are its own: nothing that was agreed on with a certificate
 // that has been replaced is used after it.
 type generation struct {
-	base               *tls.Config    // what its transports are made of
-	roots              *x509.CertPool // nil: the system's
+	base       *tls.Config    // what its transports are made of
+	roots      *x509.CertPool // nil: the system's
+	direct     roads
+	redirected roads // to another host and port than the endpoint's, where nobody counts them: they take none of the connections of direct requests
+	mu         sync.Mutex
+	transports []*http.Transport // those that an endpoint has asked for
+}
+
+// roads are the HTTP clients with and without a check of the certificate.
+type roads struct {
 	verified, insecure func() *retryablehttp.Client
-	mu                 sync.Mutex
-	transports         []*http.Transport // those that an endpoint has asked for
 }
 
 // profileOf returns that of the endpoint, or the one for all others.
@@ -58,12 +64,16 @@ func (c *Client) profileOf(ep *Endpoint) *profile {
 }
 
 // http returns the HTTP client of the profile.
-func (p *profile) http(verify bool) *retryablehttp.Client {
+func (p *profile) http(verify, redirected bool) *retryablehttp.Client {
 	g := p.now.Load()
-	if verify {
-		return g.verified()
+	r := &g.direct
+	if redirected {
+		r = &g.redirected
 	}
-	return g.insecure()
+	if verify {
+		return r.verified()
+	}
+	return r.insecure()
 }
 
 // readProfiles makes the profiles of the configuration.
@@ -132,7 +142,7 @@ func (c *Client) generation(base *tls.Config, roots *x509.CertPool) *generation 
 			return made
 		})
 	}
-	g.verified, g.insecure = client(false), client(true)
+	g.direct, g.redirected = roads{client(false), client(true)}, roads{client(false), client(true)}
 	return g
 }
 
