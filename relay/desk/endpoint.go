@@ -193,7 +193,8 @@ func (d *Desk) Endpoint(ctx context.Context, rows *store.TenantRows, table *rout
 		return nil, err
 	}
 	week, err := collect(ctx, d, op, pgx.RowToStructByPos[Week], `
-SELECT coalesce(sum(s.total_attempts), 0)::int8, coalesce(sum(s.successful_deliveries), 0)::int8, coalesce(sum(s.failed_deliveries), 0)::int8
+SELECT coalesce(sum(s.total_attempts), 0)::int8, coalesce(sum(s.successful_deliveries), 0)::int8,
+  coalesce(sum(s.failed_deliveries + s.timeout_deliveries), 0)::int8
 FROM {tenant}.webhook_delivery_stats s WHERE s.webhook_endpoint_id = $1::uuid AND s.date_recorded > current_date - 7`, id)
 	if err != nil {
 		return nil, err
