@@ -42,6 +42,8 @@ type AuditReport struct {
 	Failed  bool   `json:"failed,omitempty"`  // an error is why
 	// Added is when the tenant was added, if that is within the period: events from before are left out. Zero: it is not.
 	Added time.Time `json:"added_at,omitzero"`
+	// Restored is when the database was found to have been restored into another cluster, likewise: events from before are left out.
+	Restored time.Time `json:"restored_at,omitzero"`
 }
 
 // Audit looks for deliveries of the store's shard that are missing. It judges by the subscriptions as they are now: an event from before its subscription counts as missing.
@@ -78,6 +80,9 @@ func Audit(ctx context.Context, st *store.Store, cfg *Config, o AuditOptions) ([
 		default:
 			if rows.Added.After(o.Since) {
 				report.Added = rows.Added.UTC()
+			}
+			if rows.Restored.After(o.Since) {
+				report.Restored = rows.Restored.UTC()
 			}
 			table := route.NewTenant(rows.Schema, cfg.EndpointDefaults())
 			fill(table, rows, func(string, outbox.UUID, error) {})

@@ -49,7 +49,8 @@ meanwhile. They do the same by themselves for whatever is new, every half minute
 Subscriptions are judged as they are now: an event from before its subscription counts as missing.
 Without --thorough, only events that have no delivery at all are looked at. Events of the last half
 minute, of suspended tenants and of tenants whose earlier events are still being queued are left out,
-as are those from before a tenant was added, even where tenants add has queued them.
+as are those from before a tenant was added, even where tenants add has queued them, or from before
+the database was restored into another cluster.
 Of several databases each has its turn, with an object for each in JSON; tenants are named within
 one.
 
@@ -160,13 +161,21 @@ func writeAudit(out io.Writer, result *auditResult) error {
 	var missing, queued, left int64
 	whole := true
 	for _, r := range result.Tenants {
-		say(w, "%s\t%d\t%d\t%d\t%s\n", plain(r.Tenant), r.Events, r.Missing, r.Queued, suffixIf(r.Skipped != "", "left out: "+plain(r.Skipped))+
-			suffixIf(r.Skipped == "" && !r.Added.IsZero(), "events from before it was added, "+r.Added.Format(time.RFC3339)+", are left out"))
+		note := ""
+		switch {
+		case r.Skipped != "":
+			note = "left out: " + plain(r.Skipped)
+		case !r.Restored.IsZero():
+			note = "the database was restored at " + r.Restored.Format(time.RFC3339) + "; events from before are left out"
+		case !r.Added.IsZero():
+			note = "events from before it was added, " + r.Added.Format(time.RFC3339) + ", are left out"
+		}
+		say(w, "%s\t%d\t%d\t%d\t%s\n", plain(r.Tenant), r.Events, r.Missing, r.Queued, note)
 		missing, queued = missing+r.Missing, queued+r.Queued
 		if r.Skipped != "" {
 			left++
 		}
-		whole = whole && r.Skipped == "" && r.Added.IsZero()
+		whole = whole && r.Skipped == "" && r.Added.IsZero() && r.Restored.IsZero()
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -101,7 +102,8 @@ func (d *Desk) event(ctx context.Context, id outbox.UUID) (*EventDetail, error) 
 const selectEvent = `
 SELECT ` + store.EventColumns + `,
   coalesce(pg_visible_in_snapshot(e.xid, p.snapshot), false),
-  e.xid IS NULL OR pg_visible_in_snapshot(e.xid, t.added_snapshot),
+  e.xid IS NULL OR pg_visible_in_snapshot(e.xid, t.added_snapshot) OR t.restored_at IS NOT NULL AND NOT pg_visible_in_snapshot(e.xid, pg_current_snapshot()),
+  t.restored_at,
   t.backfill_upto IS NOT NULL AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, t.backfill_upto))
     AND (t.backfill_from IS NULL OR e.xid IS NOT NULL AND NOT pg_visible_in_snapshot(e.xid, t.backfill_from))
     AND CASE t.backfill WHEN 'unprocessed' THEN e.processed_at IS NULL WHEN 'since' THEN e.occurred_at >= t.backfill_since ELSE true END,
@@ -120,6 +122,7 @@ WHERE e.id = $1::uuid`
 type marks struct {
 	recorded     bool // before the relay's last note of what it has recorded
 	beforeTenant bool
+	restored     Time // when the tenant's place was set anew; zero: never
 	backfilled   bool // by the tenant's latest backfill, done or not
 	backfillDone bool
 	beforeSuspension,
@@ -129,7 +132,7 @@ type marks struct {
 }
 
 func (m *marks) fields() []any {
-	return []any{&m.recorded, &m.beforeTenant, &m.backfilled, &m.backfillDone, &m.beforeSuspension, &m.reading, &m.slot, &m.slotName, &m.lag}
+	return []any{&m.recorded, &m.beforeTenant, &m.restored, &m.backfilled, &m.backfillDone, &m.beforeSuspension, &m.reading, &m.slot, &m.slotName, &m.lag}
 }
 
 // progress judges the marks. What has deliveries was read.
@@ -143,6 +146,9 @@ func (m *marks) progress(d *Desk, delivered bool) (Progress, string) {
 		return Backfill, "not yet: it is among the earlier events that are being queued"
 	case m.backfilled:
 		return Read, "yes, among earlier events"
+	case m.beforeTenant && !m.restored.IsZero():
+		return Before, "not known: the database was restored at " + m.restored.Format(time.RFC3339) +
+			"; events from before are left out; endpoints recover --since queues such events"
 	case m.beforeTenant:
 		return Before, "no: it was committed before " + d.tenant + " became a tenant; endpoints recover --since queues such events"
 	case m.recorded:

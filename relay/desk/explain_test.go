@@ -150,6 +150,16 @@ func TestExplainEventsOutsideTheLog(t *testing.T) {
 	b.exec(`UPDATE outbox_relay.tenants SET backfill_since = now() + interval '1 hour'`)
 	assert.Equal(t, desk.Before, b.explain(event, endpoint).Event.Progress)
 
+	b.exec(`UPDATE outbox_relay.tenants SET restored_at = '2026-01-02 03:04:05Z', added_snapshot = pg_current_snapshot()`)
+	for _, xid := range []string{"NULL", "'3'", "'9000000000'"} { // the other cluster's: this one's may be there, or not yet
+		b.exec(`UPDATE acme.webhook_events SET xid = ` + xid)
+		x = b.explain(event, endpoint)
+		assert.Equal(t, desk.Before, x.Event.Progress, xid)
+		assert.Equal(t, "not known: the database was restored at 2026-01-02T03:04:05Z; events from before are left out; endpoints recover --since queues such events",
+			x.Event.ProgressText)
+	}
+	assert.Equal(t, desk.Unread, b.explain(b.event("order.created", "{}"), endpoint).Event.Progress, "it came afterwards")
+
 	b.read()
 	b.exec(`UPDATE outbox_relay.tenants SET state = 'suspended', reason = 'a column is gone', backfill = 'missed', backfill_upto = NULL, backfill_done_at = NULL,
 		backfill_from = (SELECT snapshot FROM outbox_relay.progress)`)

@@ -129,7 +129,7 @@ FROM outbox_relay.progress p WHERE p.slot = $1::text AND ($3::text[] IS NULL OR 
 
 	// A snapshot that shows every transaction there can be. A move that was under way is over: its position means nothing any more.
 	restoreTenants = `
-UPDATE outbox_relay.tenants t SET added_snapshot = $2::text::pg_snapshot, moved_lsn = NULL, backfill_place = ` + healPlace + `, backfill_from = NULL, backfill_border = NULL, backfill_border_place = NULL, backfill_cursor = NULL, backfill_done_at = NULL,
+UPDATE outbox_relay.tenants t SET added_snapshot = $2::text::pg_snapshot, restored_at = now(), moved_lsn = NULL, backfill_place = ` + healPlace + `, backfill_from = NULL, backfill_border = NULL, backfill_border_place = NULL, backfill_cursor = NULL, backfill_done_at = NULL,
   backfill_upto = CASE WHEN t.state <> 'suspended' THEN '9223372036854775807:9223372036854775807:'::pg_snapshot END,
   backfill = CASE WHEN ` + open + ` AND t.backfill = 'unprocessed' THEN 'unprocessed' ELSE 'since' END,
   backfill_since = CASE WHEN ` + open + ` AND t.backfill = 'since' THEN least(t.backfill_since, p.updated_at - interval '1 hour') ELSE p.updated_at - interval '1 hour' END

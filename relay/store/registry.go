@@ -45,8 +45,8 @@ type TenantRows struct {
 	Tables string
 	// Digest is what a leader has saved of the rows that follow with SaveDigests; nil: nothing.
 	Digest *int64
-	// Added is when it became a tenant.
-	Added time.Time
+	// Added is when it became a tenant, and Restored when its tables were found to come from another cluster; zero: never.
+	Added, Restored time.Time
 
 	Endpoints     []delivery.EndpointRow
 	EventTypes    []route.EventTypeRow
@@ -169,7 +169,8 @@ func (s *Store) load(ctx context.Context, list string, args []any, beat func(con
 
 const (
 	listTenants = `
-SELECT t.schema, t.state, coalesce(t.reason, ''), t.backfill IS NOT NULL AND t.backfill_done_at IS NULL, t.shard, coalesce(t.moved_lsn, '0/0')::text, t.digest, t.since, coalesce(t.tables, '')
+SELECT t.schema, t.state, coalesce(t.reason, ''), t.backfill IS NOT NULL AND t.backfill_done_at IS NULL, t.shard, coalesce(t.moved_lsn, '0/0')::text, t.digest, t.since,
+  t.restored_at, coalesce(t.tables, '')
 FROM outbox_relay.tenants t WHERE ($1::text[] IS NULL OR t.schema = ANY($1::text[]))`
 
 	ofShard = ` AND (t.shard = $2::int4 OR t.moved_from = $3::text AND t.moved_lsn > $4::text::pg_lsn)`
@@ -183,8 +184,12 @@ func (reg *Registry) load(ctx context.Context, conn *pgx.Conn, list statement, s
 		reg.Tenants, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (t TenantRows, err error) {
 			var home int
 			var moved string
-			if err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Backfilling, &home, &moved, &t.Digest, &t.Added, &t.Tables); err == nil {
+			var restored *time.Time
+			if err = row.Scan(&t.Schema, &t.State, &t.Reason, &t.Backfilling, &home, &moved, &t.Digest, &t.Added, &restored, &t.Tables); err == nil {
 				t.Moved, err = pglogrepl.ParseLSN(moved)
+			}
+			if restored != nil {
+				t.Restored = *restored
 			}
 			t.Left = home != shard
 			return t, err
@@ -232,7 +237,7 @@ func loadTenants(ctx context.Context, conn *pgx.Conn, tenants []TenantRows, sche
 	}
 	if len(tenants) == 1 {
 		t := &tenants[0]
-		*t = TenantRows{Schema: t.Schema, State: t.State, Reason: t.Reason, Backfilling: t.Backfilling, Added: t.Added, Moved: t.Moved, Left: t.Left, Err: loadErr}
+		*t = TenantRows{Schema: t.Schema, State: t.State, Reason: t.Reason, Backfilling: t.Backfilling, Added: t.Added, Restored: t.Restored, Moved: t.Moved, Left: t.Left, Err: loadErr}
 		return nil
 	}
 	for i := range tenants {

@@ -102,6 +102,8 @@ func TestShardsKeepToThemselves(t *testing.T) {
 	require.NoError(t, second.Heal(context.WithoutCancel(ctx), store.HealOptions{Epoch: 1, Snapshot: snapshot, LSN: lsn}))
 	assert.Equal(t, int64(1), get[int64](b, "SELECT count(*) FROM outbox_relay.tenants WHERE backfill IS NOT NULL AND schema = 'b'"))
 	assert.Equal(t, int64(0), get[int64](b, "SELECT count(*) FROM outbox_relay.tenants WHERE backfill IS NOT NULL AND schema = 'a'"))
+	assert.Equal(t, int64(0), get[int64](b, "SELECT count(*) FROM outbox_relay.tenants WHERE restored_at IS NOT NULL"))
 	require.NoError(t, second.Heal(ctx, store.HealOptions{Epoch: 1, Snapshot: snapshot, LSN: lsn, Restored: true}))
+	assert.Equal(t, "b", get[string](b, "SELECT string_agg(schema, ' ') FROM outbox_relay.tenants WHERE restored_at > now() - interval '1 minute'"))
 	assert.Equal(t, int64(0), get[int64](b, "SELECT count(*) FROM outbox_relay.tenants WHERE schema = 'b' AND moved_lsn IS NOT NULL"), "positions of another cluster")
 }

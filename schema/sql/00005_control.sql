@@ -13,13 +13,14 @@ COMMENT ON COLUMN outbox_relay.endpoint_health.pause IS 'longest time without a 
 
 ALTER TABLE outbox_relay.tenants ADD COLUMN IF NOT EXISTS backfill_place pg_lsn, ADD COLUMN IF NOT EXISTS backfill_border_place pg_lsn,
   ADD COLUMN IF NOT EXISTS pause text, ADD COLUMN IF NOT EXISTS tables text, ADD COLUMN IF NOT EXISTS digest bigint,
-  ADD COLUMN IF NOT EXISTS state_since timestamptz NOT NULL DEFAULT now();
+  ADD COLUMN IF NOT EXISTS state_since timestamptz NOT NULL DEFAULT now(), ADD COLUMN IF NOT EXISTS restored_at timestamptz;
 COMMENT ON COLUMN outbox_relay.tenants.backfill_place IS 'order_lsn of what the backfill queues: after what the log had brought, before what it brings since; null: before everything';
 COMMENT ON COLUMN outbox_relay.tenants.backfill_border_place IS 'the same for what is visible in backfill_border';
 COMMENT ON COLUMN outbox_relay.tenants.pause IS 'while it is suspended: why an operator has paused it, empty where nobody said; null: it is not paused';
 COMMENT ON COLUMN outbox_relay.tenants.tables IS 'OIDs of its tables of endpoints, event types, older subscriptions and subscriptions when it was last added: others are loaded anew';
 COMMENT ON COLUMN outbox_relay.tenants.digest IS 'of the rows of these tables, as the leader knew them at progress.snapshot or before';
-GRANT UPDATE (backfill_place, backfill_border_place, pause, digest) ON outbox_relay.tenants TO outbox_relay_runner;
+COMMENT ON COLUMN outbox_relay.tenants.restored_at IS 'when added_snapshot was set anew, since transaction ids of the cluster it came from mean nothing here; null: never';
+GRANT UPDATE (backfill_place, backfill_border_place, pause, digest, restored_at) ON outbox_relay.tenants TO outbox_relay_runner;
 
 -- Whoever changes a state.
 -- +goose StatementBegin
