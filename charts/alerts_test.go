@@ -77,6 +77,13 @@ func alertCases() map[string]struct{ fires, silent string } {
 			silent: `outbox_relay_deliveries_total{pod="a",status="failed"} 7x60
 				outbox_relay_deliveries_total{pod="a",status="success"} 0+60x60`,
 		},
+		"OutboxRelayTenantSuspended": {
+			fires: `outbox_relay_tenants{pod="a",state="suspended"} 0x60
+				outbox_relay_tenants{pod="b",state="suspended"} 1x60
+				outbox_relay_tenants{pod="b",state="active"} 9x60`,
+			silent: `outbox_relay_tenants{pod="a",state="suspended"} 0x20 2x10 0x30
+				outbox_relay_tenants{pod="a",state="paused"} 3x60`, // a migration had its table
+		},
 		"OutboxRelayHealed": {
 			fires:  `outbox_relay_heals_total{pod="a"} 0x29 1x30`,
 			silent: `outbox_relay_heals_total{pod="a"} 1x60`,

@@ -98,6 +98,14 @@ of them. A relay has no label database or shard unless it has several.
   annotations:
     summary: '{{`{{ $value | humanize }}`}} deliveries of {{`{{ $labels.job }} {{ $labels.database }}`}} were given up in the last hour'
     description: They are dead letters, and stay until somebody replays or discards them.
+- alert: OutboxRelayTenantSuspended
+  expr: max by ({{ $slot }}) (outbox_relay_tenants{ {{- $in }},state="suspended"}) > 0
+  for: 15m
+  labels:
+    severity: warning
+  annotations:
+    summary: '{{`{{ $labels.job }} {{ $labels.database }} {{ $labels.shard }}`}} has suspended tenants: {{`{{ $value | humanize }}`}}'
+    description: Their tables cannot be worked with, so nothing new of theirs is delivered. Their events stay in the tables, and are queued once that is mended.
 - alert: OutboxRelayHealed
   expr: sum by ({{ $slot }}) (increase(outbox_relay_heals_total{ {{- $in -}} }[1h])) > 0
   labels:
