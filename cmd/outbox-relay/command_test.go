@@ -131,7 +131,7 @@ func TestHelpOfEveryCommandHasAnExample(t *testing.T) {
 func TestEnvironmentAloneConfigures(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "config.yaml")
-	require.NoError(t, os.WriteFile(file, []byte("delivery: {workers: 100, endpoint_concurrency: 10}\nlog: {level: warn}\n"), 0o600))
+	require.NoError(t, os.WriteFile(file, []byte("delivery: {workers: 100, endpoint_concurrency: 10}\nnetwork: {ports: [443]}\nlog: {level: warn}\n"), 0o600))
 	o := invoke(t, []string{
 		"OUTBOX_RELAY_DATABASE_URL=postgres://relay:s3cret@localhost/app",
 		"OUTBOX_RELAY_DELIVERY_WORKERS=200",
@@ -143,14 +143,18 @@ func TestEnvironmentAloneConfigures(t *testing.T) {
 		"OUTBOX_RELAY_DELIVERY_ALLOW_INSECURE_TLS=true",
 		"OUTBOX_RELAY_LOG_LEVEL=error",
 		"OUTBOX_RELAY_SERVER_LISTEN=", // counts as not set
+		"OUTBOX_RELAY_NETWORK_PORTS=",
 	}, "config", "--config", file, "--log-level", "debug")
 	require.Equal(t, exitOK, o.code, o.err)
 	for _, line := range []string{
 		"url: postgres://relay:xxxxx@localhost/app", "workers: 200", "endpoint_concurrency: 10", "default_timeout: 45s", "bytes: 128MiB",
-		"allow: [10.0.0.0/8, 'fd00::/8']", "auto_adopt: [tenant_*, admin]", "multiplier: 1.5", "allow_insecure_tls: true", "level: debug", "listen: 127.0.0.1:9464",
+		"allow: [10.0.0.0/8, 'fd00::/8']", "ports: [443]", "auto_adopt: [tenant_*, admin]", "multiplier: 1.5", "allow_insecure_tls: true", "level: debug", "listen: 127.0.0.1:9464",
 	} {
 		assert.Contains(t, o.out, "  "+line+"\n")
 	}
+	o = invoke(t, []string{"OUTBOX_RELAY_DATABASE_URL=" + dsn, "OUTBOX_RELAY_NETWORK_PORTS=443,"}, "config")
+	assert.Equal(t, exitUsage, o.code, o.out)
+	assert.Contains(t, o.err, `network.ports: "": is an empty entry of the list: leave it out`)
 }
 
 func TestConfigHidesTheUserOfAProxy(t *testing.T) {

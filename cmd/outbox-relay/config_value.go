@@ -28,6 +28,9 @@ func (l leaf) decode(raw any) []error {
 	fault := func(value, remedy string) []error {
 		return []error{&relay.FieldError{Key: l.key, Value: value, Remedy: remedy}}
 	}
+	if l.value.Kind() == reflect.Slice && hasBlank(raw) {
+		return fault(`""`, "is an empty entry of the list: leave it out")
+	}
 	switch dst := l.value.Addr().Interface().(type) {
 	case *string:
 		s, ok := raw.(string)
@@ -141,6 +144,22 @@ func (l leaf) decodeDurations(dst *[]time.Duration, raw any) []error {
 		*dst = times
 	}
 	return errs
+}
+
+// hasBlank tells whether a list, or a text with commas, has an entry without text: dropped, it could leave a list that means everything. A text that is empty as
+// a whole is an empty list.
+func hasBlank(raw any) bool {
+	blank := func(text string) bool { return strings.TrimSpace(text) == "" }
+	switch raw := raw.(type) {
+	case string:
+		return !blank(raw) && slices.ContainsFunc(strings.Split(raw, ","), blank)
+	case []any:
+		return slices.ContainsFunc(raw, func(item any) bool {
+			text, ok := item.(string)
+			return ok && blank(text)
+		})
+	}
+	return false
 }
 
 // texts reads a list of texts, or one text with commas.
