@@ -160,8 +160,7 @@ func (s *session) checkPublished(ctx context.Context) (tables map[string]string,
 		if t == nil || t.until != 0 {
 			continue
 		}
-		reason := fmt.Errorf("tables are not published: %s; run: outbox-relay tenants add %s", list, name)
-		if err := s.markSuspended(ctx, t, reason); err != nil {
+		if err := s.markSuspended(ctx, t, errors.New("tables are not published: "+list)); err != nil { // resuming it publishes them
 			return nil, err
 		}
 	}

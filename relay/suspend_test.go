@@ -76,6 +76,44 @@ func TestSuspensionThatFails(t *testing.T) {
 	require.Eventually(t, func() bool { return p.arrived() == 6 }, time.Minute, 10*time.Millisecond)
 }
 
+// TestTableReplaced: a tenant's table of events that another one has taken the place of is not published. It is suspended at the next checkpoint, resumed by
+// itself, which publishes the new table, and gets what it committed meanwhile.
+func TestTableReplaced(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	p := newPlace(ctx, t)
+	p.join("one", 1)
+	messages := make(chan string, 1000)
+	p.run(heard{slog.DiscardHandler, messages}, nil)
+	p.events("one", 1)
+	require.Eventually(t, func() bool { return p.arrived() == 1 }, time.Minute, 10*time.Millisecond)
+
+	p.exec(`BEGIN; LOCK TABLE one.webhook_events; ALTER TABLE one.webhook_events RENAME TO webhook_events_old;
+		CREATE TABLE one.webhook_events (LIKE one.webhook_events_old INCLUDING DEFAULTS INCLUDING CONSTRAINTS, PRIMARY KEY (id));
+		INSERT INTO one.webhook_events SELECT * FROM one.webhook_events_old; COMMIT`)
+	p.events("one", 5)
+	var told []string
+	for len(told) < 3 {
+		select {
+		case text := <-messages:
+			for _, start := range []string{"tenant suspended", "suspended tenant resumed", "backfill done", "healing"} {
+				if strings.HasPrefix(text, start) {
+					told = append(told, text)
+				}
+			}
+		case <-ctx.Done():
+			require.NoError(t, ctx.Err(), "it is not resumed: %s", told)
+		}
+	}
+	require.Equal(t, "tenant suspended one tables are not published: webhook_events "+
+		"it is tried again by itself; once mended, this does it at once: outbox-relay tenants resume one", told[0])
+	require.Contains(t, told[1], "suspended tenant resumed")
+	require.Contains(t, told[2], "backfill done")
+	p.events("one", 1)
+	require.Eventually(t, func() bool { return p.arrived() == 7 }, time.Minute, 10*time.Millisecond)
+}
+
 // TestPauseBesideSuspension: a tenant that an operator has paused is suspended, because its table is locked, and tried again by itself. Its deliveries are held
 // back before and after, until the operator resumes it.
 func TestPauseBesideSuspension(t *testing.T) {
