@@ -137,6 +137,14 @@ func TestStatusSaysWhatWasLookedAt(t *testing.T) {
 	}, v.lines)
 }
 
+// A role that may not know where the sessions of others come from sees how many there are.
+func TestStatusOfOtherRoles(t *testing.T) {
+	t.Parallel()
+	var v statusView
+	v.connected(&desk.Overview{Relays: []desk.Connected{{Address: "10.0.0.5", Connections: 9}, {Connections: 8}}})
+	assert.Equal(t, []string{"relays     connections from 10.0.0.5 (9), other roles (8)"}, v.lines)
+}
+
 // TestCommandsOnAStandby: what a standby does not know or cannot do, its primary does.
 func TestCommandsOnAStandby(t *testing.T) {
 	t.Parallel()

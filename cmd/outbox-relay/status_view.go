@@ -181,7 +181,7 @@ func (v *statusView) connected(o *desk.Overview) {
 	}
 	var hosts []string
 	for _, c := range o.Relays {
-		hosts = append(hosts, fmt.Sprintf("%s (%d)", cmp.Or(c.Address, "of other roles"), c.Connections))
+		hosts = append(hosts, fmt.Sprintf("%s (%d)", cmp.Or(c.Address, "other roles"), c.Connections))
 	}
 	v.line("relays", colorIf(len(hosts) == 0, colorRed), "connections from %s", cmp.Or(strings.Join(hosts[:min(len(hosts), 8)], ", ")+suffixIf(len(hosts) > 8, " …"), "nowhere"))
 }
