@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"reflect"
 	"slices"
@@ -45,17 +46,24 @@ type reloader struct {
 	success, timestamp prometheus.Gauge
 	state              atomic.Pointer[string] // see Ready; nil: there is nothing to say
 
-	seen, looked []fs.FileInfo // of the file and those of secrets.keys: when they were read, and at the last look; nil: one was not there
-	restart      []string      // keys whose values of the last good reading need a restart
-	fault        string        // of the last reading
-	read         time.Time     // when that was
+	seen, looked files     // when they were read, and at the last look
+	restart      []string  // keys whose values of the last good reading need a restart
+	fault        string    // of the last reading
+	read         time.Time // when that was
 }
+
+// files are the configuration's and those of secrets.keys, by name; nil: one was not there.
+type files map[string]fs.FileInfo
 
 // first reads the configuration that the relay begins with.
 func (r *reloader) first() (err error) {
 	r.seen = r.look() // first: what is written while it is read is read once more
 	if r.inUse, err = r.load(); err == nil {
-		r.seen = append(r.seen, r.look()[len(r.seen):]...) // of the keys, which it has named
+		for name, info := range r.look() { // of the keys, which it has named
+			if _, known := r.seen[name]; !known {
+				r.seen[name] = info
+			}
+		}
 	}
 	return err
 }
@@ -97,24 +105,33 @@ func (r *reloader) run(ctx context.Context, hangups <-chan os.Signal) error {
 }
 
 // look notes what the files are that are read. Links are followed.
-func (r *reloader) look() []fs.FileInfo {
+func (r *reloader) look() files {
 	names := r.inUse.Secrets.KeyFiles()
 	if r.file != "" {
-		names = append([]string{r.file}, names...)
+		names = append(names, r.file)
 	}
-	list := make([]fs.FileInfo, len(names))
-	for i, name := range names {
-		list[i], _ = os.Stat(name)
+	found := make(files, len(names))
+	for _, name := range names {
+		found[name], _ = os.Stat(name)
 	}
-	return list
+	return found
+}
+
+// rekeyed tells whether the file of a key is another one than it was. One that was not looked at before is none: it is read once more, since it may have
+// changed while the configuration came to name it.
+func (r *reloader) rekeyed(was files) bool {
+	return slices.ContainsFunc(r.inUse.Secrets.KeyFiles(), func(name string) bool {
+		before, known := was[name]
+		return known && !sameFile(before, r.seen[name])
+	})
 }
 
 // due tells whether the files are others than were read, and the same as at the last look; or whether it is time to try once more.
 func (r *reloader) due() bool {
 	now := r.look()
-	settled := slices.EqualFunc(r.looked, now, sameFile)
+	settled := maps.EqualFunc(r.looked, now, sameFile)
 	r.looked = now
-	return settled && (!slices.EqualFunc(r.seen, now, sameFile) || r.fault != "" && time.Since(r.read) >= readAgain)
+	return settled && (!maps.EqualFunc(r.seen, now, sameFile) || r.fault != "" && time.Since(r.read) >= readAgain)
 }
 
 func sameFile(a, b fs.FileInfo) bool {
@@ -126,10 +143,11 @@ func sameFile(a, b fs.FileInfo) bool {
 
 // reload reads the configuration and has it used, as far as it can be. asked: somebody waits for the answer, though it be the same as before.
 func (r *reloader) reload(asked bool) {
+	was := r.seen
 	r.seen = r.look() // as in first
 	r.looked, r.read = r.seen, time.Now()
 	next, err := r.load()
-	if r.file != "" && r.seen[0] != nil && r.seen[0].Size() == 0 { // which would be a file of defaults
+	if info := r.seen[r.file]; info != nil && info.Size() == 0 { // which would be a file of defaults
 		err = &configError{[]error{&relay.FieldError{Key: "--config", Value: r.file, Remedy: "is empty: somebody may be writing it"}}}
 	}
 	now := r.inUse.reloaded(&next)
@@ -141,12 +159,18 @@ func (r *reloader) reload(asked bool) {
 		return
 	}
 	changed, restart := differences(&r.inUse, &now), differences(&now, &next)
+	if r.rekeyed(was) && !slices.Contains(changed, "secrets.keys") {
+		changed = append(changed, "secrets.keys")
+	}
+	news := asked || r.fault != "" || len(changed)+len(restart)+len(r.restart) > 0
 	r.use(&now)
 	r.inUse, r.restart, r.fault = now, restart, ""
 	r.success.Set(1)
 	r.timestamp.SetToCurrentTime()
 	r.tell()
-	r.log.Info("configuration reloaded", "changed", changed)
+	if news {
+		r.log.Info("configuration reloaded", "changed", changed)
+	}
 	if len(restart) > 0 {
 		r.log.Warn("what the configuration says of these keys needs a restart, until which they stay as they were", "keys", restart)
 	}

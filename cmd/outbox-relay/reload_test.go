@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -359,7 +360,17 @@ func TestReloaderWaitsForWriters(t *testing.T) {
 	var used []config
 	r := &reloader{file: file, load: func() (config, error) { return loadConfig(file, pflag.NewFlagSet("test", pflag.ContinueOnError)) }}
 	require.NoError(t, r.first())
-	r.begin(prometheus.NewRegistry(), slog.New(slog.DiscardHandler), func(c *config) { used = append(used, *c) })
+	var log bytes.Buffer
+	r.begin(prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&log, nil)), func(c *config) { used = append(used, *c) })
+	told := func(want ...string) {
+		t.Helper()
+		var changed []string
+		for _, found := range regexp.MustCompile(`msg="configuration reloaded" changed="?\[(.*)\]`).FindAllStringSubmatch(log.String(), -1) {
+			changed = append(changed, found[1])
+		}
+		require.Equal(t, want, changed)
+		log.Reset()
+	}
 	settled := func(want bool) {
 		t.Helper()
 		require.False(t, r.due())
@@ -374,9 +385,21 @@ func TestReloaderWaitsForWriters(t *testing.T) {
 	r.reload(false)
 	require.Len(t, used, 1)
 	require.Equal(t, 3, used[0].Retry.Attempts)
+	told("retry.attempts secrets.keys")
 	settled(true) // the key is new to it, and may have changed while the configuration was read
 	r.reload(false)
+	told()
 	settled(false)
+	write(file, base+"retry: {attempts: 3}\nsecrets: {keys: ['one=file:"+key+"']} # as it was\n")
+	settled(true)
+	r.reload(false)
+	told()
+	r.reload(true)
+	told("")
+	write(key, strings.Repeat("ef", 32)+"\n")
+	settled(true)
+	r.reload(false)
+	told("secrets.keys")
 
 	write(key, strings.Repeat("cd", 31))
 	settled(true)
@@ -390,7 +413,8 @@ func TestReloaderWaitsForWriters(t *testing.T) {
 	settled(true)
 	r.reload(false)
 	require.Empty(t, r.fault)
-	require.Len(t, used, 3)
+	told("secrets.keys")
+	require.Len(t, used, 6)
 
 	// There need be no file.
 	r = &reloader{load: func() (config, error) { return used[0], nil }}
