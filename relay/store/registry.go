@@ -237,7 +237,10 @@ func loadTenants(ctx context.Context, conn *pgx.Conn, tenants []TenantRows, sche
 	}
 	if len(tenants) == 1 {
 		t := &tenants[0]
-		*t = TenantRows{Schema: t.Schema, State: t.State, Reason: t.Reason, Backfilling: t.Backfilling, Added: t.Added, Restored: t.Restored, Moved: t.Moved, Left: t.Left, Err: loadErr}
+		*t = TenantRows{
+			Schema: t.Schema, State: t.State, Reason: t.Reason, Backfilling: t.Backfilling, Added: t.Added, Restored: t.Restored, Moved: t.Moved, Left: t.Left, Tables: t.Tables,
+			Err: loadErr,
+		}
 		return nil
 	}
 	for i := range tenants {
