@@ -67,6 +67,9 @@ func (b *barrier) blocks(err error, log *slog.Logger) bool {
 // heal makes a new slot and marks what every tenant has missed. cause is why. A nil error means that leading can be tried again at once.
 func (e *engine) heal(ctx context.Context, cause error) error {
 	if state, err := e.store.SlotState(ctx); err != nil || !state.Known {
+		if copied := e.admit(ctx); errors.Is(copied, store.ErrInstance) {
+			return copied // rather than to have it made on a copy
+		}
 		return errors.Join(cause, err) // what is missing was never made
 	}
 	lock, locked, err := e.store.LockHeal(ctx)

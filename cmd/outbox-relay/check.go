@@ -123,8 +123,8 @@ func (k *checker) check(ctx context.Context) error {
 	}
 	installed := []fact{
 		{"publications", k.publications},
+		{"progress", k.progresses}, // before anything to be made for a slot: this may be a copy
 		{"slot", k.slots},
-		{"progress", k.progresses},
 		{"role", k.role},
 		{"tenants", k.tenants},
 	}

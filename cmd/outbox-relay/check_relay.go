@@ -189,12 +189,15 @@ func (k *checker) progress(ctx context.Context, name, slot string) error {
 		SELECT p.system_identifier, p.instance_id, coalesce(p.lsn > '0/0' AND s.confirmed_flush_lsn > p.lsn, false)
 		  FROM outbox_relay.progress p LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = p.slot WHERE p.slot = $1`, slot).
 		Scan(&systemID, &instanceID, &ahead)
-	ours := k.config.Database.InstanceID
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		k.fail(name, "nothing is known of slot "+slot, migrateRemedy)
-	case err != nil:
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return err
+	}
+	ours := k.config.Database.InstanceID
+	foreign := store.CheckInstance(ctx, k.conn, slot, store.LeadOptions{InstanceID: ours, SystemID: k.systemID})
+	if foreign != nil && !errors.Is(foreign, store.ErrInstance) {
+		return foreign
+	}
+	switch {
 	case systemID != "" && systemID != k.systemID && instanceID != "" && instanceID == ours:
 		k.warn(name, "was made on another cluster, "+systemID+", by this instance: the database was restored or moved",
 			"start a relay: it queues what occurred since an hour before its last record and has no delivery")
@@ -204,6 +207,10 @@ func (k *checker) progress(ctx context.Context, name, slot string) error {
 	case instanceID != "" && instanceID != ours:
 		k.fail(name, fmt.Sprintf("belongs to instance %q, database.instance_id is %q", instanceID, ours),
 			"if this relay shall take over, clear instance_id in outbox_relay.progress; else let it alone, or real receivers are called twice")
+	case foreign != nil: // by what another slot's progress says
+		k.failError(name, foreign)
+	case err != nil:
+		k.fail(name, "nothing is known of slot "+slot, migrateRemedy)
 	case ahead:
 		k.warn(name, "the slot is ahead of what was recorded: somebody made it anew, or read from it", "start a relay: it queues what it missed from the tables")
 	default:

@@ -44,8 +44,19 @@ const shapeVersion = 3
 // here. The instance is the same, by its name: healing mends it.
 var ErrRestored = errors.New("the database was restored into another cluster")
 
+// foreign are the rows of progress by which the database is not ours. Parameters are slot, cluster and instance. A slot that no instance has led yet, such as
+// one that was made on a copy, says nothing: those of the other slots, which came with the copy, do.
+const foreign = `
+FROM outbox_relay.progress f LEFT JOIN outbox_relay.progress own ON own.slot = $1::text
+WHERE CASE
+  WHEN f.slot <> $1::text AND own.instance_id <> '' THEN false
+  WHEN f.instance_id <> '' THEN f.instance_id <> $3::text
+  WHEN f.slot <> $1::text AND (own.system_identifier <> '' OR EXISTS (SELECT FROM outbox_relay.progress k WHERE k.instance_id <> '' AND k.instance_id = $3::text)) THEN false
+  ELSE $2::text <> '' AND f.system_identifier NOT IN ('', $2::text) END`
+
 const lead = `
-INSERT INTO outbox_relay.progress AS p (slot, system_identifier, instance_id, epoch, timeline, shard) VALUES ($1::text, $2::text, $3::text, 1, outbox_relay.timeline(), $5::int4)
+INSERT INTO outbox_relay.progress AS p (slot, system_identifier, instance_id, epoch, timeline, shard)
+SELECT $1::text, $2::text, $3::text, 1, outbox_relay.timeline(), $5::int4 WHERE NOT EXISTS (SELECT ` + foreign + `)
 ON CONFLICT (slot) DO UPDATE SET epoch = p.epoch + 1, timeline = excluded.timeline, updated_at = CASE WHEN $4::bool THEN p.updated_at ELSE now() END,
   system_identifier = CASE WHEN p.system_identifier = '' THEN excluded.system_identifier ELSE p.system_identifier END,
   instance_id = CASE WHEN p.instance_id = '' THEN excluded.instance_id ELSE p.instance_id END
@@ -62,8 +73,8 @@ type LeadOptions struct {
 }
 
 // Lead begins a new epoch of the slot, which fences every leader before, and returns where to go on. The caller holds the slot, or heals it. Lead changes
-// nothing and returns ErrInstance where another instance, or a copy of the database, is at work, and ErrRestored where only the cluster is another
-// one and both have a name.
+// nothing and returns ErrInstance where another instance, or a copy of the database, is at work, by whichever slot, and ErrRestored where only the cluster is
+// another one and both have a name.
 func (s *Store) Lead(ctx context.Context, o LeadOptions) (Progress, error) {
 	var (
 		p         Progress
@@ -92,48 +103,84 @@ func (s *Store) Lead(ctx context.Context, o LeadOptions) (Progress, error) {
 	return p, nil
 }
 
+// instanceError is why Lead has done nothing.
 func (s *Store) instanceError(ctx context.Context, o LeadOptions) error {
+	if err := CheckInstance(ctx, s.pool, s.slot, o); err != nil {
+		return err
+	}
 	var instance, system string
 	err := s.pool.QueryRow(ctx, `SELECT p.instance_id, p.system_identifier FROM outbox_relay.progress p WHERE p.slot = $1::text`, s.slot).
 		Scan(&instance, &system)
 	if err != nil {
 		return fmt.Errorf("read progress of slot %q: %w", s.slot, err)
 	}
-	if instance != "" && instance == o.InstanceID {
-		return fmt.Errorf("%w: %s", ErrRestored, whose(s.slot, instance, system, o))
+	if instance == "" || instance != o.InstanceID || system == o.SystemID {
+		return fmt.Errorf("progress of slot %q has just been changed", s.slot)
 	}
-	var columns []string
+	return fmt.Errorf("%w: %s", ErrRestored, whose(s.slot, instance, system, o))
+}
+
+// CheckInstance returns ErrInstance where Lead of that slot would.
+func CheckInstance(ctx context.Context, db Querier, slot string, o LeadOptions) error {
+	var led, instance, system string
+	var known bool
+	err := db.QueryRow(ctx, `SELECT f.slot, f.instance_id, f.system_identifier, own.slot IS NOT NULL`+foreign+` ORDER BY f.slot <> $1::text, f.instance_id = '', f.slot LIMIT 1`,
+		slot, o.SystemID, o.InstanceID).Scan(&led, &instance, &system, &known)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return wrap(err, "read whose the slot is")
+	}
+	takeOver := "name it, with database.instance_id"
+	switch {
+	case led == slot:
+		takeOver = "run: UPDATE outbox_relay.progress SET " + strings.Join(cleared(instance, system, o), ", ")
+	case o.InstanceID != "":
+		takeOver = takeSlot("instance_id", o.InstanceID, slot, known)
+	case instance == "":
+		takeOver = takeSlot("system_identifier", o.SystemID, slot, known)
+	}
+	return &hinted{
+		fmt.Errorf("%w: %s", ErrInstance, whose(led, instance, system, o)),
+		"let a copy of somebody's database alone, or real receivers are called twice; if this relay shall take over, " + takeOver,
+	}
+}
+
+// cleared are the columns that say otherwise than we do.
+func cleared(instance, system string, o LeadOptions) (columns []string) {
 	if instance != "" && instance != o.InstanceID {
 		columns = append(columns, "instance_id = ''")
 	}
 	if system != "" && o.SystemID != "" && system != o.SystemID {
 		columns = append(columns, "system_identifier = ''")
 	}
-	return &hinted{
-		fmt.Errorf("%w: %s", ErrInstance, whose(s.slot, instance, system, o)),
-		"let a copy of somebody's database alone, or real receivers are called twice; if this relay shall take over, run: UPDATE outbox_relay.progress SET " +
-			strings.Join(columns, ", "),
+	return columns
+}
+
+// takeSlot has the row of the slot say that it is ours, whatever the others say. The row comes with the slot: one without would have it healed.
+func takeSlot(column, value, slot string, known bool) string {
+	first := "run: "
+	if !known {
+		first = "run outbox-relay migrate, and then: "
 	}
+	return fmt.Sprintf("%sUPDATE outbox_relay.progress SET %s = '%s' WHERE slot = '%s'", first, column, strings.ReplaceAll(value, "'", "''"), slot)
 }
 
 func whose(slot, instance, system string, o LeadOptions) string {
 	return fmt.Sprintf("slot %q was served by instance %q on cluster %q, this is instance %q on cluster %q", slot, instance, system, o.InstanceID, o.SystemID)
 }
 
-const admit = `
-SELECT p.instance_id IN ('', $2::text) AND (p.system_identifier IN ('', $3::text) OR $3::text = '' OR p.instance_id <> '')
-FROM outbox_relay.progress p WHERE p.slot = $1::text`
-
 // Admit returns ErrInstance where Lead would, without beginning anything: a copy of a database holds a queue of deliveries that its original makes.
-// Where nobody has led the slot and nobody has migrated the database there is no telling, which is ErrUnknown.
+// Where nobody has led a slot and nobody has migrated the database for this one there is no telling, which is ErrUnknown.
 func (s *Store) Admit(ctx context.Context, o LeadOptions) error {
-	var ours bool
-	err := s.pool.QueryRow(ctx, admit, s.slot, o.InstanceID, o.SystemID).Scan(&ours)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
+	if err := CheckInstance(ctx, s.pool, s.slot, o); err != nil {
+		return fmt.Errorf("slot %q: %w", s.slot, err)
+	}
+	var known bool
+	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM outbox_relay.progress p WHERE p.slot = $1::text)`, s.slot).Scan(&known)
+	if err == nil && !known {
 		return fmt.Errorf("slot %q: %w", s.slot, ErrUnknown)
-	case err == nil && !ours:
-		return fmt.Errorf("slot %q: %w", s.slot, ErrInstance)
 	}
 	return wrap(err, "read whose the slot is")
 }

@@ -1,8 +1,11 @@
 package store_test
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -118,6 +121,102 @@ func TestAdmit(t *testing.T) {
 	}
 	b.exec("DELETE FROM outbox_relay.progress")
 	require.ErrorIs(t, b.store.Admit(t.Context(), store.LeadOptions{}), store.ErrUnknown)
+}
+
+// What the slots of others say counts as long as our own says nothing: they came with the copy.
+func TestInstanceOfOtherSlots(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const ours, theirs, system = "staging", "production", "76"
+	row := func(slot, instance, system string) string { return slot + "/" + instance + "/" + system }
+	named, unnamed := "name it, with database.instance_id", " SET system_identifier = '76' WHERE slot = '"+b.slot+"'"
+	take := "if this relay shall take over, run: UPDATE outbox_relay.progress SET instance_id = '" + ours + "' WHERE slot = '" + b.slot + "'"
+	for name, test := range map[string]struct {
+		own      string   // "": migrate has not run with this slot
+		others   []string // the first of them is told of
+		instance string
+		system   string
+		hint     string // "": we may lead
+	}{
+		"alone":                                {"//", nil, ours, system, ""},
+		"named, before migrate":                {"", []string{row("app", theirs, system)}, ours, system, strings.Replace(take, "run: ", "run outbox-relay migrate, and then: ", 1)},
+		"named":                                {"//", []string{row("app", theirs, system)}, ours, system, take},
+		"named, on another cluster":            {"//", []string{row("app", theirs, "77")}, ours, system, take},
+		"named, cluster unknown":               {"//", []string{row("app", theirs, "77")}, ours, "", take},
+		"named, and we are not":                {"//", []string{row("app", theirs, system)}, "", system, named},
+		"led here without a name":              {row("", "", system), []string{row("app", theirs, system)}, ours, system, take},
+		"named, beside ours":                   {"//", []string{row("z", theirs, system), row("a", ours, system)}, ours, system, take},
+		"named, beside one that is not":        {"//", []string{row("z", theirs, system), row("a", "", "77")}, ours, system, take},
+		"ours already":                         {row("", ours, system), []string{row("app", theirs, system)}, ours, system, ""},
+		"ours already, by a statement":         {row("", ours, ""), []string{row("app", theirs, "77")}, ours, system, ""},
+		"a shard, before migrate":              {"", []string{row("app", ours, system)}, ours, system, ""},
+		"a shard":                              {"//", []string{row("app", ours, system), row("app_1", ours, system)}, ours, system, ""},
+		"a shard of a restored one":            {"//", []string{row("app", ours, "77")}, ours, system, ""},
+		"a shard that was led before a name":   {"//", []string{row("app", ours, system), row("app_1", "", "77")}, ours, system, ""},
+		"unnamed, led before we had one":       {"//", []string{row("app", "", system)}, ours, system, ""},
+		"nobody named":                         {"//", []string{row("app", "", system)}, "", system, ""},
+		"nobody named, never led":              {"//", []string{row("app", "", "")}, "", system, ""},
+		"nobody named, another cluster":        {"//", []string{row("app", "", "77")}, "", system, unnamed},
+		"nobody named, before migrate":         {"", []string{row("app", "", "77")}, "", system, "outbox-relay migrate, and then: UPDATE outbox_relay.progress" + unnamed},
+		"nobody named, and we are":             {"//", []string{row("app", "", "77")}, ours, system, take},
+		"nobody named, led here":               {row("", "", system), []string{row("app", "", "77")}, "", system, ""},
+		"nobody named, cluster unknown":        {"//", []string{row("app", "", "77")}, "", "", ""},
+		"nobody named, ours of another, too":   {row("", "", "77"), []string{row("", "", "77"), row("app_1", "", "77")}, "", system, "SET system_identifier = ''"},
+		"restored, which is for healing":       {row("", ours, "77"), []string{row("app", ours, "77")}, ours, system, ""},
+		"restored, beside what is not of ours": {row("", ours, "77"), []string{row("app", theirs, "77")}, ours, system, ""},
+	} {
+		b.exec("DELETE FROM outbox_relay.progress")
+		insert := func(slot, text string) {
+			part := strings.Split(text, "/")
+			b.exec("INSERT INTO outbox_relay.progress (slot, instance_id, system_identifier) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", cmp.Or(slot, part[0], b.slot), part[1], part[2])
+		}
+		if test.own != "" {
+			insert(b.slot, test.own)
+		}
+		for _, other := range test.others {
+			insert("", other)
+		}
+		before := b.row("array_agg((slot, instance_id, system_identifier, epoch) ORDER BY slot)::text", "outbox_relay.progress")
+		us := store.LeadOptions{InstanceID: test.instance, SystemID: test.system}
+		admitted := b.store.Admit(t.Context(), us)
+		_, led := b.store.Lead(t.Context(), us)
+		if test.hint == "" {
+			switch {
+			case strings.HasSuffix(test.own, "/77"):
+				require.ErrorIs(t, led, store.ErrRestored, name)
+			default:
+				require.NoError(t, led, name)
+			}
+			if test.own == "" {
+				require.ErrorIs(t, admitted, store.ErrUnknown, name)
+			} else {
+				require.NoError(t, admitted, name)
+			}
+			continue
+		}
+		for _, err := range []error{admitted, led} {
+			require.ErrorIs(t, err, store.ErrInstance, name)
+			part := strings.Split(test.others[0], "/")
+			require.ErrorContains(t, err, fmt.Sprintf("slot %q was served by instance %q on cluster %q, this is instance %q on cluster %q",
+				cmp.Or(part[0], b.slot), part[1], part[2], test.instance, test.system), name)
+			var hinted interface{ Hint() string }
+			require.ErrorAs(t, err, &hinted, name)
+			require.True(t, strings.HasSuffix(hinted.Hint(), test.hint), "%s: %s", name, hinted.Hint())
+		}
+		require.Equal(t, before, b.row("array_agg((slot, instance_id, system_identifier, epoch) ORDER BY slot)::text", "outbox_relay.progress"), name)
+
+		_, statement, found := strings.Cut(led.(interface{ Hint() string }).Hint(), "UPDATE ")
+		if !found {
+			continue
+		}
+		if test.own == "" {
+			insert(b.slot, "//") // by migrate
+		}
+		b.exec("UPDATE " + statement)
+		require.NoError(t, b.store.Admit(t.Context(), us), "%s: after %s", name, statement)
+		_, led = b.store.Lead(t.Context(), us)
+		require.NoError(t, led, "%s: after %s", name, statement)
+	}
 }
 
 func TestSaveSnapshot(t *testing.T) {
