@@ -52,6 +52,13 @@ func Migrate(ctx context.Context, dsn string, o Options) error {
 				return err
 			}
 		}
+		unread, err := UnreadSlots(ctx, in.conn, o)
+		if err != nil {
+			return err
+		}
+		for _, u := range unread {
+			in.progress("replication slot " + u.Slot + ": no relay reads it, it is none of those configured, and the server keeps its log; " + u.Remedy())
+		}
 		return in.migrateTenants(ctx)
 	})
 }

@@ -84,3 +84,31 @@ func (in *installer) leaveShard(ctx context.Context, slot string, exists bool, s
 		return err
 	})
 }
+
+// Unread is a slot that relays have used, that none reads, and that is none of those configured: its name was changed, as a rule.
+type Unread struct {
+	Slot string
+	Kept int64 // bytes of the log that the server keeps for it
+}
+
+// UnreadSlots lists them. Those of shards that are to go are not among them: Migrate drops these.
+func UnreadSlots(ctx context.Context, q Querier, o Options) ([]Unread, error) {
+	shards := max(o.Shards, 1)
+	configured := make([]string, shards)
+	for shard := range configured {
+		configured[shard] = ShardSlot(o.Slot, shard)
+	}
+	rows, err := q.Query(ctx, `SELECT p.slot, coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn), 0)::int8
+		FROM outbox_relay.progress p JOIN pg_catalog.pg_replication_slots s ON s.slot_name = p.slot AND s.database = current_database()
+		WHERE NOT s.active AND p.slot <> ALL($1) AND NOT (p.shard >= $2 AND p.slot = $3 || '_' || p.shard) ORDER BY p.slot`, configured, shards, o.Slot)
+	if err != nil {
+		return nil, opError("look for slots that nobody reads", err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Unread])
+	return list, opError("look for slots that nobody reads", err)
+}
+
+// Remedy is what to do about it.
+func (u Unread) Remedy() string {
+	return fmt.Sprintf("if no relay is to use it any more, run: SELECT pg_drop_replication_slot('%[1]s'); DELETE FROM outbox_relay.progress WHERE slot = '%[1]s'; then outbox-relay audit --repair queues what it had not brought", u.Slot)
+}

@@ -44,6 +44,27 @@ func TestMigrateMakesTheSlotsOfAllShards(t *testing.T) {
 	require.NoError(t, schema.Migrate(b.ctx, b.dsn, schema.Options{Slot: b.slot}))
 }
 
+func TestUnreadSlots(t *testing.T) {
+	t.Parallel()
+	b := sharded(t)
+	unread := func(slot string, shards int) (names []string) {
+		list, err := schema.UnreadSlots(b.ctx, b.conn, schema.Options{Slot: slot, Shards: shards})
+		require.NoError(t, err)
+		for _, u := range list {
+			assert.Positive(t, u.Kept)
+			names = append(names, u.Slot)
+		}
+		return names
+	}
+	assert.Empty(t, unread(b.slot, 2))
+	assert.Empty(t, unread(b.slot, 1), "migrate drops it")
+	assert.Equal(t, []string{b.slot, b.slot + "_1"}, unread("another", 2))
+	b.exec("SELECT pg_drop_replication_slot('" + b.slot + "')")
+	assert.Equal(t, []string{b.slot + "_1"}, unread("another", 1))
+	b.exec("DELETE FROM outbox_relay.progress")
+	assert.Empty(t, unread("another", 1), "it may be of something else")
+}
+
 func TestNewTenantsGoToTheShardWithTheFewest(t *testing.T) {
 	t.Parallel()
 	b := sharded(t, "t1", "t2", "t3", "t4", "t5")

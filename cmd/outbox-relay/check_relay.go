@@ -104,14 +104,18 @@ func (k *checker) slotRow(ctx context.Context, slot string) (slotFacts, error) {
 	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[slotFacts])
 }
 
-// slots looks at the slot of each shard.
+// slots looks at the slot of each shard, and for such as were used before.
 func (k *checker) slots(ctx context.Context) error {
 	for shard := range k.config.Database.Shards {
 		if err := k.slot(ctx, k.config.Database.ShardSlot(shard)); err != nil {
 			return err
 		}
 	}
-	return nil
+	unread, err := schema.UnreadSlots(ctx, k.conn, schema.Options{Slot: k.config.Database.Slot, Shards: k.config.Database.Shards})
+	for _, u := range unread {
+		k.warn("slot "+u.Slot, fmt.Sprintf("no relay reads it, and it is none of those configured: %s of the log kept", size(u.Kept)), u.Remedy())
+	}
+	return err
 }
 
 func (k *checker) slot(ctx context.Context, slot string) error {
