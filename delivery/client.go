@@ -216,7 +216,7 @@ func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt 
 		return
 	}
 	deadline := res.Started.Add(ep.Timeout)
-	sent := &exchange{m: c.m, began: res.Started}
+	sent := &exchange{m: c.m, began: res.Started, hops: 1}
 	defer sent.note(res)
 	signed := ep.sign(m, res.Started)
 	res.Signature = signed.legacy
@@ -231,10 +231,11 @@ func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt 
 			return
 		}
 		redirects++
+		sent.hops++
 	}
 	limited, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	for ; target != nil; redirects++ {
+	for ; target != nil; redirects, sent.hops = redirects+1, sent.hops+1 {
 		var header http.Header
 		profile := c.common
 		if ep.owns(target) { // its authorities and its certificate are as much between the two as its signature is
@@ -329,7 +330,8 @@ func request(ep *Endpoint, target *url.URL, header http.Header) *http.Request {
 var errSentTwice = errors.New("the request has been sent twice")
 
 // send makes one request, or two if the first met a dead kept connection. Some requests net/http sends again by itself, as often as it likes: what HTTP/2 says
-// was refused, and on a dead connection whatever has a header Idempotency-Key. For that it asks for the body again, which is where it is counted.
+// was refused, and on a dead connection whatever has a header Idempotency-Key. For that it asks for the body again, up to twice for one more request, and gets it as
+// long as the last one is the first.
 func (c *Client) send(
 	ctx context.Context, client *retryablehttp.Client, sent *exchange, req *http.Request, body []byte,
 ) (*http.Response, error) {

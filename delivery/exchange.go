@@ -21,8 +21,9 @@ type exchange struct {
 	answered atomic.Bool
 	asked    atomic.Bool  // for a client certificate, on a connection that is new
 	waits    atomic.Int32 // a wait
-	resent   bool
-	redirect int // status of the answer that led to the current request; zero: it is the first
+	hops     int32        // requests that were made of the attempt: one, and one for each redirect
+	given    atomic.Int32 // how many times one of them was given to a connection
+	redirect int          // status of the answer that led to the current request; zero: it is the first
 	m        *Metrics
 
 	began       time.Time
@@ -97,6 +98,9 @@ func (x *exchange) connected(reused bool) {
 	if reused {
 		x.m.connReused.Inc()
 	}
+	if x.given.Add(1) > x.hops {
+		x.m.resends.Inc()
+	}
 }
 
 func isAsked(conn net.Conn) bool {
@@ -124,19 +128,17 @@ func resendStale(ctx context.Context, _ *http.Response, err error) (bool, error)
 	return err != nil && x != nil && x.resend(ctx, err), nil // an error here would take the place of err
 }
 
-// resend tells, once, whether the request is to be sent again.
+// resend tells whether the request is to be sent again.
 func (x *exchange) resend(ctx context.Context, err error) bool {
 	return ctx.Err() == nil && x.stale(err) && x.again()
 }
 
-// again tells, once, whether there may be a second request.
+// again tells whether a request may be given to one more connection: once in an attempt.
 func (x *exchange) again() bool {
-	if x.resent {
+	if x.given.Load() > x.hops {
 		return false
 	}
-	x.resent = true
 	x.waits.Store(int32(waitPlace))
-	x.m.resends.Inc()
 	return true
 }
 

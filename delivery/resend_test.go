@@ -88,35 +88,81 @@ func TestOneMoreRequest(t *testing.T) {
 	}
 }
 
+// h2Receiver answers requests over HTTP/2 with 200, unless refuse has done something else. It is told of the number of the connection, and that of the request among all.
+func h2Receiver(t *testing.T, refuse func(f *http2.Framer, conn, request int, stream uint32) bool) (url, ca string) {
+	t.Helper()
+	var conns, requests atomic.Int32
+	return tlsServer(t, "h2", func(c *tls.Conn) {
+		conn := conns.Add(1)
+		if _, err := io.ReadFull(c, make([]byte, len(http2.ClientPreface))); err != nil {
+			return
+		}
+		f := http2.NewFramer(c, c)
+		_ = f.WriteSettings()
+		var ok bytes.Buffer
+		_ = hpack.NewEncoder(&ok).WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
+		for frame, err := f.ReadFrame(); err == nil; frame, err = f.ReadFrame() {
+			stream := frame.Header().StreamID
+			switch data, ended := frame.(*http2.DataFrame); {
+			case frame.Header().Type == http2.FrameSettings && !frame.Header().Flags.Has(http2.FlagSettingsAck):
+				_ = f.WriteSettingsAck()
+			case ended && data.StreamEnded() && !refuse(f, int(conn), int(requests.Add(1)), stream):
+				_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: ok.Bytes(), EndHeaders: true, EndStream: true})
+			}
+		}
+	})
+}
+
 // TestRefusedStreams: what HTTP/2 refuses is sent once more, like all else.
 func TestRefusedStreams(t *testing.T) {
 	t.Parallel()
-	for refused, class := range map[uint32]Class{1: ClassSuccess, 9: ClassReset} {
-		var requests atomic.Uint32
-		url, ca := tlsServer(t, "h2", func(c *tls.Conn) {
-			if _, err := io.ReadFull(c, make([]byte, len(http2.ClientPreface))); err != nil {
-				return
+	for refused, class := range map[int]Class{1: ClassSuccess, 9: ClassReset} {
+		var requests atomic.Int32
+		url, ca := h2Receiver(t, func(f *http2.Framer, _, request int, stream uint32) bool {
+			requests.Store(int32(request)) //nolint:gosec // few
+			if request > refused {
+				return false
 			}
-			f := http2.NewFramer(c, c)
-			_ = f.WriteSettings()
-			var ok bytes.Buffer
-			_ = hpack.NewEncoder(&ok).WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
-			for frame, err := f.ReadFrame(); err == nil; frame, err = f.ReadFrame() {
-				switch data, ended := frame.(*http2.DataFrame); {
-				case frame.Header().Type == http2.FrameSettings && !frame.Header().Flags.Has(http2.FlagSettingsAck):
-					_ = f.WriteSettingsAck()
-				case ended && data.StreamEnded() && requests.Add(1) <= refused:
-					_ = f.WriteRSTStream(frame.Header().StreamID, http2.ErrCodeRefusedStream)
-				case ended && data.StreamEnded():
-					_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: frame.Header().StreamID, BlockFragment: ok.Bytes(), EndHeaders: true, EndStream: true})
-				}
-			}
+			_ = f.WriteRSTStream(stream, http2.ErrCodeRefusedStream)
+			return true
 		})
 		b := setup(t, func(c *Config) { c.TLS.CAFile = ca })
 		res := b.attempt(b.endpoint(url))
 		assert.Equal(t, class, res.Class, res.Err)
 		assert.EqualValues(t, 2, requests.Load())
 		assert.Equal(t, 1, b.count(b.m.resends))
+		b.client.closeIdle()
+	}
+}
+
+// TestGoAway: a receiver that ends a connection says which requests it has not looked at. These are sent once more, over another one.
+func TestGoAway(t *testing.T) {
+	t.Parallel()
+	for _, unseen := range []int{1, 20} {
+		var requests atomic.Int32
+		url, ca := h2Receiver(t, func(f *http2.Framer, conn, request int, stream uint32) bool {
+			requests.Store(int32(request)) //nolint:gosec // few
+			if conn > 1 || request == 1 {
+				return false
+			}
+			if request == 1+unseen {
+				_ = f.WriteGoAway(1, http2.ErrCodeNo, nil)
+			}
+			return true
+		})
+		b := setup(t, func(c *Config) { c.TLS.CAFile = ca })
+		ep := b.endpoint(url)
+		require.Equal(t, ClassSuccess, b.attempt(ep).Class)
+		var wg sync.WaitGroup
+		for range unseen {
+			wg.Go(func() {
+				res := b.attempt(ep)
+				assert.Equal(t, ClassSuccess, res.Class, res.Err)
+			})
+		}
+		wg.Wait()
+		assert.EqualValues(t, 1+2*unseen, requests.Load())
+		assert.Equal(t, unseen, b.count(b.m.resends))
 		b.client.closeIdle()
 	}
 }
