@@ -100,7 +100,7 @@ func (s *session) fillPage(ctx context.Context, t *tenant) error {
 	}
 	if u := page.Unreadable; u != nil {
 		s.log.Error("an event cannot be read, and is left out", "tenant", t.schema, "event", u.ID, "error", u.Err,
-			"hint", "delete it, or make it shorter and have it queued by: outbox-relay audit --repair "+t.schema)
+			"hint", "delete it, or make it shorter and run for each of its endpoints: outbox-relay endpoints recover ENDPOINT -t "+t.schema+" --since "+u.ID.String())
 	}
 	if err := s.store.RecordBackfill(ctx, s.epoch, page, p.out); err != nil {
 		return err

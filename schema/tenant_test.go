@@ -295,3 +295,39 @@ func TestTableMadeAnewKeepsTheTenant(t *testing.T) {
 	assert.Equal(t, before, list(b, row))
 	assert.NotEqual(t, made, list(b, tables))
 }
+
+// TestWhatAnotherTableMissed: where a tenant is added again with another webhook_events, what it has missed begins at the last checkpoint of whoever reads its slot.
+func TestWhatAnotherTableMissed(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.exec("CREATE SCHEMA acme")
+	require.NoError(t, schema.AddTenant(b.ctx, b.dsn, "acme", schema.AddOptions{}))
+	swap := `DROP TABLE acme.webhook_events CASCADE;
+		DO $$ BEGIN EXECUTE (SELECT format(t.ddl, 'acme') FROM outbox_relay.tenant_tables() t WHERE t.name = 'webhook_events'); END $$`
+	missed := func() string {
+		b.exec("SELECT outbox_relay.add_tenant('acme')")
+		mark := list(b, "SELECT concat_ws(' ', backfill, backfill_from) FROM outbox_relay.tenants")[0]
+		b.exec("UPDATE outbox_relay.tenants SET backfill_done_at = now() WHERE backfill IS NOT NULL")
+		return mark
+	}
+	require.Empty(t, missed(), "it is the same table")
+	b.exec(swap)
+	added := list(b, "SELECT added_snapshot::text FROM outbox_relay.tenants")[0]
+	require.Equal(t, "missed "+added, missed(), "no checkpoint yet")
+
+	saved := list(b, "SELECT pg_current_snapshot()::text")[0]
+	b.exec("UPDATE outbox_relay.progress SET snapshot = $1::text::pg_snapshot", saved)
+	b.exec("INSERT INTO outbox_relay.progress (slot) VALUES ('never_led')")
+	b.exec("INSERT INTO outbox_relay.progress (slot, snapshot, updated_at) VALUES ('left_behind', $1::text::pg_snapshot, now() - interval '2 days')", added)
+	b.exec("INSERT INTO outbox_relay.progress (slot, snapshot, shard) VALUES ('another_shard', $1::text::pg_snapshot, 1)", added)
+	b.exec(swap)
+	require.Equal(t, "missed "+saved, missed())
+
+	// An older snapshot would not see what was committed between it and the lock.
+	again := "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT outbox_relay.add_tenant('acme'); COMMIT"
+	b.exec(again)
+	b.exec(swap)
+	_, err := b.conn.Exec(b.ctx, again)
+	require.ErrorContains(t, err, "needs a READ COMMITTED transaction")
+	b.exec("ROLLBACK")
+}

@@ -49,7 +49,7 @@ var ErrRestored = errors.New("the database was restored into another cluster")
 const foreign = `
 FROM outbox_relay.progress f LEFT JOIN outbox_relay.progress own ON own.slot = $1::text
 WHERE CASE
-  WHEN f.slot <> $1::text AND own.instance_id <> '' THEN false
+  WHEN f.slot <> $1::text AND (own.instance_id <> '' OR own.epoch > 0 AND (own.system_identifier IN ('', $2::text) OR $2::text = '')) THEN false
   WHEN f.instance_id <> '' THEN f.instance_id <> $3::text
   WHEN f.slot <> $1::text AND (own.system_identifier <> '' OR EXISTS (SELECT FROM outbox_relay.progress k WHERE k.instance_id <> '' AND k.instance_id = $3::text)) THEN false
   ELSE $2::text <> '' AND f.system_identifier NOT IN ('', $2::text) END`
@@ -135,7 +135,7 @@ func CheckInstance(ctx context.Context, db Querier, slot string, o LeadOptions) 
 	takeOver := "name it, with database.instance_id"
 	switch {
 	case led == slot:
-		takeOver = "run: UPDATE outbox_relay.progress SET " + strings.Join(cleared(instance, system, o), ", ")
+		takeOver = "run: UPDATE outbox_relay.progress SET " + strings.Join(cleared(instance, system, o), ", ") + " WHERE slot = '" + slot + "'"
 	case o.InstanceID != "":
 		takeOver = takeSlot("instance_id", o.InstanceID, slot, known)
 	case instance == "":

@@ -144,7 +144,11 @@ func TestInstanceOfOtherSlots(t *testing.T) {
 		"named, on another cluster":            {"//", []string{row("app", theirs, "77")}, ours, system, take},
 		"named, cluster unknown":               {"//", []string{row("app", theirs, "77")}, ours, "", take},
 		"named, and we are not":                {"//", []string{row("app", theirs, system)}, "", system, named},
-		"led here without a name":              {row("", "", system), []string{row("app", theirs, system)}, ours, system, take},
+		"led without a name, by hand":          {row("", "", system), []string{row("app", theirs, system)}, ours, system, take},
+		"led here without a name":              {row("", "", system) + "/5", []string{row("app", theirs, system)}, "", system, ""},
+		"led here before we had a name":        {row("", "", system) + "/5", []string{row("app", theirs, system)}, ours, system, ""},
+		"led here, cluster unknown":            {row("", "", system) + "/5", []string{row("app", theirs, system)}, ours, "", ""},
+		"led elsewhere without a name":         {row("", "", "77") + "/5", []string{row("", "", "77"), row("app", theirs, "77")}, ours, system, "SET system_identifier = '' WHERE slot = '" + b.slot + "'"},
 		"named, beside ours":                   {"//", []string{row("z", theirs, system), row("a", ours, system)}, ours, system, take},
 		"named, beside one that is not":        {"//", []string{row("z", theirs, system), row("a", "", "77")}, ours, system, take},
 		"ours already":                         {row("", ours, system), []string{row("app", theirs, system)}, ours, system, ""},
@@ -161,14 +165,15 @@ func TestInstanceOfOtherSlots(t *testing.T) {
 		"nobody named, and we are":             {"//", []string{row("app", "", "77")}, ours, system, take},
 		"nobody named, led here":               {row("", "", system), []string{row("app", "", "77")}, "", system, ""},
 		"nobody named, cluster unknown":        {"//", []string{row("app", "", "77")}, "", "", ""},
-		"nobody named, ours of another, too":   {row("", "", "77"), []string{row("", "", "77"), row("app_1", "", "77")}, "", system, "SET system_identifier = ''"},
+		"nobody named, ours of another, too":   {row("", "", "77") + "/5", []string{row("", "", "77"), row("app_1", "", "77")}, "", system, "SET system_identifier = '' WHERE slot = '" + b.slot + "'"},
 		"restored, which is for healing":       {row("", ours, "77"), []string{row("app", ours, "77")}, ours, system, ""},
 		"restored, beside what is not of ours": {row("", ours, "77"), []string{row("app", theirs, "77")}, ours, system, ""},
 	} {
 		b.exec("DELETE FROM outbox_relay.progress")
 		insert := func(slot, text string) {
-			part := strings.Split(text, "/")
-			b.exec("INSERT INTO outbox_relay.progress (slot, instance_id, system_identifier) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", cmp.Or(slot, part[0], b.slot), part[1], part[2])
+			part := strings.Split(text+"/0", "/") // the last is the epoch
+			b.exec("INSERT INTO outbox_relay.progress (slot, instance_id, system_identifier, epoch) VALUES ($1, $2, $3, $4::text::int) ON CONFLICT DO NOTHING",
+				cmp.Or(slot, part[0], b.slot), part[1], part[2], part[3])
 		}
 		if test.own != "" {
 			insert(b.slot, test.own)

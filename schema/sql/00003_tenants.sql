@@ -273,11 +273,17 @@ BEGIN
   -- What was written to a table that has taken the place of the published one is not in the log. A tenant that is suspended has a mark already.
   SELECT CASE WHEN (pg_snapshot_xmax(p.snapshot), pg_snapshot_xmin(p.snapshot)) > (pg_snapshot_xmax(n.added_snapshot), pg_snapshot_xmin(n.added_snapshot))
               THEN p.snapshot ELSE n.added_snapshot END INTO handled
-    FROM outbox_relay.tenants n LEFT JOIN outbox_relay.progress p ON p.shard = n.shard
+    FROM outbox_relay.tenants n LEFT JOIN LATERAL (
+           SELECT g.snapshot FROM outbox_relay.progress g
+            WHERE g.shard = n.shard -- not of a slot that a new name has left behind
+              AND g.updated_at > (SELECT max(m.updated_at) - interval '1 day' FROM outbox_relay.progress m WHERE m.shard = n.shard AND m.snapshot IS NOT NULL)
+            ORDER BY pg_snapshot_xmin(g.snapshot) LIMIT 1) p ON true
    WHERE n.schema = add_tenant.schema AND n.state <> 'suspended'
      AND NOT EXISTS (SELECT FROM pg_publication_rel pr JOIN pg_publication b ON b.oid = pr.prpubid AND b.pubname = 'outbox_relay_events'
-                      WHERE pr.prrelid = to_regclass(format('%I.webhook_events', add_tenant.schema)))
-   ORDER BY pg_snapshot_xmin(p.snapshot) NULLS FIRST LIMIT 1;
+                      WHERE pr.prrelid = to_regclass(format('%I.webhook_events', add_tenant.schema)));
+  IF handled IS NOT NULL AND current_setting('transaction_isolation') <> 'read committed' THEN
+    RAISE EXCEPTION 'adding tenant "%" again with another webhook_events needs a READ COMMITTED transaction', schema USING ERRCODE = 'OR002';
+  END IF;
   PERFORM outbox_relay.publish_tenant(schema);
   PERFORM set_config('lock_timeout', callers_timeout, true);
 
