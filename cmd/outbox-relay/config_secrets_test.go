@@ -64,7 +64,7 @@ func TestFaultsOfKeys(t *testing.T) {
 		"k1=file:":              form,
 		"k1=env:2X":             form,
 		"k1":                    form,
-		"":                      form,
+		"":                      `secrets.keys: "": is an empty entry of the list: leave it out`,
 		"k 1=file:" + good:      "secrets.keys: k 1=file:" + good + ": has no valid id: use 1 to 32 of A-Z, a-z, 0-9, ., _ and -",
 		"=file:" + good:         "secrets.keys: =file:" + good + ": has no valid id",
 		"k1=file:/nonexistent":  "secrets.keys: k1=file:/nonexistent: cannot be read: /nonexistent: no such file or directory",
