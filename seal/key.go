@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 )
 
@@ -101,6 +102,17 @@ func NewRing(keys ...Key) (*Ring, error) {
 
 // Empty tells whether there is no key.
 func (r *Ring) Empty() bool { return r == nil || len(r.keys) == 0 }
+
+// Equal tells whether two rings have the same keys by the same ids, in the same order.
+func (r *Ring) Equal(other *Ring) bool {
+	if r.Empty() || other.Empty() {
+		return r.Empty() && other.Empty()
+	}
+	return slices.EqualFunc(r.keys, other.keys, func(a, b Key) bool {
+		_, err := b.aead.Open(nil, nil, a.aead.Seal(nil, nil, nil, nil), nil) //nolint:gosec // G407: this AEAD makes its nonce itself, a random one
+		return a.id == b.id && err == nil
+	})
+}
 
 // First is the id of the key that seals; empty if there is none.
 func (r *Ring) First() string {

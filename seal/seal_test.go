@@ -111,6 +111,27 @@ func TestKeysRotate(t *testing.T) {
 	require.EqualError(t, err, "is sealed with the key 2025, which is not among secrets.keys: add it")
 }
 
+func TestRingsAreEqual(t *testing.T) {
+	t.Parallel()
+	raw, err := hex.DecodeString(keyText)
+	require.NoError(t, err)
+	other := seal.NewKey()
+	r := ring(t, "k1="+keyText, "k2="+other)
+	assert.True(t, r.Equal(ring(t, "k1="+base64.StdEncoding.EncodeToString(raw), "k2="+other+"\n")), "written differently")
+	for name, not := range map[string]*seal.Ring{
+		"another key":   ring(t, "k1="+keyText, "k2="+seal.NewKey()),
+		"another id":    ring(t, "k1="+keyText, "k3="+other),
+		"another order": ring(t, "k2="+other, "k1="+keyText),
+		"fewer":         ring(t, "k1="+keyText),
+		"none":          ring(t),
+		"nil":           nil,
+	} {
+		assert.False(t, r.Equal(not), name)
+		assert.False(t, not.Equal(r), name)
+	}
+	assert.True(t, ring(t).Equal(nil))
+}
+
 func TestTextOpensWhereItWasSealedAlone(t *testing.T) {
 	t.Parallel()
 	r := ring(t, "k1="+keyText, "k2="+keyText, "k3="+seal.NewKey()) // two names of one key

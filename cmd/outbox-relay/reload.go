@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/neo-commons/outbox-relay/relay"
+	"github.com/neo-commons/outbox-relay/seal"
 )
 
 // How the configuration of a running relay changes.
@@ -40,6 +41,7 @@ type reloader struct {
 	file  string                 // empty: there is none
 	load  func() (config, error) // reads everything afresh
 	inUse config
+	keys  *seal.Ring // of inUse, as its files were
 
 	log                *slog.Logger
 	use                func(*config) // has everything take it on
@@ -59,6 +61,7 @@ type files map[string]fs.FileInfo
 func (r *reloader) first() (err error) {
 	r.seen = r.look() // first: what is written while it is read is read once more
 	if r.inUse, err = r.load(); err == nil {
+		r.keys, _ = r.inUse.Secrets.Ring() // load has said what is wrong with one
 		for name, info := range r.look() { // of the keys, which it has named
 			if _, known := r.seen[name]; !known {
 				r.seen[name] = info
@@ -117,15 +120,6 @@ func (r *reloader) look() files {
 	return found
 }
 
-// rekeyed tells whether the file of a key is another one than it was. One that was not looked at before is none: it is read once more, since it may have
-// changed while the configuration came to name it.
-func (r *reloader) rekeyed(was files) bool {
-	return slices.ContainsFunc(r.inUse.Secrets.KeyFiles(), func(name string) bool {
-		before, known := was[name]
-		return known && !sameFile(before, r.seen[name])
-	})
-}
-
 // due tells whether the files are others than were read, and the same as at the last look; or whether it is time to try once more.
 func (r *reloader) due() bool {
 	now := r.look()
@@ -143,7 +137,6 @@ func sameFile(a, b fs.FileInfo) bool {
 
 // reload reads the configuration and has it used, as far as it can be. asked: somebody waits for the answer, though it be the same as before.
 func (r *reloader) reload(asked bool) {
-	was := r.seen
 	r.seen = r.look() // as in first
 	r.looked, r.read = r.seen, time.Now()
 	next, err := r.load()
@@ -159,12 +152,13 @@ func (r *reloader) reload(asked bool) {
 		return
 	}
 	changed, restart := differences(&r.inUse, &now), differences(&now, &next)
-	if r.rekeyed(was) && !slices.Contains(changed, "secrets.keys") {
+	keys, _ := now.Secrets.Ring()
+	if !keys.Equal(r.keys) && !slices.Contains(changed, "secrets.keys") {
 		changed = append(changed, "secrets.keys")
 	}
 	news := asked || r.fault != "" || len(changed)+len(restart)+len(r.restart) > 0
 	r.use(&now)
-	r.inUse, r.restart, r.fault = now, restart, ""
+	r.inUse, r.keys, r.restart, r.fault = now, keys, restart, ""
 	r.success.Set(1)
 	r.timestamp.SetToCurrentTime()
 	r.tell()

@@ -416,6 +416,36 @@ func TestReloaderWaitsForWriters(t *testing.T) {
 	told("secrets.keys")
 	require.Len(t, used, 6)
 
+	// A mounted Secret has all its files anew when one entry changes. The keys are the same.
+	require.NoError(t, os.Remove(key))
+	write(key, strings.Repeat("CD", 32)+"\n")
+	settled(true)
+	r.reload(false)
+	told()
+	require.NoError(t, os.Remove(key))
+	write(key, strings.Repeat("cd", 32))
+	write(file, base+"retry: {attempts: 4}\nsecrets: {keys: ['one=file:"+key+"']}\n")
+	settled(true)
+	r.reload(false)
+	told("retry.attempts")
+
+	// Another key comes with a fault that is none of its own.
+	write(key, strings.Repeat("ab", 32))
+	write(file, base+"retry: {attempts: -5}\nsecrets: {keys: ['one=file:"+key+"']}\n")
+	settled(true)
+	r.reload(false)
+	require.Contains(t, r.fault, "retry.attempts: -5")
+	told()
+	write(file, base+"retry: {attempts: 5}\nsecrets: {keys: ['one=file:"+key+"']}\n")
+	settled(true)
+	r.reload(false)
+	require.Empty(t, r.fault)
+	told("retry.attempts secrets.keys")
+	write(file, base+"retry: {attempts: 10}\nsecrets: {keys: ['one=file:"+key+"']}\n")
+	settled(true)
+	r.reload(false)
+	told("retry.attempts")
+
 	// There need be no file.
 	r = &reloader{load: func() (config, error) { return used[0], nil }}
 	require.NoError(t, r.first())
