@@ -119,7 +119,7 @@ func TestRefusedStreams(t *testing.T) {
 	for refused, class := range map[int]Class{1: ClassSuccess, 9: ClassReset} {
 		var requests atomic.Int32
 		url, ca := h2Receiver(t, func(f *http2.Framer, _, request int, stream uint32) bool {
-			requests.Store(int32(request)) //nolint:gosec // few
+			requests.Store(int32(request))
 			if request > refused {
 				return false
 			}
@@ -140,8 +140,8 @@ func TestGoAway(t *testing.T) {
 	t.Parallel()
 	for _, unseen := range []int{1, 20} {
 		var requests atomic.Int32
-		url, ca := h2Receiver(t, func(f *http2.Framer, conn, request int, stream uint32) bool {
-			requests.Store(int32(request)) //nolint:gosec // few
+		url, ca := h2Receiver(t, func(f *http2.Framer, conn, request int, _ uint32) bool {
+			requests.Store(int32(request))
 			if conn > 1 || request == 1 {
 				return false
 			}
