@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -160,4 +161,46 @@ func TestResendToAPausedEndpoint(t *testing.T) {
 	})
 	s.exec(t, "SELECT outbox_relay.resume_endpoint('acme', $1)", endpoint)
 	s.receiver.await(ctx, t, "the event again", func() bool { return s.receiver.count() == 2 })
+}
+
+// TestSchemaRenamed gives a tenant's schema another name while deliveries of it wait: what waits goes on under that name, and what had been delivered
+// is not sent again.
+func TestSchemaRenamed(t *testing.T) {
+	t.Parallel()
+	var up atomic.Bool
+	var failing atomic.Pointer[outbox.UUID]
+	s := newSite(t, "queue:\n  poll: 100ms\n", func(endpoint outbox.UUID, _ string) int {
+		if endpoint == *failing.Load() && !up.Load() {
+			return http.StatusServiceUnavailable
+		}
+		return http.StatusOK
+	}, "acme", "other")
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	well, down := s.endpoint(t, "acme", 3), s.endpoint(t, "acme", 10)
+	failing.Store(&down)
+	s.subscribe(t, "acme", well, "order.created", "{}")
+	s.subscribe(t, "acme", down, "order.created", "{}")
+	s.exec(t, "UPDATE acme.webhook_endpoints SET retry_backoff_seconds = 3600 WHERE id = $1", down)
+	startRelay(t, s.config)
+	s.leading(ctx, t)
+	s.insertMany(t, "acme", "order.created", 20)
+	s.receiver.await(ctx, t, "every delivery to have a row", func() (all bool) {
+		require.NoError(t, s.pool.QueryRow(ctx, `SELECT count(*) = 40 FROM acme.webhook_deliveries`).Scan(&all))
+		return all
+	})
+
+	before := s.receiver.delivered()
+	s.exec(t, "ALTER SCHEMA acme RENAME TO apex")
+	s.insertMany(t, "apex", "order.created", 5) // of no tenant yet
+	s.command(t, "tenants", "remove", "acme", "--yes")
+	s.command(t, "tenants", "add", "apex", "--since", time.Now().Add(-time.Hour).Format(time.RFC3339))
+	s.insertMany(t, "apex", "order.created", 5)
+	up.Store(true)
+	s.receiver.await(ctx, t, "every event at both endpoints", func() bool { return s.arrivedAt(well) == 30 && s.arrivedAt(down) == 30 })
+	for p, n := range s.receiver.delivered() { // what came between the two names may be sent under both
+		if _, early := before[pair{well, p.event}]; early {
+			require.Equal(t, 1, n, "%v", p)
+		}
+	}
 }

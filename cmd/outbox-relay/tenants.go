@@ -133,8 +133,8 @@ func (a *app) tenantsRemoveCommand() *cobra.Command {
 		Use:   "remove SCHEMA",
 		Short: "End the deliveries of a tenant; its tables and rows stay",
 		Long: `End the deliveries of a tenant and forget what it has in the retry queue. Its tables and rows stay,
-and the schema may be gone already. Events committed while a schema is no tenant are not delivered
-later, unless tenants add --since asks for them.
+and the schema may be gone already. Neither what waited nor events committed while a schema is no
+tenant are delivered later, unless tenants add --since asks for them.
 
 To hold deliveries back without losing any, pause the tenant instead.`,
 		Example: `  outbox-relay tenants remove acme --yes`,

@@ -209,7 +209,7 @@ WHERE t.schema = $1::text AND t.backfill_upto::text = $2::text
   AND coalesce(t.backfill_cursor, '00000000-0000-0000-0000-000000000000') = $3::uuid AND ` + waiting
 
 // RecordBackfill queues what a page has led to and moves the backfill on, in one transaction. Deliveries that have a row already are
-// left as they are. ErrFenced: the epoch is over, nothing was written. A *TenantError says that the tenant has been suspended. If the
+// left as they are, but for those that wait and are not in the queue: see takeUp. ErrFenced: the epoch is over, nothing was written. A *TenantError says that the tenant has been suspended. If the
 // backfill has begun anew since the page was read, the outcomes are kept and the page will come again.
 func (s *Store) RecordBackfill(ctx context.Context, epoch int64, page *Page, outcomes []Outcome) error {
 	if page.upto == "" {

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -239,4 +240,68 @@ func TestRecordBackfill(t *testing.T) {
 	start()
 	_, err = b.store.BackfillPage(t.Context(), "a", 5)
 	require.ErrorAs(t, err, &te)
+}
+
+func TestBackfillTakesUpWhatWaits(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
+	require.NoError(t, err)
+	e, key := b.endpoint("a"), outbox.NewUUID()
+	var out []store.Outcome
+	events := make([]outbox.UUID, 6)
+	for i := range events {
+		events[i] = b.event("a", "", "")
+		d := deliver("a", e)
+		d.EventID = events[i]
+		switch i {
+		case 0:
+			out = append(out, succeeded(d))
+		case 1:
+			out = append(out, failed(d, store.Failed))
+		case 2, 3:
+			d.Order = store.Place{Key: key, LSN: pglogrepl.LSN(1000 + i)}
+			out = append(out, failed(d, store.Retrying))
+		case 4:
+			out = append(out, deferred(d, time.Hour))
+		}
+	}
+	b.record(out...)
+	// One of another dispatcher has nothing to do with the queue.
+	b.exec(`INSERT INTO a.webhook_deliveries (webhook_event_id, webhook_endpoint_id, delivery_status, request_url, request_method) VALUES ($1, $2, 'retrying', 'u', 'POST')`, events[1], e)
+
+	backfill := func(tenant string) {
+		b.exec("UPDATE outbox_relay.tenants SET backfill = 'missed', backfill_upto = pg_current_snapshot(), backfill_place = '0/FFFF', backfill_cursor = NULL, backfill_done_at = NULL WHERE schema = $1", tenant)
+		page := b.page(tenant, 10)
+		require.True(t, page.Done)
+		var outcomes []store.Outcome
+		for i := range page.Events {
+			d := deliver(tenant, e)
+			d.EventID, d.Order = page.Events[i].ID, store.Place{LSN: page.Places[i]}
+			if i == 2 || i == 3 {
+				d.Order.Key = key
+			}
+			o := deferred(d, 0)
+			o.Reason = store.DeferBackfill
+			outcomes = append(outcomes, o)
+		}
+		require.NoError(t, b.store.RecordBackfill(t.Context(), p.Epoch, page, outcomes))
+	}
+	const queue = `string_agg(q.tenant || ' ' || array_position($1::uuid[], d.webhook_event_id) || ' ' || d.attempt_number || ' ' ||
+		CASE WHEN q.due_at = 'infinity' THEN 'parked' WHEN q.due_at <= now() THEN 'due' ELSE 'later' END, ', ' ORDER BY array_position($1::uuid[], d.webhook_event_id))`
+	state := func(tenant string) string {
+		return b.row(queue, "outbox_relay.retry_queue q JOIN "+tenant+".webhook_deliveries d ON d.id = q.delivery_id", events)
+	}
+	backfill("a")
+	assert.Equal(t, "a 3 1 later, a 4 1 parked, a 5 1 later, a 6 1 due", state("a"), "what is in the queue stays as it is")
+
+	// Its schema is renamed: the queue has the old name, which is removed.
+	b.exec("ALTER SCHEMA a RENAME TO z")
+	b.exec("SELECT outbox_relay.remove_tenant('a')")
+	b.exec("SELECT outbox_relay.add_tenant('z')")
+	assert.Zero(t, b.count("outbox_relay.retry_queue"))
+	for range 2 {
+		backfill("z")
+		assert.Equal(t, "z 3 1 due, z 4 1 parked, z 5 1 due, z 6 1 due", state("z"), "in the order of the events of a key, and with their attempts")
+	}
 }

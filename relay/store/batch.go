@@ -106,6 +106,7 @@ func (t *tenantBatch) statements(owner outbox.UUID, again bool) []statement {
 	add(insertOutcomes, "", first, true, owner, t.tenant)
 	add(updateDelivered, updateDelivered, won, false, t.tenant)
 	add(updateOutcomes, "", later, true, owner, t.tenant)
+	list = append(list, t.takeUps(first)...)
 	list = append(list, arrange(t.tenant, first, won, later)...)
 	if ids, reasons := t.disabled(); len(ids) > 0 {
 		list = append(list, statement{sql: forTenant(disableEndpoints, t.tenant), args: []any{ids, reasons}})
