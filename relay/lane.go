@@ -315,8 +315,9 @@ func (l *lane) measure(spell time.Duration) {
 	}
 }
 
-// idle tells whether the lane can be forgotten.
-func (l *lane) idle() bool {
+// idle tells whether the lane can be forgotten. A receiver that has asked for an hour, or gets an attempt an hour, must not be asked before because nothing
+// else came for it meanwhile.
+func (l *lane) idle(now time.Time) bool {
 	return !l.active && l.used == 0 && l.queue.n == 0 && l.behind == 0 && l.running == 0 && !l.ready && !l.stalled &&
-		len(l.chains) == 0 && len(l.blocked) == 0 && l.crowd == nil && l.breakerState() != gobreaker.StateOpen
+		!l.until.After(now) && !l.next.After(now) && len(l.chains) == 0 && len(l.blocked) == 0 && l.crowd == nil && l.breakerState() != gobreaker.StateOpen
 }
