@@ -148,10 +148,6 @@ func (d *dispatcher) admit(ctx context.Context, j *job) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	l := d.lane(j)
-	if d.drained != nil {
-		d.shed(ctx, j, store.DeferDrain, 0)
-		return
-	}
 	d.arrive(l, j.committed)
 	var deadline <-chan time.Time
 	for {
@@ -189,6 +185,9 @@ func (d *dispatcher) admit(ctx context.Context, j *job) {
 // refusal tells why a delivery of the stream cannot even wait in its lane, and when it is due then.
 func (d *dispatcher) refusal(j *job) (reason string, due time.Duration) {
 	l := j.lane
+	if d.drained != nil { // since it waits for room, perhaps
+		return store.DeferDrain, 0
+	}
 	if l.isBlocked(j) {
 		return store.DeferOrder, 0
 	}
