@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"math"
 	"testing"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
+	"github.com/neo-commons/outbox-relay/relay/wal"
 )
 
 // TestDigest: a routing table that came to its rows one by one has the digest of one that was loaded with them.
@@ -105,4 +107,32 @@ func TestDigestIsSavedOnce(t *testing.T) {
 	s.leave("acme")
 	require.NoError(t, s.loadTenants(ctx))
 	require.True(t, save())
+}
+
+// TestDigestOfARowWithAnotherID: a row that is given another id is the row that a restart would load.
+func TestDigestOfARowWithAnotherID(t *testing.T) {
+	t.Parallel()
+	ctx, s := t.Context(), newSite(t)
+	s.relations = make(map[uint32]*relation)
+	s.exec("INSERT INTO acme.webhook_event_types (event_type, category, display_name) VALUES ('order.paid', 'order', 'Paid')")
+	s.exec("UPDATE acme.webhook_event_types SET id = gen_random_uuid()")
+	s.exec("UPDATE acme.webhook_event_types SET display_name = 'the last one'")
+	require.ErrorIs(t, s.stream.Run(ctx, &untilChanges{session: s.session, left: 3}, func() wal.LSN { return 0 }), errAllRows)
+	followed := s.tenants["acme"].version().digest
+	require.NoError(t, s.loadTenants(ctx))
+	require.Equal(t, s.tenants["acme"].version().digest, followed)
+}
+
+// untilChanges ends the stream after some rows.
+type untilChanges struct {
+	*session
+	left int
+}
+
+func (u *untilChanges) Change(ctx context.Context, c *wal.Change) error {
+	err := u.session.Change(ctx, c)
+	if u.left--; err == nil && u.left == 0 {
+		return errAllRows
+	}
+	return err
 }
