@@ -58,3 +58,17 @@ func TestARateOutlastsALaneWithoutWork(t *testing.T) {
 		require.Nil(t, b.nextJob(), "one an hour, and twenty minutes have passed")
 	})
 }
+
+// TestABreakerOfBeforeShortensNoPause: leading anew, with the breakers that the database knows of, is no reason to ask a receiver that wants to be left alone.
+func TestABreakerOfBeforeShortensNoPause(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(100)
+		b.admit(t.Context(), b.job("one", 1))
+		b.finish(b.nextJob(), verdict{attempted: true, failure: errAttempt, overloaded: true, pause: time.Hour, again: true})
+		b.keepShut(laneKey{"t", b.ids["one"]}, time.Minute)
+		time.Sleep(2 * time.Minute)
+		b.admit(t.Context(), b.job("one", 1))
+		require.Equal(t, []string{store.DeferThrottled}, b.deferrals, "it has asked for an hour")
+	})
+}

@@ -238,12 +238,14 @@ func (d *dispatcher) leasedJobs() iter.Seq[*job] {
 	}
 }
 
-// keepShut is told at the start which breakers an earlier process, or another replica, has opened, and for how long they stay open.
+// keepShut is told at the start, and whenever this replica begins to lead, which breakers an earlier process, or another replica, has opened, and for how long they stay open.
 func (d *dispatcher) keepShut(key laneKey, left time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	l := d.laneOf(key)
-	l.until = d.now().Add(left)
+	if until := d.now().Add(left); until.After(l.until) { // its receiver may have asked for more since
+		l.until = until
+	}
 	l.limit = max(l.limit, 1)
 	l.broken = true
 	l.restart(d.cfg.Breaker.HalfOpen)
