@@ -64,23 +64,23 @@ type Options struct {
 }
 
 // Status says how a relay is. It is safe for concurrent use; its zero value says that nothing has begun.
-type Status struct {
-	role  atomic.Pointer[string]
-	ready atomic.Bool
+type Status struct{ now atomic.Pointer[role] }
+
+type role struct {
+	ready bool
+	what  string
 }
 
 // Ready tells whether the relay works, as leader or standing by, and what it does or why it does not.
 func (s *Status) Ready() (bool, string) {
-	if p := s.role.Load(); p != nil {
-		return s.ready.Load(), *p
+	if r := s.now.Load(); r != nil {
+		return r.ready, r.what
 	}
 	return false, "starting"
 }
 
 func (s *Status) set(ready bool, format string, args ...any) {
-	role := fmt.Sprintf(format, args...)
-	s.role.Store(&role)
-	s.ready.Store(ready)
+	s.now.Store(&role{ready, fmt.Sprintf(format, args...)})
 }
 
 // engine is what sessions come and go on.
