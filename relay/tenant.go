@@ -174,9 +174,7 @@ func (s *session) relation(r *wal.Relation) *relation {
 		}
 		s.relations[r.ID] = rel
 	}
-	if rel.kind != tableTenants && (rel.tenant == nil || s.tenants[r.Schema] != rel.tenant) {
-		rel.tenant = s.tenants[r.Schema]
-	}
+	rel.tenant = s.tenants[r.Schema] // as it is now: it may have been loaded anew
 	return rel
 }
 
