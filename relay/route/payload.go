@@ -89,7 +89,7 @@ func (s *PayloadSchema) compile(text string) (err error) {
 	c := jsonschema.NewCompiler()
 	c.UseLoader(nil)
 	c.DefaultDraft(jsonschema.Draft2020)
-	c.UseRegexpEngine(newPatterns().compile)
+	c.UseRegexpEngine(new(patterns).compile)
 	c.RegisterVocabulary(&jsonschema.Vocabulary{URL: vocabularyOfWork, Compile: func(ctx *jsonschema.CompilerContext, _ map[string]any) (jsonschema.SchemaExt, error) {
 		all = append(all, ctx.Enqueue(nil)) // the schema that is being compiled
 		return nil, nil

@@ -31,8 +31,6 @@ func weightOf(r jsonschema.Regexp) int {
 // patterns compiles those of one schema.
 type patterns struct{ weight int }
 
-func newPatterns() *patterns { return &patterns{} }
-
 func (p *patterns) compile(text string) (jsonschema.Regexp, error) {
 	parsed, err := syntax.Parse(text, syntax.Perl)
 	if err != nil {
