@@ -26,8 +26,8 @@ const (
 	lookAgain = time.Minute
 )
 
-// A session is one period of leadership: from the slot's acquisition to the end of the stream. It is the handler of the stream, and all but the
-// atomic fields belong to the stream's goroutine.
+// A session is one period of leadership: from the slot's acquisition to the end of the stream. It is the handler of the stream. What is set before the stream
+// runs stays as it is, and everybody may read it; of the rest, whatever does not say whose it is belongs to the stream's goroutine.
 type session struct {
 	*engine
 	epoch     int64
@@ -41,7 +41,7 @@ type session struct {
 	start     wal.LSN        // commits below are recorded
 	startHigh wal.LSN        // commits up to here may be recorded
 	handled   store.Snapshot // whatever it shows is recorded
-	mu        sync.Mutex     // of the map of tenants, for all but the stream's goroutine, which alone changes it
+	mu        sync.Mutex     // of woken, and of the map of tenants for all but the stream's goroutine, which alone changes it
 	tenants   map[string]*tenant
 	woken     []laneKey     // endpoints that take deliveries again
 	resumed   atomic.Bool   // a tenant does
