@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -269,7 +270,6 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 	if len(out) == 0 && (!force || s == nil) {
 		return false, nil
 	}
-	fenced := false
 	settled := make(map[*ledger]int, 1)
 	for _, j := range jobs {
 		if j.ledger != nil && j.commit != noCommit {
@@ -278,24 +278,28 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 			j.commit = noCommit
 		}
 	}
-	if err := r.write(ctx, s, out); err != nil {
-		if !errors.Is(err, store.ErrFenced) {
-			r.putBack(jobs, out)
-			return false, err
-		}
+	broken, err := r.write(ctx, s, out)
+	fenced := errors.Is(err, store.ErrFenced)
+	if fenced {
 		s.end(err)
-		fenced = true
-		claimed, err := r.writeClaimed(ctx, out)
-		if err != nil {
+		if broken, err = r.writeClaimed(ctx, out); err != nil {
 			return false, err
 		}
-		r.durable(claimed)
-	} else {
-		r.durable(out)
+	} else if err != nil {
+		r.putBack(jobs, out)
+		return false, err
 	}
+	isWritten := func(o *store.Outcome) bool {
+		return (!fenced || o.Delivery.Queued) && !slices.ContainsFunc(broken, func(b store.TenantError) bool { return b.Tenant == o.Delivery.Tenant })
+	}
+	written := out
+	if fenced || len(broken) > 0 {
+		written = slices.DeleteFunc(slices.Clone(out), func(o store.Outcome) bool { return !isWritten(&o) })
+	}
+	r.durable(written)
 	due, now := false, time.Now()
 	for i := range out {
-		if !fenced || out[i].Delivery.Queued {
+		if isWritten(&out[i]) {
 			r.metrics.outcome(&out[i])
 			r.metrics.recorded(jobs[i], now)
 			if span := jobs[i].span; span != nil {
@@ -332,8 +336,8 @@ const sayDifferent = 5 * time.Second
 // recordPatience bounds one try to record a batch. A connection that died without a word, behind a proxy say, is found out by nothing else.
 const recordPatience = 30 * time.Second
 
-// write records the batch and, where this replica leads, the position that it covers.
-func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) error {
+// write records the batch and, where this replica leads, the position that it covers. It returns the tenants whose part could not be written.
+func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) (broken []store.TenantError, err error) {
 	var p *store.Progress
 	if s != nil {
 		covered, high := s.ledger.position()
@@ -349,7 +353,7 @@ func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) e
 		if failpoint.Planted(failpoint.AckBeforePersist) && p != nil {
 			s.confirm(p.LSN)
 		}
-		broken, err := r.store.Record(try, r.owner, p, out)
+		broken, err = r.store.Record(try, r.owner, p, out)
 		cancel()
 		if err == nil {
 			r.metrics.flushed(len(out), time.Since(start))
@@ -368,14 +372,14 @@ func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) e
 					r.dispatcher.sure()
 				}
 			}
-			return nil
+			return broken, nil
 		}
 		if errors.Is(err, store.ErrFenced) {
 			r.failure.Store(nil) // the database has answered
-			return err
+			return nil, err
 		}
 		if ctx.Err() != nil {
-			return err
+			return nil, err
 		}
 		r.failure.Store(&err)
 		if text, since := err.Error(), time.Since(toldAt); text != told && since > sayDifferent || since > tellAgain {
@@ -387,25 +391,20 @@ func (r *recorder) write(ctx context.Context, s *session, out []store.Outcome) e
 		select {
 		case <-ctx.Done():
 			t.Stop()
-			return err
+			return nil, err
 		case <-t.C:
 		}
 		wait = min(2*wait, time.Second)
 	}
 }
 
-// writeClaimed records what does not depend on leadership after another replica has taken over the slot, and returns that; the rest is the new leader's to
-// send.
-func (r *recorder) writeClaimed(ctx context.Context, out []store.Outcome) (claimed []store.Outcome, err error) {
-	for i := range out {
-		if out[i].Delivery.Queued {
-			claimed = append(claimed, out[i])
-		}
-	}
+// writeClaimed records what does not depend on leadership after another replica has taken over the slot; the rest is the new leader's to send.
+func (r *recorder) writeClaimed(ctx context.Context, out []store.Outcome) (broken []store.TenantError, err error) {
+	claimed := slices.DeleteFunc(slices.Clone(out), func(o store.Outcome) bool { return !o.Delivery.Queued })
 	if len(claimed) == 0 {
 		return nil, nil
 	}
-	return claimed, r.write(ctx, nil, claimed)
+	return r.write(ctx, nil, claimed)
 }
 
 // done lets go of a batch.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
 	"github.com/neo-commons/outbox-relay/delivery"
@@ -98,6 +99,33 @@ func TestSuccessOfWhatWasHandedOver(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 1, s.count(`acme.webhook_deliveries WHERE delivery_status = 'success'`))
 	require.Zero(t, s.count(`outbox_relay.retry_queue`))
+}
+
+// TestWhatWasNotWrittenIsNotTold: outcomes of a tenant that is suspended by them are attempted again, and nobody has heard of them till then.
+func TestWhatWasNotWrittenIsNotTold(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.exec(`CREATE SCHEMA other`)
+	s.exec(`SELECT outbox_relay.add_tenant('other')`)
+	var told []string
+	s.recorder.durable = func(out []store.Outcome) {
+		for i := range out {
+			told = append(told, out[i].Delivery.Tenant)
+		}
+	}
+	s.exec(`ALTER TABLE acme.webhook_dead_letters RENAME TO away`)
+	for _, tenant := range []string{"acme", "other", "acme"} {
+		j := s.job()
+		j.Tenant = tenant
+		s.dispatcher.admit(t.Context(), j)
+		require.Same(t, j, s.dispatcher.nextJob())
+		s.dispatcher.finish(j, verdict{attempted: true}, decide(j, delivery.Result{Class: delivery.ClassGone, Status: 410, Started: time.Now()}))
+	}
+	_, err := s.recorder.flush(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 1, s.count(`outbox_relay.tenants WHERE state = 'suspended'`))
+	require.Equal(t, []string{"other"}, told)
+	require.InDelta(t, 1, testutil.ToFloat64(s.metrics.outcomes[store.Failed]), 0)
 }
 
 // TestBatchesOfManyTenantsWaitForMore: under load, so that a statement has more than a few rows; otherwise, or with few tenants, outcomes wait an interval.
