@@ -25,6 +25,9 @@ type refusal struct{ code, reason string }
 
 // of is what is refused for one endpoint: also an event of which nobody knows whether it wants it. It must not be lost without a word, and not be sent by chance.
 func (r refusal) of(t *route.Target) refusal {
+	if r.code == "" && t.Fault != "" {
+		return refusal{codeEvent, fmt.Sprintf("the filter of subscription %s: panic: %s: this is a fault of outbox-relay", t.Subscription, t.Fault)}
+	}
 	if r.code == "" && t.Undecided {
 		return refusal{codeEvent, fmt.Sprintf("not held against the filter of subscription %s to the end: for one event all filters walk over %v of JSON at most, each over a quarter of that", t.Subscription,
 			ByteSize(route.MatchBudget))}

@@ -2,6 +2,7 @@ package route
 
 import (
 	"bytes"
+	"fmt"
 
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
@@ -13,6 +14,8 @@ type Target struct {
 	Subscription outbox.UUID
 	// Undecided says that the filter of the subscription was not held against the event to the end: see MatchBudget.
 	Undecided bool
+	// Fault is why, if it was not that budget: a panic, of which the event is no more than the occasion.
+	Fault string
 }
 
 // MatchBudget is over how many bytes of JSON the filters of all subscriptions may walk for one event, and a quarter of it is for one filter: half a second or so. They
@@ -92,30 +95,36 @@ func (r *round) choose(l *list) {
 		if chosen && !r.targets[e.target].Undecided && bytes.Compare(r.targets[e.target].Subscription[:], s.row.ID[:]) <= 0 {
 			continue
 		}
-		matches, decided := true, true
+		matches, decided, fault := true, true, ""
 		if s.filter != nil {
-			matches, decided = r.filter(s.filter)
+			matches, decided, fault = r.filter(s.filter)
 		}
 		switch {
 		case decided && !matches, !decided && chosen:
 			continue
 		case chosen:
-			r.targets[e.target].Subscription, r.targets[e.target].Undecided = s.row.ID, false
+			r.targets[e.target] = Target{Endpoint: e.usable, Subscription: s.row.ID}
 			continue
 		}
 		e.round, e.target = r.number, len(r.targets)
-		r.targets = append(r.targets, Target{Endpoint: e.usable, Subscription: s.row.ID, Undecided: !decided})
+		r.targets = append(r.targets, Target{Endpoint: e.usable, Subscription: s.row.ID, Undecided: !decided, Fault: fault})
 	}
 }
 
-// filter holds a filter against the event.
-func (r *round) filter(f *Filter) (matches, decided bool) {
+// filter holds a filter against the event. One event must not end the process again and again, for all tenants: a panic leaves it undecided.
+func (r *round) filter(f *Filter) (matches, decided bool, fault string) {
 	part := min(r.left, filterBudget)
 	if part <= 0 {
-		return false, false
+		return false, false, ""
 	}
 	r.left -= part
+	defer func() {
+		r.left += part
+		if p := recover(); p != nil {
+			r.outline = nil // it may be half made
+			matches, decided, fault = false, false, fmt.Sprint(p)
+		}
+	}()
 	matches, decided = f.match(r.event, r.outline, &part)
-	r.left += part
-	return matches, decided
+	return matches, decided, ""
 }

@@ -93,6 +93,26 @@ func TestMatchBudgetOfOneEndpoint(t *testing.T) {
 	assert.Equal(t, id(10), targets[0].Subscription)
 }
 
+// TestMatchSurvivesAFilter: an event that makes a filter panic is undecided for that one, and held against the others.
+func TestMatchSurvivesAFilter(t *testing.T) {
+	t.Parallel()
+	broken := &Filter{root: node{op: opNot}} // of nothing
+	sound, err := CompileFilter([]byte(`{"n": 1}`))
+	require.NoError(t, err)
+	l := &list{}
+	for i, f := range []*Filter{broken, sound, broken} {
+		l.subscriptions = append(l.subscriptions, &subscription{endpoint: &endpoint{usable: &delivery.Endpoint{ID: id(i), Active: true}}, filter: f})
+	}
+	r := round{number: 1, event: &outbox.Event{Data: []byte(`{"n": 1}`)}, outline: &outline{}, left: MatchBudget}
+	r.choose(l)
+	require.Len(t, r.targets, 3)
+	for i, target := range r.targets {
+		assert.Equal(t, i != 1, target.Undecided)
+		assert.Equal(t, i != 1, strings.Contains(target.Fault, "index out of range"), target.Fault)
+	}
+	assert.Greater(t, r.left, MatchBudget-1000)
+}
+
 // TestMatchBudgetIsOver: what comes after the budget costs nothing, however many there are.
 func TestMatchBudgetIsOver(t *testing.T) {
 	t.Parallel()
