@@ -163,7 +163,7 @@ func (tr *trap) roads(b *bundle, target string) map[string]func() Class {
 	target = strings.ReplaceAll(target, "PORT", tr.port)
 	direct := func(url string, follow bool) func() Class {
 		return func() Class {
-			d := DefaultDefaults()
+			d := testDefaults()
 			d.Timeout = 5 * time.Second
 			ep, err := NewEndpoint(EndpointRow{URL: url, SecretToken: testSecret, VerifySSL: true, FollowRedirects: follow}, d)
 			if err != nil {

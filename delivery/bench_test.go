@@ -69,7 +69,7 @@ func BenchmarkSign(b *testing.B) {
 		m := Encode(nil, FormatStandard, benchEvent(size), "src")
 		now := time.Now()
 		for name, token := range map[string]string{"raw": testSecret, "whsec": "whsec_c2VjcmV0", "whsk": privatePrefix + rfcSeed} {
-			ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: token}, DefaultDefaults())
+			ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: token}, testDefaults())
 			require.NoError(b, err)
 			b.Run(fmt.Sprintf("%dB/%s", size, name), func(b *testing.B) {
 				b.ReportAllocs()
@@ -229,7 +229,7 @@ func BenchmarkAttemptTLS(b *testing.B) {
 func BenchmarkNewEndpoint(b *testing.B) {
 	key, err := seal.ParseKey("k", seal.NewKey())
 	require.NoError(b, err)
-	d := DefaultDefaults()
+	d := testDefaults()
 	d.Tenant = "acme"
 	d.Keys, err = seal.NewRing(key)
 	require.NoError(b, err)

@@ -23,7 +23,7 @@ func TestBounds(t *testing.T) {
 		list[0] = fmt.Sprintf(`"X-0": %q`, strings.Repeat("v", size))
 		return []byte("{" + strings.Join(list, ",") + "}")
 	}
-	d := DefaultDefaults()
+	d := testDefaults()
 	d.Bounds = Bounds{
 		MaxURLLength: 40, MaxHeaders: 3, MaxHeadersSize: 20, MinTimeout: 5 * time.Second, MaxTimeout: 60 * time.Second, MaxRetries: 4,
 		MinBackoff: 2 * time.Second, MaxBackoff: 100 * time.Second,

@@ -58,22 +58,6 @@ type Config struct {
 // maxResponseBytes is how much of an answer's body is read at most.
 const maxResponseBytes = 16 << 10
 
-// DefaultConfig returns the defaults.
-func DefaultConfig() Config {
-	return Config{
-		ConnectTimeout:      5 * time.Second,
-		TLSHandshakeTimeout: 10 * time.Second,
-		MaxConns:            1024,
-		MaxConnsPerHost:     256,
-		MaxIdlePerHost:      256,
-		IdleTimeout:         55 * time.Second,
-		DNSCacheTime:        30 * time.Second,
-		KeepResponseBytes:   4 << 10,
-		Version:             "dev",
-		Source:              "outbox-relay",
-	}
-}
-
 // Validate reports every fault at once, as joined *FieldErrors that name the keys of the configuration file.
 func (c *Config) Validate() error {
 	var f faults

@@ -78,16 +78,6 @@ type Defaults struct {
 	RequireSealed bool
 }
 
-// DefaultDefaults returns the values neo-commons users know: 30 s, 5 retries, 30 s doubling up to an hour.
-func DefaultDefaults() Defaults {
-	return Defaults{
-		Timeout:    30 * time.Second,
-		MaxRetries: 5,
-		Backoff:    Backoff{First: 30 * time.Second, Max: time.Hour, Multiplier: 2},
-		Bounds:     DefaultBounds(),
-	}
-}
-
 // Order is an endpoint's delivery_order.
 type Order uint8
 

@@ -20,7 +20,7 @@ func TestNewEndpoint(t *testing.T) {
 		ID: outbox.UUID{7}, URL: "https://" + testSecret + "@hooks.example:8443/a%2Fb?key=1#top", Method: "PUT", SecretToken: testSecret,
 		CustomHeaders: []byte(`{"x-team": "a", "Authorization": "Bearer t"}`), TimeoutSeconds: 7, MaxRetryAttempts: 0, BackoffSeconds: 9,
 		BackoffMultiplier: 1.5, Active: true, Verified: true, PayloadFormat: "neo", Order: "aggregate", MaxConcurrency: 3, RatePerSecond: 0.5,
-	}, DefaultDefaults())
+	}, testDefaults())
 	require.NoError(t, err)
 	assert.Equal(t, "https://hooks.example:8443/a%2Fb", ep.URL)
 	assert.Equal(t, "PUT", ep.Method)
@@ -37,7 +37,7 @@ func TestNewEndpoint(t *testing.T) {
 
 func TestNewEndpointDefaults(t *testing.T) {
 	t.Parallel()
-	d := DefaultDefaults()
+	d := testDefaults()
 	d.Concurrency, d.Rate = 10, 20
 	ep, err := NewEndpoint(EndpointRow{URL: "http://[2001:db8::1]:/x", SecretToken: "s", MaxRetryAttempts: -1}, d)
 	require.NoError(t, err)
@@ -72,7 +72,7 @@ func TestNewEndpointReportsAllFaults(t *testing.T) {
 		URL: "ftp://" + testSecret + "@host/" + testSecret, Method: "GET", SignatureHeader: "Webhook-Signature", CustomHeaders: []byte(`[]`),
 		SecondarySecret: "whsec_", TimeoutSeconds: 301, MaxRetryAttempts: 11, BackoffSeconds: 3601, BackoffMultiplier: 5.1,
 		PayloadFormat: "xml", Order: "some", MaxConcurrency: -1, RatePerSecond: math.NaN(),
-	}, DefaultDefaults())
+	}, testDefaults())
 	assert.Equal(t, []string{
 		"payload_format", "delivery_order", "http_method", "endpoint_url", "signature_header", "custom_headers", "secret_token",
 		"secondary_secret_token", "timeout_seconds", "max_retry_attempts", "retry_backoff_seconds", "retry_backoff_multiplier",
@@ -90,12 +90,12 @@ func TestNewEndpointURLs(t *testing.T) {
 		"http://a%2fb/", "http://\u0300a.example/", "http://a\u05d0.example/", "http://a\uff0fb.example/", "http://[\u00fc::1]/", "http://" + strings.Repeat("a", DefaultBounds().MaxURLLength), "\x00", "http://@/", "http://h/?a=b c", "http://h/?\u00fc", "http://h/?a\x7f",
 		"https://\u00ad/", "https://\u200b\u00ad:443/",
 	} {
-		_, err := NewEndpoint(EndpointRow{URL: bad, SecretToken: "s"}, DefaultDefaults())
+		_, err := NewEndpoint(EndpointRow{URL: bad, SecretToken: "s"}, testDefaults())
 		require.Error(t, err, bad)
 		assert.Equal(t, []string{"endpoint_url"}, fieldsOf(t, err), bad)
 	}
 	for _, good := range []string{"http://host", "HTTPS://host:1/", "http://127.0.0.1:65535/?a=b", "http://b\u00fccher.example/\u00fc", "http://[::1]:80/", "http://h/a b?c=%20%C3%BC#d e"} {
-		_, err := NewEndpoint(EndpointRow{URL: good, SecretToken: "s"}, DefaultDefaults())
+		_, err := NewEndpoint(EndpointRow{URL: good, SecretToken: "s"}, testDefaults())
 		require.NoError(t, err, good)
 	}
 }
@@ -115,17 +115,17 @@ func TestNewEndpointHeaders(t *testing.T) {
 		`{"X": "planted-secret-value\r\nY: z"}`, `{"X": "planted-secret-value\u0000"}`, `{"X": "planted-secret-value\n"}`, `{"X": 1}`, `{"X": null}`, `{"X": ["planted-secret-value"]}`,
 		`{"X": "1", "x": "2"}`, `{"X": "` + strings.Repeat("a", 9000) + `"}`, `{` + strings.Join(many, ",") + `}`,
 	} {
-		_, err := NewEndpoint(EndpointRow{URL: "http://host", SecretToken: "s", CustomHeaders: []byte(bad)}, DefaultDefaults())
+		_, err := NewEndpoint(EndpointRow{URL: "http://host", SecretToken: "s", CustomHeaders: []byte(bad)}, testDefaults())
 		require.Error(t, err, bad)
 		assert.Equal(t, []string{"custom_headers"}, fieldsOf(t, err), bad)
 		assert.NotContains(t, err.Error(), testSecret)
 	}
 	for _, good := range []string{``, `null`, `{}`, `{"X": ""}`, `{"X": "é\t"}`, `{"Authorization": "Basic x", "Cookie": "a=b"}`} {
-		_, err := NewEndpoint(EndpointRow{URL: "http://host", SecretToken: "s", CustomHeaders: []byte(good)}, DefaultDefaults())
+		_, err := NewEndpoint(EndpointRow{URL: "http://host", SecretToken: "s", CustomHeaders: []byte(good)}, testDefaults())
 		require.NoError(t, err, good)
 	}
 	for _, bad := range []string{"Host", "a b", "content-type", "X\r\nY", "webhook-signature", "Authorization\x00", strings.Repeat("a", 101)} {
-		_, err := NewEndpoint(EndpointRow{URL: "http://host", SecretToken: "s", SignatureHeader: bad}, DefaultDefaults())
+		_, err := NewEndpoint(EndpointRow{URL: "http://host", SecretToken: "s", SignatureHeader: bad}, testDefaults())
 		require.Error(t, err, bad)
 		assert.Equal(t, []string{"signature_header"}, fieldsOf(t, err), bad)
 	}
@@ -137,7 +137,7 @@ func TestEndpointPrintsNoSecret(t *testing.T) {
 		URL: "https://" + testSecret + ":" + testSecret + "@h/?" + testSecret, SecretToken: testSecret, SecondarySecret: testSecret,
 		CustomHeaders: []byte(`{"Authorization": "` + testSecret + `"}`),
 	}
-	ep, err := NewEndpoint(row, DefaultDefaults())
+	ep, err := NewEndpoint(row, testDefaults())
 	require.NoError(t, err)
 	for _, v := range []any{row, &row, ep, []EndpointRow{row}, struct{ R EndpointRow }{row}} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
@@ -154,7 +154,7 @@ func FuzzNewEndpoint(f *testing.F) {
 		ep, err := NewEndpoint(EndpointRow{
 			URL: url, Method: method, SecretToken: secret, SecondarySecret: secret, SignatureHeader: header, CustomHeaders: custom,
 			TimeoutSeconds: n, MaxRetryAttempts: n, BackoffSeconds: n, BackoffMultiplier: x, MaxConcurrency: n, RatePerSecond: x,
-		}, DefaultDefaults())
+		}, testDefaults())
 		if err != nil {
 			require.Nil(t, ep)
 			require.NotEmpty(t, fieldsOf(t, err))
@@ -175,11 +175,11 @@ func FuzzNewEndpoint(f *testing.F) {
 
 func TestConfigReportsAllFaults(t *testing.T) {
 	t.Parallel()
-	good := DefaultConfig()
+	good := testConfig()
 	require.NoError(t, good.Validate())
 	bad := Config{DNSCacheTime: -1, KeepResponseBytes: maxResponseBytes + 1, Allow: make([]netip.Prefix, 1), Deny: make([]netip.Prefix, 1)}
 	assert.Len(t, fieldsOf(t, bad.Validate()), 12)
-	pairs := DefaultConfig()
+	pairs := testConfig()
 	pairs.MaxConns, pairs.MaxConnsPerHost, pairs.MaxIdlePerHost = 1, 2, 3
 	assert.Len(t, fieldsOf(t, pairs.Validate()), 2)
 	pairs.MaxConns, pairs.MaxIdlePerHost = 0, 2
@@ -192,7 +192,7 @@ func TestConfigReportsAllFaults(t *testing.T) {
 // TestConfigSource has what a CloudEvents SDK takes for a URI reference, and what it refuses.
 func TestConfigSource(t *testing.T) {
 	t.Parallel()
-	c := DefaultConfig()
+	c := testConfig()
 	for _, c.Source = range []string{"outbox-relay", "/shop", "urn:shop:1", "https://shop.example/gr%C3%B6%C3%9Fe?a=b#c", "http://[::1]/"} {
 		require.NoError(t, c.Validate(), c.Source)
 	}

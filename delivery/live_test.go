@@ -183,7 +183,7 @@ func TestReconfiguredAnswersAndURLs(t *testing.T) {
 
 func TestLimitsWithOtherDefaults(t *testing.T) {
 	t.Parallel()
-	d := DefaultDefaults()
+	d := testDefaults()
 	row := EndpointRow{URL: "https://example.com", SecretToken: testSecret, MaxConcurrency: 3}
 	ep, err := NewEndpoint(row, d)
 	require.NoError(t, err)

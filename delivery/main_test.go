@@ -37,7 +37,7 @@ func setup(t testing.TB, change ...func(*Config)) *bundle {
 
 func setupLookup(t testing.TB, lookup func(context.Context, string) ([]string, error), change ...func(*Config)) *bundle {
 	t.Helper()
-	cfg := DefaultConfig()
+	cfg := testConfig()
 	cfg.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 	for _, f := range change {
 		f(&cfg)
@@ -61,7 +61,7 @@ func (b *bundle) endpointWithin(timeout time.Duration, url string, change ...fun
 	for _, f := range change {
 		f(&row)
 	}
-	d := DefaultDefaults()
+	d := testDefaults()
 	d.Timeout = timeout
 	ep, err := NewEndpoint(row, d)
 	require.NoError(b.t, err)
@@ -93,4 +93,28 @@ func serve(t testing.TB, h http.HandlerFunc) *httptest.Server {
 	s := httptest.NewServer(h)
 	t.Cleanup(s.Close)
 	return s
+}
+
+func testConfig() Config {
+	return Config{
+		ConnectTimeout:      5 * time.Second,
+		TLSHandshakeTimeout: 10 * time.Second,
+		MaxConns:            1024,
+		MaxConnsPerHost:     256,
+		MaxIdlePerHost:      256,
+		IdleTimeout:         55 * time.Second,
+		DNSCacheTime:        30 * time.Second,
+		KeepResponseBytes:   4 << 10,
+		Version:             "dev",
+		Source:              "outbox-relay",
+	}
+}
+
+func testDefaults() Defaults {
+	return Defaults{
+		Timeout:    30 * time.Second,
+		MaxRetries: 5,
+		Backoff:    Backoff{First: 30 * time.Second, Max: time.Hour, Multiplier: 2},
+		Bounds:     DefaultBounds(),
+	}
 }

@@ -183,7 +183,7 @@ func TestOwns(t *testing.T) {
 		{"https://hooks.test/a", "https://a.hooks.test/a", false},
 		{"https://hooks.test/a", "https://test/a", false},
 	} {
-		ep, err := NewEndpoint(EndpointRow{URL: c.from, SecretToken: testSecret, VerifySSL: true}, DefaultDefaults())
+		ep, err := NewEndpoint(EndpointRow{URL: c.from, SecretToken: testSecret, VerifySSL: true}, testDefaults())
 		require.NoError(t, err)
 		u, err := url.Parse(c.to)
 		require.NoError(t, err)

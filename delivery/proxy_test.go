@@ -233,7 +233,7 @@ func TestProxyFaults(t *testing.T) {
 			p := startProxy(t, nil)
 			p.user, p.behave = c.user, c.behave
 			var log bytes.Buffer
-			cfg := DefaultConfig()
+			cfg := testConfig()
 			cfg.Proxy, cfg.TLS.CAFile = "http://relay:s3cret@"+p.addr, ca
 			if c.class == ClassTimeout {
 				cfg.ConnectTimeout = limit
@@ -275,7 +275,7 @@ func TestReceiverThatSpeaksFirst(t *testing.T) {
 		return ""
 	}
 	var log bytes.Buffer
-	cfg := DefaultConfig()
+	cfg := testConfig()
 	cfg.Proxy, cfg.Allow = "http://"+p.addr, []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
 	client, err := newClient(cfg, nil, slog.New(slog.NewTextHandler(&log, nil)), pointing("127.0.0.1"))
 	require.NoError(t, err)

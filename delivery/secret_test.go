@@ -17,7 +17,7 @@ import (
 // sealedWith returns defaults that have keys of these ids, the first of which seals.
 func sealedWith(t *testing.T, ids ...string) Defaults {
 	t.Helper()
-	d := DefaultDefaults()
+	d := testDefaults()
 	d.Tenant = "acme"
 	var keys []seal.Key
 	for _, id := range ids {
@@ -71,7 +71,7 @@ func TestSecretsThatDoNotOpen(t *testing.T) {
 	d, id := sealedWith(t, "k1", "k2"), outbox.UUID{1}
 	text, err := d.Keys.Seal("acme", id, testSecret)
 	require.NoError(t, err)
-	stricter, elsewhere, fewer, none := d, d, sealedWith(t, "k2"), DefaultDefaults()
+	stricter, elsewhere, fewer, none := d, d, sealedWith(t, "k2"), testDefaults()
 	stricter.RequireSealed = true
 	elsewhere.Tenant = "other"
 	for name, c := range map[string]struct {
@@ -122,7 +122,7 @@ func TestNewSecrets(t *testing.T) {
 	t.Parallel()
 	for _, token := range []string{NewSecret(), NewPrivateKey()} {
 		assert.Empty(t, SecretFault(token))
-		ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: token}, DefaultDefaults())
+		ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: token}, testDefaults())
 		require.NoError(t, err)
 		m := Encode(nil, FormatStandard, fullEvent(), "src")
 		s := ep.sign(&m, time.Now())

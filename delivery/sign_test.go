@@ -62,7 +62,7 @@ func TestSign(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: c.token}, DefaultDefaults())
+			ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: c.token}, testDefaults())
 			require.NoError(t, err)
 			m := Encode(nil, FormatStandard, fullEvent(), "src")
 			for range 3 { // the states are used again
@@ -81,7 +81,7 @@ func TestSign(t *testing.T) {
 func TestSignKnownAnswer(t *testing.T) {
 	t.Parallel()
 	const documented = "It's a Secret to Everybody"
-	ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: documented}, DefaultDefaults())
+	ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: documented}, testDefaults())
 	require.NoError(t, err)
 	s := ep.sign(&Message{Body: []byte("Hello, World!")}, time.Unix(1, 0))
 	assert.Equal(t, "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17", s.legacy)
@@ -92,7 +92,7 @@ func TestSignDuringRotation(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	row := EndpointRow{URL: "http://h", SecretToken: testSecret, SecondarySecret: olderToken, SecondarySecretExpires: now.Add(time.Second)}
-	ep, err := NewEndpoint(row, DefaultDefaults())
+	ep, err := NewEndpoint(row, testDefaults())
 	require.NoError(t, err)
 	m := Encode(nil, FormatStandard, fullEvent(), "src")
 	before, after := ep.sign(&m, now), ep.sign(&m, now.Add(time.Second))
@@ -105,7 +105,7 @@ func TestSignDuringRotation(t *testing.T) {
 	require.Error(t, older.VerifyIgnoringTimestamp(m.Body, headersOf(after)), "still signed when its time had passed")
 
 	row.SecondarySecretExpires = time.Time{}
-	ep, err = NewEndpoint(row, DefaultDefaults())
+	ep, err = NewEndpoint(row, testDefaults())
 	require.NoError(t, err)
 	require.NoError(t, older.VerifyIgnoringTimestamp(m.Body, headersOf(ep.sign(&m, now.AddDate(10, 0, 0)))))
 }
@@ -143,7 +143,7 @@ func TestSignAsymmetric(t *testing.T) {
 	t.Parallel()
 	seed, full, public := asymmetric(t)
 	for _, token := range []string{seed, full} {
-		ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: token, SignatureHeader: "X-Sig"}, DefaultDefaults())
+		ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: token, SignatureHeader: "X-Sig"}, testDefaults())
 		require.NoError(t, err)
 		m := Encode(nil, FormatStandard, fullEvent(), "src")
 		for range 3 {
@@ -164,7 +164,7 @@ func TestSignDuringRotationOfBothKinds(t *testing.T) {
 	m := Encode(nil, FormatStandard, fullEvent(), "src")
 	for _, row := range []EndpointRow{{SecretToken: seed, SecondarySecret: olderToken}, {SecretToken: olderToken, SecondarySecret: seed}} {
 		row.URL = "http://h"
-		ep, err := NewEndpoint(row, DefaultDefaults())
+		ep, err := NewEndpoint(row, testDefaults())
 		require.NoError(t, err)
 		s := ep.sign(&m, time.Now())
 		require.NoError(t, verifier(t, olderToken, false).Verify(m.Body, headersOf(s)), "the official verifier passes v1a by")
@@ -192,7 +192,7 @@ func TestKeysThatCannotSign(t *testing.T) {
 				continue // there is none
 			}
 			row.URL = "http://h"
-			_, err := NewEndpoint(row, DefaultDefaults())
+			_, err := NewEndpoint(row, testDefaults())
 			require.ErrorContains(t, err, "secret_token (hidden): "+want, token)
 			assert.NotContains(t, err.Error(), "planted")
 		}
@@ -201,7 +201,7 @@ func TestKeysThatCannotSign(t *testing.T) {
 
 func TestSignConcurrently(t *testing.T) {
 	t.Parallel()
-	ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: olderToken, SecondarySecret: testSecret}, DefaultDefaults())
+	ep, err := NewEndpoint(EndpointRow{URL: "http://h", SecretToken: olderToken, SecondarySecret: testSecret}, testDefaults())
 	require.NoError(t, err)
 	m := Encode(nil, FormatStandard, fullEvent(), "src")
 	now := time.Now()

@@ -78,7 +78,7 @@ func (b *bundle) of(tenant, url string, change ...func(*EndpointRow)) *Endpoint 
 	for _, f := range change {
 		f(&row)
 	}
-	d := DefaultDefaults()
+	d := testDefaults()
 	d.Timeout, d.Tenant = 5*time.Second, tenant
 	ep, err := NewEndpoint(row, d)
 	require.NoError(b.t, err)
@@ -231,7 +231,7 @@ func TestFilesThatCannotBeUsed(t *testing.T) {
 		`key_file "` + good + `": holds no private key in PEM form`:           {CertFile: good, KeyFile: good},
 		`cert_file "` + goodKey + `": holds no certificate in PEM form`:       {CertFile: goodKey, KeyFile: goodKey},
 	} {
-		cfg := DefaultConfig()
+		cfg := testConfig()
 		cfg.TLS.TLSSettings = s
 		err := cfg.Validate()
 		require.ErrorContains(t, err, "delivery.tls."+want)
@@ -240,7 +240,7 @@ func TestFilesThatCannotBeUsed(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 	both := write("both.pem", append(key, cert...))
-	cfg := DefaultConfig()
+	cfg := testConfig()
 	cfg.TLS.CertFile, cfg.TLS.KeyFile = both, both
 	require.NoError(t, cfg.Validate(), "one file, the key first")
 }
@@ -285,7 +285,7 @@ func TestCertificatesChange(t *testing.T) {
 	two := secure(t, after.Pair(t, "two", "127.0.0.1"), both, tls.RequireAndVerifyClientCert, nil)
 
 	var log bytes.Buffer
-	cfg := DefaultConfig()
+	cfg := testConfig()
 	cfg.Allow, cfg.reload = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, time.Hour // here, it is called
 	path := func(name string) string { return filepath.Join(files.dir, "..data", name) }
 	cfg.TLS.Profiles = []TLSProfile{{Tenant: "acme", TLSSettings: TLSSettings{CAFile: path("ca.pem"), CAOnly: true, CertFile: path("tls.crt"), KeyFile: path("tls.key")}}}

@@ -23,11 +23,11 @@ func TestDigest(t *testing.T) {
 		EventTypes:    []route.EventTypeRow{{ID: outbox.NewUUID(), EventType: "order.paid", Enabled: true}},
 		Subscriptions: []route.SubscriptionRow{{ID: outbox.NewUUID(), EventType: "order.*"}, {ID: outbox.NewUUID(), Source: route.Older}},
 	}
-	loaded := route.NewTenant("acme", delivery.DefaultDefaults())
+	loaded := route.NewTenant("acme", endpointDefaults())
 	fill(loaded, &rows, func(string, outbox.UUID, error) {})
 	want := digestOf(loaded, &rows)
 
-	of := &tenant{table: route.NewTenant("acme", delivery.DefaultDefaults())}
+	of := &tenant{table: route.NewTenant("acme", endpointDefaults())}
 	seen := map[digest]bool{of.version().digest: true}
 	step := func() {
 		assert.False(t, seen[of.version().digest])
@@ -135,4 +135,9 @@ func (u *untilChanges) Change(ctx context.Context, c *wal.Change) error {
 		return errAllRows
 	}
 	return err
+}
+
+func endpointDefaults() delivery.Defaults {
+	cfg := DefaultConfig()
+	return cfg.EndpointDefaults()
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
@@ -23,7 +22,7 @@ func testInspector(t *testing.T, mode SchemaMode) (*inspector, *route.Tenant, *b
 	t.Helper()
 	cfg := DefaultConfig()
 	cfg.Validation.PayloadSchema, cfg.Validation.MaxDepth = mode, 2
-	table := route.NewTenant("acme", delivery.DefaultDefaults())
+	table := route.NewTenant("acme", endpointDefaults())
 	require.NoError(t, table.SetEventType(route.EventTypeRow{ID: outbox.UUID{1}, EventType: "a.b", Enabled: true, PayloadSchema: `{"type": "object"}`}))
 	var log bytes.Buffer
 	return newInspector(&cfg, newMetrics(prometheus.NewRegistry(), &cfg), slog.New(slog.NewTextHandler(&log, nil))), table, &log

@@ -30,7 +30,7 @@ func tracedJob(t testing.TB, header ...delivery.HeaderField) *job {
 	ep, err := delivery.NewEndpoint(delivery.EndpointRow{
 		ID: outbox.UUID{3}, URL: "https://user:planted@hooks.example.com/planted?planted=planted", SecretToken: "planted-secret-token", VerifySSL: true,
 		CustomHeaders: []byte(`{"X-Key": "planted"}`),
-	}, delivery.DefaultDefaults())
+	}, endpointDefaults())
 	require.NoError(t, err)
 	return &job{
 		Delivery: store.Delivery{

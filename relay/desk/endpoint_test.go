@@ -14,7 +14,9 @@ import (
 	"github.com/neo-commons/outbox-relay/relay/desk"
 )
 
-func defaults() delivery.Defaults { return delivery.DefaultDefaults() }
+func defaults() delivery.Defaults {
+	return delivery.Defaults{Timeout: 30 * time.Second, MaxRetries: 5, Backoff: delivery.Backoff{First: 30 * time.Second, Max: time.Hour, Multiplier: 2}}
+}
 
 func TestEndpointsAreListedWithTheirTrouble(t *testing.T) {
 	t.Parallel()

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"testing"
+	"time"
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 	"github.com/stretchr/testify/assert"
@@ -34,7 +35,11 @@ func TestProbe(t *testing.T) {
 		}
 	}))
 	t.Cleanup(receiver.Close)
-	cfg := delivery.DefaultConfig()
+	cfg := delivery.Config{
+		ConnectTimeout: 5 * time.Second, TLSHandshakeTimeout: 5 * time.Second, MaxConns: 1, MaxConnsPerHost: 1, MaxIdlePerHost: 1, IdleTimeout: time.Minute,
+		KeepResponseBytes: 1 << 10, Version: "test", Source: "test",
+	}
+	guarded := cfg
 	cfg.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	probe := func(cfg delivery.Config, row delivery.EndpointRow) *desk.ProbeResult {
 		client, err := delivery.NewClient(cfg, nil, slog.New(slog.DiscardHandler))
@@ -64,7 +69,7 @@ func TestProbe(t *testing.T) {
 	assert.Equal(t, "no such path", p.Answer)
 	assert.Contains(t, p.Hint, "endpoint_url")
 
-	p = probe(delivery.DefaultConfig(), row)
+	p = probe(guarded, row)
 	assert.Equal(t, delivery.ClassDenied, p.Class)
 	assert.Contains(t, p.Hint, "network.allow")
 	assert.Zero(t, b.count(), "nothing is recorded")

@@ -10,7 +10,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 )
 
@@ -159,7 +158,7 @@ func TestWorkOfOrdinarySchemas(t *testing.T) {
 
 func TestPayloadSchemasOfATenant(t *testing.T) {
 	t.Parallel()
-	table := NewTenant("acme", delivery.DefaultDefaults())
+	table := NewTenant("acme", defaults())
 	assert.Nil(t, table.PayloadSchema("order.created"))
 	row := EventTypeRow{ID: outbox.UUID{1}, EventType: "order.created", Enabled: true, PayloadSchema: `{"type": "object"}`}
 	require.NoError(t, table.SetEventType(row))

@@ -19,7 +19,11 @@ import (
 // id returns a UUID that sorts by n.
 func id(n int) outbox.UUID { return outbox.UUID{13: byte(n >> 16), 14: byte(n >> 8), 15: byte(n)} }
 
-func newTenant() *Tenant { return NewTenant("tenant_a", delivery.DefaultDefaults()) }
+func defaults() delivery.Defaults {
+	return delivery.Defaults{Timeout: 30 * time.Second, MaxRetries: 5, Backoff: delivery.Backoff{First: 30 * time.Second, Max: time.Hour, Multiplier: 2}}
+}
+
+func newTenant() *Tenant { return NewTenant("tenant_a", defaults()) }
 
 func endpointRow(n int) delivery.EndpointRow {
 	return delivery.EndpointRow{
@@ -421,7 +425,7 @@ func (m model) match(e *outbox.Event) map[outbox.UUID]outbox.UUID {
 		return all
 	}
 	for _, s := range m.subscriptions {
-		endpoint, err := delivery.NewEndpoint(m.endpoints[s.EndpointID], delivery.DefaultDefaults())
+		endpoint, err := delivery.NewEndpoint(m.endpoints[s.EndpointID], defaults())
 		if err != nil || !endpoint.Active || !s.Active || eventType != nil && eventType.RequiresVerification && !endpoint.Verified {
 			continue
 		}
@@ -525,7 +529,7 @@ func BenchmarkMatchNewType(b *testing.B) {
 
 func TestOtherDefaults(t *testing.T) {
 	t.Parallel()
-	d := delivery.DefaultDefaults()
+	d := defaults()
 	d.Rate, d.Timeout = 5, 3*time.Second
 	table := NewTenant("tenant_a", d)
 	own := endpointRow(1)
