@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Backoff says how long to wait before the next attempt.
+// Backoff says how long to wait before the next attempt. The zero value does not wait.
 type Backoff struct {
 	// First is the greatest delay after the first failure, Max the greatest delay at all.
 	First, Max time.Duration

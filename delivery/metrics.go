@@ -7,7 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// Metrics counts what a Client does. Several Clients may share one.
+// Metrics counts what a Client does. It is safe for concurrent use, and several Clients may share one.
 type Metrics struct {
 	attempts         map[Class]prometheus.Counter
 	duration         prometheus.Histogram

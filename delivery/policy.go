@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// Policy says which URLs may be asked at all, whatever their hosts resolve to: that is for the guard.
+// Policy says which URLs may be asked at all, whatever their hosts resolve to: that is for the guard. It is safe for concurrent use.
 type Policy struct {
 	open          bool // it denies nothing
 	allow, deny   []string

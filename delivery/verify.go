@@ -32,7 +32,7 @@ type Verification struct {
 	Reason string
 }
 
-// Verify asks the receiver of an endpoint once, active or not, whether it wants what is sent there: by VerifyHead or VerifyChallenge. The request is like
+// Verify asks the receiver of an endpoint once, active or not, whether it wants what is sent there: by VerifyHead, or else by VerifyChallenge. The request is like
 // that of an attempt, with its signature, within the same timeout, and goes the same guarded way. No attempt is counted.
 func (c *Client) Verify(ctx context.Context, ep *Endpoint, how, source string) Verification {
 	asked := *ep

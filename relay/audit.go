@@ -27,7 +27,8 @@ type AuditOptions struct {
 	Thorough bool
 	// Repair queues what is missing.
 	Repair bool
-	// Found is told of each delivery that is missing. Progress is told of each tenant before it is looked at. Both may be nil.
+	// Found is told of each delivery that is missing. Progress is told of each tenant before it is looked at. Both may be nil, and are called by the goroutine
+	// that called Audit.
 	Found    func(tenant string, event, endpoint outbox.UUID)
 	Progress func(tenant string)
 }

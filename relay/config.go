@@ -50,7 +50,8 @@ type Database struct {
 	// the end of their names. One means that Slot is the only one.
 	Shards int `mapstructure:"shards"`
 	// MaxConnections bounds the pool; the stream uses one connection more.
-	MaxConnections int           `mapstructure:"max_connections"`
+	MaxConnections int `mapstructure:"max_connections"`
+	// ConnectTimeout bounds the opening of a connection to the database.
 	ConnectTimeout time.Duration `mapstructure:"connect_timeout"`
 	// WALBudget is how much of the log the server may keep for the slot before its disk is in danger, where the server itself has no limit. Zero: unknown.
 	WALBudget ByteSize `mapstructure:"wal_budget"`
@@ -109,7 +110,8 @@ type Delivery struct {
 	// EndpointRate is how many attempts a second an endpoint gets at most, unless its row says otherwise. Zero means no limit.
 	EndpointRate float64 `mapstructure:"endpoint_rate"`
 	// HostConcurrency is how many attempts to one host and port are in flight at most, over all endpoints of all tenants.
-	HostConcurrency     int           `mapstructure:"host_concurrency"`
+	HostConcurrency int `mapstructure:"host_concurrency"`
+	// ConnectTimeout bounds the look-up of a receiver's name and the connection to it, TLSHandshakeTimeout the handshake after that.
 	ConnectTimeout      time.Duration `mapstructure:"connect_timeout"`
 	TLSHandshakeTimeout time.Duration `mapstructure:"tls_handshake_timeout"`
 	// DefaultTimeout bounds a whole attempt to an endpoint whose row has no timeout.
@@ -139,7 +141,8 @@ type Delivery struct {
 // Retry is the schedule of an endpoint whose row has none. MaxBackoff bounds every endpoint's schedule.
 type Retry struct {
 	// Attempts counts the retries after the first attempt. Zero means that the first failure is final.
-	Attempts   int           `mapstructure:"attempts"`
+	Attempts int `mapstructure:"attempts"`
+	// Backoff is the greatest wait before the first retry, a millisecond or more. It grows by the factor Multiplier, 1 or more, with each that follows.
 	Backoff    time.Duration `mapstructure:"backoff"`
 	Multiplier float64       `mapstructure:"multiplier"`
 	MaxBackoff time.Duration `mapstructure:"max_backoff"`

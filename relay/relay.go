@@ -46,7 +46,7 @@ type Options struct {
 	Shard    int
 	Version  string // sent as part of User-Agent
 	Log      *slog.Logger
-	Registry prometheus.Registerer
+	Registry prometheus.Registerer // of this Run alone: names that it has already panic. Relays of one process tell theirs apart by a label
 	// Client makes the attempts; Run does not close it. Nil: Run makes one of its own. Relays of one process share one, see [Config.Share].
 	Client *delivery.Client
 	// Patient has Run wait out also what only a person can mend, and a database that does not answer at the start: it is one of several, and the

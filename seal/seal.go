@@ -78,7 +78,8 @@ func KeyOf(text string) string {
 	return id
 }
 
-// Seal returns the text to be stored for the secret of an endpoint, made with the first key. Every call returns another one.
+// Seal returns the text to be stored for the secret of an endpoint, made with the first key. Every call returns another one. ErrSecret: it is empty, too long, or
+// sealed already. A ring without keys seals nothing, see Empty.
 func (r *Ring) Seal(tenant string, endpoint outbox.UUID, secret string) (string, error) {
 	if r.Empty() {
 		return "", errors.New("there is no key to seal with: give one in secrets.keys")

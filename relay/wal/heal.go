@@ -13,7 +13,7 @@ import (
 	"github.com/neo-commons/outbox-relay/relay/failpoint"
 )
 
-// Identify returns the identifier of the database cluster.
+// Identify returns the identifier of the database cluster. What a person must act on is a *StreamError, ErrPooler above all.
 func Identify(ctx context.Context, o Options) (systemID string, err error) {
 	err = connected(ctx, o, func(conn *pgconn.PgConn) (bool, error) {
 		system, err := pglogrepl.IdentifySystem(ctx, conn)
@@ -27,7 +27,8 @@ func Identify(ctx context.Context, o Options) (systemID string, err error) {
 }
 
 // Renew drops the slot, if there is one, makes it anew and returns the position after which every commit is in the stream. It waits for the transactions
-// that are open now to end. A slot that somebody streams from is left alone: ErrSlotActive.
+// that are open now to end. What a person must act on is a *StreamError: a slot that somebody streams from is left alone (ErrSlotActive), as is one of another database
+// (ErrSlotForeign), and the publications have to be there first (ErrPublicationMissing).
 //
 // The slot could export the snapshot of that position, which would be the very border between what was before and what the stream brings. But the server
 // refuses that ("initial slot snapshot too large") where more transactions than it has room for began while it waited: some 20,000, seconds of a busy one.
