@@ -27,6 +27,9 @@ func (s *session) fill(ctx context.Context, left aside) error {
 		if err != nil {
 			return fmt.Errorf("list backfills: %w", err)
 		}
+		if len(list) == 0 {
+			clear(s.gates)
+		}
 		var worked bool
 		var faults error
 		for _, b := range list {

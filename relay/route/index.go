@@ -24,8 +24,8 @@ type index struct {
 	outline  outline // of the event that is matched
 }
 
-// maxPlans bounds the memory for event types that come once and never again. A plan is quickly made.
-const maxPlans = 10_000
+// maxPlans bounds the memory for event types that come once and never again: some 300 kB a tenant at the very most. A plan is made in microseconds.
+const maxPlans = 1_000
 
 // plan is what Match has to know of an event type.
 type plan struct {
