@@ -50,7 +50,7 @@ Subscriptions are judged as they are now: an event from before its subscription 
 Without --thorough, only events that have no delivery at all are looked at. Events of the last half
 minute, of suspended tenants and of tenants whose earlier events are still being queued are left out,
 as are those from before a tenant was added, even where tenants add has queued them, or from before
-the database was restored into another cluster.
+it came from another cluster, by a restore or with its schema.
 Of several databases each has its turn, with an object for each in JSON; tenants are named within
 one.
 
@@ -166,7 +166,7 @@ func writeAudit(out io.Writer, result *auditResult) error {
 		case r.Skipped != "":
 			note = "left out: " + plain(r.Skipped)
 		case !r.Restored.IsZero():
-			note = "the database was restored at " + r.Restored.Format(time.RFC3339) + "; events from before are left out"
+			note = "it came from another cluster at " + r.Restored.Format(time.RFC3339) + "; events from before are left out"
 		case !r.Added.IsZero():
 			note = "events from before it was added, " + r.Added.Format(time.RFC3339) + ", are left out"
 		}

@@ -156,7 +156,7 @@ func TestAuditSaysWhatItHasNotLookedAt(t *testing.T) {
 	s.exec(t, "UPDATE outbox_relay.tenants SET restored_at = now() - interval '1 hour' WHERE schema = 'zebra'")
 	assert.Equal(t, "nothing is missing in what was looked at", audit(exitOK))
 	out, _, _ = s.desk(t, "audit", "zebra", "--since", "2h")
-	assert.Regexp(t, `(?m)^zebra +0 +0 +0 +the database was restored at 2\S+Z; events from before are left out$`, out)
+	assert.Regexp(t, `(?m)^zebra +0 +0 +0 +it came from another cluster at 2\S+Z; events from before are left out$`, out)
 	out, _, _ = s.desk(t, "audit", "zebra", "--since", "2h", "-o", "json")
 	assert.Regexp(t, `"restored_at": "2\S+Z"`, out)
 	s.exec(t, "UPDATE outbox_relay.tenants SET restored_at = now() - interval '3 hours'")

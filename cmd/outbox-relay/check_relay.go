@@ -207,10 +207,10 @@ func (k *checker) progress(ctx context.Context, name, slot string) error {
 			"start a relay: it queues what occurred since an hour before its last record and has no delivery")
 	case systemID != "" && systemID != k.systemID:
 		k.fail(name, "was made on another cluster, "+systemID+": this database is a copy, or was restored",
-			"if this relay shall take over, clear system_identifier in outbox_relay.progress; else let it alone, or real receivers are called twice")
+			hintOf(foreign))
 	case instanceID != "" && instanceID != ours:
 		k.fail(name, fmt.Sprintf("belongs to instance %q, database.instance_id is %q", instanceID, ours),
-			"if this relay shall take over, clear instance_id in outbox_relay.progress; else let it alone, or real receivers are called twice")
+			hintOf(foreign))
 	case foreign != nil: // by what another slot's progress says
 		k.failError(name, foreign)
 	case err != nil:

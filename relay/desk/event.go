@@ -102,7 +102,8 @@ func (d *Desk) event(ctx context.Context, id outbox.UUID) (*EventDetail, error) 
 const selectEvent = `
 SELECT ` + store.EventColumns + `,
   coalesce(pg_visible_in_snapshot(e.xid, p.snapshot), false),
-  e.xid IS NULL OR pg_visible_in_snapshot(e.xid, t.added_snapshot) OR t.restored_at IS NOT NULL AND NOT pg_visible_in_snapshot(e.xid, pg_current_snapshot()),
+  e.xid IS NULL OR pg_visible_in_snapshot(e.xid, t.added_snapshot) OR t.restored_at IS NOT NULL AND NOT pg_visible_in_snapshot(e.xid, pg_current_snapshot())
+    OR coalesce(e.created_at < ` + store.OwnSince + `, false),
   t.restored_at,
   t.backfill_upto IS NOT NULL AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, t.backfill_upto))
     AND (t.backfill_from IS NULL OR e.xid IS NOT NULL AND NOT pg_visible_in_snapshot(e.xid, t.backfill_from))
@@ -122,7 +123,7 @@ WHERE e.id = $1::uuid`
 type marks struct {
 	recorded     bool // before the relay's last note of what it has recorded
 	beforeTenant bool
-	restored     Time // when the tenant's place was set anew; zero: never
+	restored     Time // when the tenant came with rows of another cluster; zero: never
 	backfilled   bool // by the tenant's latest backfill, done or not
 	backfillDone bool
 	beforeSuspension,
@@ -147,7 +148,7 @@ func (m *marks) progress(d *Desk, delivered bool) (Progress, string) {
 	case m.backfilled:
 		return Read, "yes, among earlier events"
 	case m.beforeTenant && !m.restored.IsZero():
-		return Before, "not known: the database was restored at " + m.restored.Format(time.RFC3339) +
+		return Before, "not known: its tenant came from another cluster at " + m.restored.Format(time.RFC3339) +
 			"; events from before are left out; endpoints recover --since queues such events"
 	case m.beforeTenant:
 		return Before, "no: it was committed before " + d.tenant + " became a tenant; endpoints recover --since queues such events"

@@ -155,7 +155,7 @@ func TestExplainEventsOutsideTheLog(t *testing.T) {
 		b.exec(`UPDATE acme.webhook_events SET xid = ` + xid)
 		x = b.explain(event, endpoint)
 		assert.Equal(t, desk.Before, x.Event.Progress, xid)
-		assert.Equal(t, "not known: the database was restored at 2026-01-02T03:04:05Z; events from before are left out; endpoints recover --since queues such events",
+		assert.Equal(t, "not known: its tenant came from another cluster at 2026-01-02T03:04:05Z; events from before are left out; endpoints recover --since queues such events",
 			x.Event.ProgressText)
 	}
 	assert.Equal(t, desk.Unread, b.explain(b.event("order.created", "{}"), endpoint).Event.Progress, "it came afterwards")

@@ -35,20 +35,23 @@ func (s *Store) Handled(ctx context.Context) (Snapshot, error) {
 	return ParseSnapshot(*text)
 }
 
-// inRange is for the parameters of Range.args. The comparison of numbers is for the index.
+// inRange is for the parameters of rangeArgs. The comparison of numbers is for the index.
 const inRange = `
 FROM {tenant}.webhook_events e
 WHERE e.xid >= pg_snapshot_xmin($1::text::pg_snapshot) AND NOT pg_visible_in_snapshot(e.xid, $1::text::pg_snapshot)
   AND pg_visible_in_snapshot(e.xid, $2::text::pg_snapshot)
-  AND ($3::timestamptz IS NULL OR e.occurred_at >= $3::timestamptz) AND ($4::timestamptz IS NULL OR e.occurred_at < $4::timestamptz)`
+  AND ($3::timestamptz IS NULL OR e.occurred_at >= $3::timestamptz) AND ($4::timestamptz IS NULL OR e.occurred_at < $4::timestamptz)
+  AND (e.created_at < $5::timestamptz) IS NOT TRUE`
 
 const noDelivery = `
   AND NOT EXISTS (SELECT FROM {tenant}.webhook_deliveries d WHERE d.relayed AND d.webhook_event_id = e.id)`
 
 func (s *Store) rangeArgs(ctx context.Context, r *Range, more ...any) ([]any, error) {
 	var from string
-	err := s.pool.QueryRow(ctx, `SELECT (`+later+`)::text FROM outbox_relay.tenants t, (SELECT nullif($2::text, '')::pg_snapshot AS snapshot) p WHERE t.schema = $1::text`,
-		r.Tenant, r.From.String()).Scan(&from)
+	var own *time.Time
+	err := s.pool.QueryRow(ctx, `SELECT (`+later+`)::text, `+OwnSince+`
+FROM outbox_relay.tenants t, (SELECT nullif($2::text, '')::pg_snapshot AS snapshot) p WHERE t.schema = $1::text`,
+		r.Tenant, r.From.String()).Scan(&from, &own)
 	if err != nil {
 		return nil, fmt.Errorf("read the admission of tenant %q: %w", r.Tenant, err)
 	}
@@ -58,7 +61,7 @@ func (s *Store) rangeArgs(ctx context.Context, r *Range, more ...any) ([]any, er
 		}
 		return &t
 	}
-	return append([]any{from, r.To.String(), bound(r.Since), bound(r.Until)}, more...), nil
+	return append([]any{from, r.To.String(), bound(r.Since), bound(r.Until), own}, more...), nil
 }
 
 // eventfulBatch is how many tenants Eventful asks about in one statement.
@@ -91,7 +94,7 @@ WHERE t.state = 'active' AND (`+open+`) IS NOT TRUE ORDER BY u.n`, tenants)
 			sql.WriteString(" LIMIT 1)")
 		}
 		// The text is another one each time that tenants come or go, and not worth a prepared statement.
-		rows, err := s.pool.Query(ctx, sql.String(), pgx.QueryExecModeExec, from.String(), to.String(), (*time.Time)(nil), (*time.Time)(nil))
+		rows, err := s.pool.Query(ctx, sql.String(), pgx.QueryExecModeExec, from.String(), to.String(), (*time.Time)(nil), (*time.Time)(nil), (*time.Time)(nil))
 		if err == nil {
 			var places []int
 			if places, err = pgx.CollectRows(rows, pgx.RowTo[int]); err == nil {
@@ -154,7 +157,7 @@ func (s *Store) UnaccountedPage(ctx context.Context, r Range, types []string, al
 	if !all {
 		sql += noDelivery
 	}
-	rows, err := s.pool.Query(ctx, forTenant(sql+` AND e.event_type = ANY($5::text[]) AND e.id > coalesce($6::uuid, '00000000-0000-0000-0000-000000000000') ORDER BY e.id LIMIT $7::int4`, r.Tenant), args...)
+	rows, err := s.pool.Query(ctx, forTenant(sql+` AND e.event_type = ANY($6::text[]) AND e.id > coalesce($7::uuid, '00000000-0000-0000-0000-000000000000') ORDER BY e.id LIMIT $8::int4`, r.Tenant), args...)
 	if err != nil {
 		return nil, false, s.auditError(r.Tenant, err)
 	}

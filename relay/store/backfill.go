@@ -94,12 +94,13 @@ SELECT ` + EventColumns + `, coalesce(e.xid IS NULL AND $6::text IS NOT NULL OR 
 FROM {tenant}.webhook_events e
 WHERE e.id > $1::uuid AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $2::text::pg_snapshot) OR e.xid >= pg_snapshot_xmax(pg_current_snapshot()))
   AND (CASE $3::text WHEN 'unprocessed' THEN e.processed_at IS NULL WHEN 'since' THEN e.occurred_at >= $4::timestamptz ELSE true END
-    OR NOT pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot))`
+    OR NOT pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot) AND (e.created_at < $7::timestamptz) IS NOT TRUE)`
 )
 
 // backfillFrom leaves out what was visible at the lower border. The first half is for the index.
 const backfillFrom = `
-  AND e.xid >= pg_snapshot_xmin($7::text::pg_snapshot) AND NOT pg_visible_in_snapshot(e.xid, $7::text::pg_snapshot)`
+  AND e.xid >= pg_snapshot_xmin($8::text::pg_snapshot) AND NOT pg_visible_in_snapshot(e.xid, $8::text::pg_snapshot)
+  AND (e.created_at < $7::timestamptz) IS NOT TRUE`
 
 const backfillOrder = ` ORDER BY e.id LIMIT $5::int4`
 
@@ -125,11 +126,12 @@ func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, 
 		border *string
 		late   string
 		early  string
+		own    *time.Time
 	)
 	err := s.pool.QueryRow(ctx, `SELECT t.backfill, t.backfill_since, t.backfill_from::text, t.backfill_border::text, t.backfill_upto::text,
   coalesce(t.backfill_cursor::text, '00000000-0000-0000-0000-000000000000'), coalesce(t.backfill_place, '0/0')::text,
-  coalesce(t.backfill_border_place, '0/0')::text FROM outbox_relay.tenants t WHERE t.schema = $1::text AND `+waiting, tenant).
-		Scan(&mode, &since, &lower, &border, &page.upto, &page.from, &late, &early)
+  coalesce(t.backfill_border_place, '0/0')::text, `+OwnSince+` FROM outbox_relay.tenants t WHERE t.schema = $1::text AND `+waiting, tenant).
+		Scan(&mode, &since, &lower, &border, &page.upto, &page.from, &late, &early, &own)
 	if errors.Is(err, pgx.ErrNoRows) {
 		page.Done = true
 		return page, nil
@@ -143,7 +145,7 @@ func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, 
 	if err != nil {
 		return nil, err
 	}
-	sql, args := backfillRows, []any{page.from, page.upto, mode, since, n, border}
+	sql, args := backfillRows, []any{page.from, page.upto, mode, since, n, border, own}
 	if lower != nil {
 		sql, args = sql+backfillFrom, append(args, *lower)
 	}

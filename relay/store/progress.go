@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pglogrepl"
@@ -135,7 +136,7 @@ func CheckInstance(ctx context.Context, db Querier, slot string, o LeadOptions) 
 	takeOver := "name it, with database.instance_id"
 	switch {
 	case led == slot:
-		takeOver = "run: UPDATE outbox_relay.progress SET " + strings.Join(cleared(instance, system, o), ", ") + " WHERE slot = '" + slot + "'"
+		takeOver = takeOwn(slot, instance, system, o)
 	case o.InstanceID != "":
 		takeOver = takeSlot("instance_id", o.InstanceID, slot, known)
 	case instance == "":
@@ -147,24 +148,34 @@ func CheckInstance(ctx context.Context, db Querier, slot string, o LeadOptions) 
 	}
 }
 
-// cleared are the columns that say otherwise than we do.
-func cleared(instance, system string, o LeadOptions) (columns []string) {
-	if instance != "" && instance != o.InstanceID {
-		columns = append(columns, "instance_id = ''")
+// takeOwn has a slot's row let us lead. The cluster it was led on stays in it, if that is another one: transaction ids mean nothing here then, and the heal has to
+// know (see ErrRestored). Emptied, it would have all that was committed here count as handled.
+func takeOwn(slot, instance, system string, o LeadOptions) string {
+	moved := system != "" && o.SystemID != "" && system != o.SystemID
+	switch {
+	case !moved:
+		return setProgress("instance_id", "", slot)
+	case o.InstanceID != "":
+		return setProgress("instance_id", o.InstanceID, slot)
+	case instance != "":
+		return "set database.instance_id to " + strconv.Quote(instance)
+	default:
+		return "set database.instance_id to a name, such as " + exampleInstance + ", and " + setProgress("instance_id", exampleInstance, slot)
 	}
-	if system != "" && o.SystemID != "" && system != o.SystemID {
-		columns = append(columns, "system_identifier = ''")
-	}
-	return columns
 }
+
+const exampleInstance = "production"
 
 // takeSlot has the row of the slot say that it is ours, whatever the others say. The row comes with the slot: one without would have it healed.
 func takeSlot(column, value, slot string, known bool) string {
-	first := "run: "
 	if !known {
-		first = "run outbox-relay migrate, and then: "
+		return strings.Replace(setProgress(column, value, slot), "run: ", "run outbox-relay migrate, and then: ", 1)
 	}
-	return fmt.Sprintf("%sUPDATE outbox_relay.progress SET %s = '%s' WHERE slot = '%s'", first, column, strings.ReplaceAll(value, "'", "''"), slot)
+	return setProgress(column, value, slot)
+}
+
+func setProgress(column, value, slot string) string {
+	return fmt.Sprintf("run: UPDATE outbox_relay.progress SET %s = '%s' WHERE slot = '%s'", column, strings.ReplaceAll(value, "'", "''"), slot)
 }
 
 func whose(slot, instance, system string, o LeadOptions) string {

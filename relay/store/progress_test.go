@@ -131,6 +131,7 @@ func TestInstanceOfOtherSlots(t *testing.T) {
 	row := func(slot, instance, system string) string { return slot + "/" + instance + "/" + system }
 	named, unnamed := "name it, with database.instance_id", " SET system_identifier = '76' WHERE slot = '"+b.slot+"'"
 	take := "if this relay shall take over, run: UPDATE outbox_relay.progress SET instance_id = '" + ours + "' WHERE slot = '" + b.slot + "'"
+	given := "set database.instance_id to a name, such as production, and run: UPDATE outbox_relay.progress SET instance_id = 'production' WHERE slot = '" + b.slot + "'"
 	for name, test := range map[string]struct {
 		own      string   // "": migrate has not run with this slot
 		others   []string // the first of them is told of
@@ -148,7 +149,7 @@ func TestInstanceOfOtherSlots(t *testing.T) {
 		"led here without a name":              {row("", "", system) + "/5", []string{row("app", theirs, system)}, "", system, ""},
 		"led here before we had a name":        {row("", "", system) + "/5", []string{row("app", theirs, system)}, ours, system, ""},
 		"led here, cluster unknown":            {row("", "", system) + "/5", []string{row("app", theirs, system)}, ours, "", ""},
-		"led elsewhere without a name":         {row("", "", "77") + "/5", []string{row("", "", "77"), row("app", theirs, "77")}, ours, system, "SET system_identifier = '' WHERE slot = '" + b.slot + "'"},
+		"led elsewhere without a name":         {row("", "", "77") + "/5", []string{row("", "", "77"), row("app", theirs, "77")}, ours, system, take},
 		"named, beside ours":                   {"//", []string{row("z", theirs, system), row("a", ours, system)}, ours, system, take},
 		"named, beside one that is not":        {"//", []string{row("z", theirs, system), row("a", "", "77")}, ours, system, take},
 		"ours already":                         {row("", ours, system), []string{row("app", theirs, system)}, ours, system, ""},
@@ -165,7 +166,10 @@ func TestInstanceOfOtherSlots(t *testing.T) {
 		"nobody named, and we are":             {"//", []string{row("app", "", "77")}, ours, system, take},
 		"nobody named, led here":               {row("", "", system), []string{row("app", "", "77")}, "", system, ""},
 		"nobody named, cluster unknown":        {"//", []string{row("app", "", "77")}, "", "", ""},
-		"nobody named, ours of another, too":   {row("", "", "77") + "/5", []string{row("", "", "77"), row("app_1", "", "77")}, "", system, "SET system_identifier = '' WHERE slot = '" + b.slot + "'"},
+		"nobody named, ours of another, too":   {row("", "", "77") + "/5", []string{row("", "", "77"), row("app_1", "", "77")}, "", system, given},
+		"copied, named there":                  {row("", theirs, "77") + "/5", []string{row("", theirs, "77")}, "", system, "if this relay shall take over, set database.instance_id to \"production\""},
+		"copied, named there and here":         {row("", theirs, "77") + "/5", []string{row("", theirs, "77")}, ours, system, take},
+		"renamed":                              {row("", theirs, system) + "/5", []string{row("", theirs, system)}, ours, system, "run: UPDATE outbox_relay.progress SET instance_id = '' WHERE slot = '" + b.slot + "'"},
 		"restored, which is for healing":       {row("", ours, "77"), []string{row("app", ours, "77")}, ours, system, ""},
 		"restored, beside what is not of ours": {row("", ours, "77"), []string{row("app", theirs, "77")}, ours, system, ""},
 	} {
@@ -218,8 +222,15 @@ func TestInstanceOfOtherSlots(t *testing.T) {
 			insert(b.slot, "//") // by migrate
 		}
 		b.exec("UPDATE " + statement)
+		if strings.Contains(test.hint, "set database.instance_id to a name") {
+			us.InstanceID = "production"
+		}
 		require.NoError(t, b.store.Admit(t.Context(), us), "%s: after %s", name, statement)
 		_, led = b.store.Lead(t.Context(), us)
+		if strings.HasPrefix(test.own, "/") && strings.Contains(test.own, "/77") { // healing has to know that it was restored
+			require.ErrorIs(t, led, store.ErrRestored, name)
+			continue
+		}
 		require.NoError(t, led, "%s: after %s", name, statement)
 	}
 }

@@ -292,7 +292,7 @@ VALUES
 ('webhook_event_subscriptions', 'id:uuid webhook_endpoint_id:uuid event_type_id:uuid is_active:boolean event_filters:jsonb'),
 ('webhook_subscriptions', 'id:uuid endpoint_id:uuid event_type_id:uuid event_type event_filters:jsonb is_active:boolean context_id:uuid last_triggered_at'),
 ('webhook_events', 'id:uuid event_type event_name aggregate_id:uuid aggregate_type aggregate_version event_data:jsonb event_metadata:jsonb'
-  ' correlation_id:uuid causation_id:uuid triggered_by_user_id:uuid context_id:uuid occurred_at processed_at'),
+  ' correlation_id:uuid causation_id:uuid triggered_by_user_id:uuid context_id:uuid occurred_at processed_at created_at'),
 ('webhook_deliveries', 'id:uuid webhook_endpoint_id:uuid webhook_event_id:uuid attempt_number delivery_status request_url request_method'
   ' request_headers:jsonb request_body request_signature response_status_code response_headers:jsonb response_body response_time_ms'
   ' error_message error_code next_retry_at max_attempts_reached:boolean attempted_at completed_at created_at'),

@@ -19,7 +19,7 @@ COMMENT ON COLUMN outbox_relay.tenants.backfill_border_place IS 'the same for wh
 COMMENT ON COLUMN outbox_relay.tenants.pause IS 'while it is suspended: why an operator has paused it, empty where nobody said; null: it is not paused';
 COMMENT ON COLUMN outbox_relay.tenants.tables IS 'OIDs of its tables of endpoints, event types, older subscriptions and subscriptions when it was last added: others are loaded anew';
 COMMENT ON COLUMN outbox_relay.tenants.digest IS 'of the rows of these tables, as the leader knew them at progress.snapshot or before';
-COMMENT ON COLUMN outbox_relay.tenants.restored_at IS 'when added_snapshot was set anew, since transaction ids of the cluster it came from mean nothing here; null: never';
+COMMENT ON COLUMN outbox_relay.tenants.restored_at IS 'when it came with rows that have transaction ids of another cluster; null: never';
 GRANT UPDATE (backfill_place, backfill_border_place, pause, digest, restored_at) ON outbox_relay.tenants TO outbox_relay_runner;
 
 -- Whoever changes a state.
