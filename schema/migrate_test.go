@@ -32,7 +32,7 @@ func TestFreshTenant(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, tenants, 1)
 	assert.Equal(t, "active", tenants[0].State)
-	assert.Equal(t, 3, tenants[0].Version)
+	assert.Equal(t, 1, tenants[0].Version)
 }
 
 func TestMigrateFromTwoReplicasAtOnce(t *testing.T) {
@@ -55,7 +55,7 @@ func TestMigrateBehindAReader(t *testing.T) {
 	dump, err := connect(t, b.dsn).Begin(b.ctx)
 	require.NoError(t, err)
 	defer func() { _ = dump.Rollback(b.ctx) }()
-	_, err = dump.Exec(b.ctx, "LOCK TABLE outbox_relay.progress IN ACCESS SHARE MODE")
+	_, err = dump.Exec(b.ctx, "LOCK TABLE outbox_relay.tenants IN ACCESS SHARE MODE")
 	require.NoError(t, err)
 	steps, done := make(chan string, 100), make(chan error, 1)
 	go func() {
@@ -73,7 +73,7 @@ func TestMigrateBehindAReader(t *testing.T) {
 		}
 	}
 	b.exec("SET lock_timeout = '5s'")
-	b.exec("UPDATE outbox_relay.progress SET updated_at = now()")
+	b.exec("UPDATE outbox_relay.tenants SET reason = NULL")
 	require.NoError(t, dump.Rollback(b.ctx))
 	require.NoError(t, <-done)
 }

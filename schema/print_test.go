@@ -45,6 +45,22 @@ func TestPrintMakesWhatMigrateMakes(t *testing.T) {
 	assert.Equal(t, list(migrated, catalog), list(printed, catalog))
 }
 
+// TestPrintAgainChangesNothing looks after each of its transactions: relays and provisioning go on meanwhile, and the next one may not come.
+func TestPrintAgainChangesNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var sql strings.Builder
+	require.NoError(t, schema.Print(&sql, schema.Options{Slot: b.slot}))
+	before := list(b, catalog)
+	for part := range strings.SplitAfterSeq(sql.String(), "\nCOMMIT;\n") {
+		_, err := b.conn.PgConn().Exec(b.ctx, part).ReadAll()
+		require.NoError(t, err)
+		for i, now := range list(b, catalog) { // one by one: all of it is long
+			require.Equal(t, before[i], now)
+		}
+	}
+}
+
 // While a slot is made PostgreSQL reads what others do to the catalog, in a subtransaction, and goes on as if the caller held nothing outside of it.
 func TestPrintMakesTheSlotWhileTablesAreMade(t *testing.T) {
 	t.Parallel()

@@ -39,7 +39,7 @@ func (e *hinted) Hint() string { return e.hint }
 var ErrOutdated = errors.New("the schema outbox_relay is older than this relay: run outbox-relay migrate")
 
 // shapeVersion is the least outbox_relay.shape_version() that the statements of this package work with.
-const shapeVersion = 3
+const shapeVersion = 1
 
 // ErrRestored says that the tables come from another cluster, by a logical restore or a migration: transaction ids and positions in them mean nothing
 // here. The instance is the same, by its name: healing mends it.

@@ -5,7 +5,7 @@
 CREATE OR REPLACE FUNCTION outbox_relay.shape_version() RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 1';
 
 -- The base shape of each table in the order of its references; %1$I stands for the schema. What the relay adds to a table that
--- may exist already is in tenant_column, so that a fresh and an adopted table go the same way.
+-- may exist already is in tenant_columns, so that a fresh and an adopted table go the same way.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.tenant_tables() RETURNS TABLE (ord int, name text, ddl text)
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $fn$
@@ -247,20 +247,31 @@ VALUES
 ('webhook_endpoints', 'rate_limit_per_second', 'numeric CONSTRAINT webhook_endpoints_rate_limit_check CHECK (rate_limit_per_second > 0)'),
 ('webhook_endpoints', 'disabled_reason', 'text'),
 ('webhook_endpoints', 'disabled_at', 'timestamptz'),
+('webhook_endpoints', 'paused_at', 'timestamptz'),
+('webhook_endpoints', 'verified_at', 'timestamptz'),
 ('webhook_endpoints', 'secondary_secret_token', 'varchar(512)'),
 ('webhook_endpoints', 'secondary_secret_expires_at', 'timestamptz'),
-('webhook_deliveries', 'relayed', 'boolean NOT NULL DEFAULT false')
+('webhook_deliveries', 'relayed', 'boolean NOT NULL DEFAULT false'),
+('webhook_deliveries', 'replay', 'int NOT NULL DEFAULT 0'),
+('webhook_delivery_attempts', 'replay', 'int NOT NULL DEFAULT 0'),
+('webhook_dead_letters', 'replay', 'int NOT NULL DEFAULT 0'),
+('webhook_dead_letters', 'discarded_at', 'timestamptz'),
+('webhook_dead_letters', 'order_key', 'uuid'),
+('webhook_dead_letters', 'order_lsn', 'pg_lsn'),
+('webhook_dead_letters', 'order_n', 'int')
 $fn$;
 -- +goose StatementEnd
 
 -- Indexes on tables that may be large: built concurrently by the relay's own commands, inline by add_tenant where that is short.
 -- A polling dispatcher wrote several deliveries for one (event, endpoint): only the relay's own rows are unique.
+-- A recovery asks of each event whether it has a delivery, be it one of an older dispatcher. Of those a tenant that began with the relay has none.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.tenant_indexes() RETURNS TABLE (tbl text, name text, uniq boolean, spec text)
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $fn$
 VALUES
 ('webhook_events', 'webhook_events_xid_idx', false, '(xid)'),
-('webhook_deliveries', 'webhook_deliveries_relayed_key', true, '(webhook_event_id, webhook_endpoint_id) WHERE relayed')
+('webhook_deliveries', 'webhook_deliveries_relayed_key', true, '(webhook_event_id, webhook_endpoint_id) WHERE relayed'),
+('webhook_deliveries', 'webhook_deliveries_older_idx', false, '(webhook_event_id, webhook_endpoint_id) WHERE NOT relayed')
 $fn$;
 -- +goose StatementEnd
 
@@ -269,15 +280,15 @@ $fn$;
 CREATE OR REPLACE FUNCTION outbox_relay.tenant_grants() RETURNS TABLE (tbl text, privileges text)
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $fn$
 VALUES
-('webhook_events', 'SELECT'),
-('webhook_endpoints', 'SELECT, UPDATE (is_active, disabled_reason, disabled_at, last_used_at)'),
+('webhook_events', 'SELECT, INSERT'), -- INSERT: the relay's own news
+('webhook_endpoints', 'SELECT, UPDATE (is_active, paused_at, disabled_reason, disabled_at, last_used_at, is_verified, verified_at)'),
 ('webhook_event_types', 'SELECT'),
 ('webhook_event_subscriptions', 'SELECT'),
 ('webhook_subscriptions', 'SELECT, UPDATE (last_triggered_at)'),
 ('webhook_deliveries', 'SELECT, INSERT, UPDATE, DELETE'),
 ('webhook_delivery_attempts', 'SELECT, INSERT, UPDATE, DELETE'),
-('webhook_dead_letters', 'SELECT, INSERT, UPDATE'),
-('webhook_delivery_stats', 'SELECT, INSERT, UPDATE')
+('webhook_dead_letters', 'SELECT, INSERT, UPDATE, DELETE'),
+('webhook_delivery_stats', 'SELECT, INSERT, UPDATE, DELETE')
 $fn$;
 -- +goose StatementEnd
 

@@ -8,20 +8,6 @@
 --
 -- Locks are taken in the order in which the recorder takes them: that of the endpoint's order (lock_order), rows of the queue, rows of the tenant.
 
-ALTER TABLE outbox_relay.endpoint_health ADD COLUMN IF NOT EXISTS pause interval NOT NULL DEFAULT '0';
-COMMENT ON COLUMN outbox_relay.endpoint_health.pause IS 'longest time without a failure since failing_since';
-
-ALTER TABLE outbox_relay.tenants ADD COLUMN IF NOT EXISTS backfill_place pg_lsn, ADD COLUMN IF NOT EXISTS backfill_border_place pg_lsn,
-  ADD COLUMN IF NOT EXISTS pause text, ADD COLUMN IF NOT EXISTS tables text, ADD COLUMN IF NOT EXISTS digest bigint,
-  ADD COLUMN IF NOT EXISTS state_since timestamptz NOT NULL DEFAULT now(), ADD COLUMN IF NOT EXISTS restored_at timestamptz;
-COMMENT ON COLUMN outbox_relay.tenants.backfill_place IS 'order_lsn of what the backfill queues: after what the log had brought, before what it brings since; null: before everything';
-COMMENT ON COLUMN outbox_relay.tenants.backfill_border_place IS 'the same for what is visible in backfill_border';
-COMMENT ON COLUMN outbox_relay.tenants.pause IS 'while it is suspended: why an operator has paused it, empty where nobody said; null: it is not paused';
-COMMENT ON COLUMN outbox_relay.tenants.tables IS 'OIDs of its tables of endpoints, event types, older subscriptions and subscriptions when it was last added: others are loaded anew';
-COMMENT ON COLUMN outbox_relay.tenants.digest IS 'of the rows of these tables, as the leader knew them at progress.snapshot or before';
-COMMENT ON COLUMN outbox_relay.tenants.restored_at IS 'when it came with rows that have transaction ids of another cluster; null: never';
-GRANT UPDATE (backfill_place, backfill_border_place, pause, digest, restored_at) ON outbox_relay.tenants TO outbox_relay_runner;
-
 -- Whoever changes a state.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION outbox_relay.note_state() RETURNS trigger
@@ -29,39 +15,6 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$ BEGIN NEW.state_sin
 -- +goose StatementEnd
 DROP TRIGGER IF EXISTS note_state ON outbox_relay.tenants;
 CREATE TRIGGER note_state BEFORE UPDATE OF state ON outbox_relay.tenants FOR EACH ROW WHEN (OLD.state <> NEW.state) EXECUTE FUNCTION outbox_relay.note_state();
-
-ALTER TABLE outbox_relay.progress ADD COLUMN IF NOT EXISTS timeline text;
-COMMENT ON COLUMN outbox_relay.progress.timeline IS 'history of the log that the epoch belongs to';
-
--- The history that the log of this server belongs to: another one after a standby became the primary, and positions of the old one mean nothing in it.
-CREATE OR REPLACE FUNCTION outbox_relay.timeline() RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) $$;
-
--- OIDs of the two publications; 0: it is missing.
-CREATE OR REPLACE FUNCTION outbox_relay.publications() RETURNS oid[]
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-  SELECT ARRAY(SELECT coalesce(b.oid, 0) FROM unnest('{outbox_relay_events,outbox_relay_registry}'::name[]) WITH ORDINALITY w (name, n)
-    LEFT JOIN pg_publication b ON b.pubname = w.name ORDER BY w.n)
-$$;
-REVOKE ALL ON FUNCTION outbox_relay.timeline(), outbox_relay.publications() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION outbox_relay.timeline(), outbox_relay.publications() TO outbox_relay_runner;
-
-ALTER TABLE outbox_relay.progress ADD COLUMN IF NOT EXISTS publications oid[] DEFAULT outbox_relay.publications();
-COMMENT ON COLUMN outbox_relay.progress.publications IS 'through which the slot is read: a publication made anew leaves out what was being written meanwhile';
-
--- +goose StatementBegin
-CREATE OR REPLACE FUNCTION outbox_relay.advance(slot text, epoch bigint, lsn pg_lsn, high pg_lsn) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-  UPDATE outbox_relay.progress p
-     SET lsn = greatest(p.lsn, advance.lsn), high_lsn = greatest(p.high_lsn, advance.high), updated_at = now()
-   WHERE p.slot = advance.slot AND p.epoch = advance.epoch AND (p.timeline IS NULL OR p.timeline = outbox_relay.timeline());
-  IF NOT FOUND THEN
-    RAISE EXCEPTION 'fenced: slot "%" has another leader than epoch %, or the log another history', slot, epoch USING ERRCODE = 'OR001';
-  END IF;
-END
-$$;
--- +goose StatementEnd
 
 -- Raises unless the caller may control the tenant.
 --
@@ -97,9 +50,6 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
-
--- Finds what of a key is in flight. Only ordered rows under a lease are in it.
-CREATE INDEX IF NOT EXISTS retry_queue_leased_idx ON outbox_relay.retry_queue (lane, order_key) WHERE order_key IS NOT NULL AND leased_by IS NOT NULL;
 
 -- (IS TRUE, here and below, keeps the index on due_at from being used where the row is known: what the server believes to be due is what it saw an hour ago.)
 -- Tells whether somebody has a delivery of the key under a lease that has not run out. One that is put in front of it meanwhile has to wait until it ends.
@@ -586,17 +536,6 @@ BEGIN
   RETURN outbox_relay.request_recovery(schema, endpoint, since, rate);
 END
 $$;
--- +goose StatementEnd
-
--- A recovery asks of each event whether it has a delivery, be it one of an older dispatcher. Of those a tenant that began with the relay has none.
--- +goose StatementBegin
-CREATE OR REPLACE FUNCTION outbox_relay.tenant_indexes() RETURNS TABLE (tbl text, name text, uniq boolean, spec text)
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $fn$
-VALUES
-('webhook_events', 'webhook_events_xid_idx', false, '(xid)'),
-('webhook_deliveries', 'webhook_deliveries_relayed_key', true, '(webhook_event_id, webhook_endpoint_id) WHERE relayed'),
-('webhook_deliveries', 'webhook_deliveries_older_idx', false, '(webhook_event_id, webhook_endpoint_id) WHERE NOT relayed')
-$fn$;
 -- +goose StatementEnd
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
