@@ -97,10 +97,21 @@ WHERE e.id > $1::uuid AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $2::te
     OR NOT pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot) AND (e.created_at < $7::timestamptz) IS NOT TRUE)`
 )
 
-// backfillFrom leaves out what was visible at the lower border. The first half is for the index.
-const backfillFrom = `
+// What was visible at the lower border is left out. Where little has come since, it is found by its index and sorted for each page. Where it is much, all of
+// it would be read for each page: then a walk through the primary key has to find it, and a CASE hides it from a planner that has counted none of it yet.
+const (
+	backfillFrom = `
   AND e.xid >= pg_snapshot_xmin($8::text::pg_snapshot) AND NOT pg_visible_in_snapshot(e.xid, $8::text::pg_snapshot)
   AND (e.created_at < $7::timestamptz) IS NOT TRUE`
+	backfillFromMany = `
+  AND CASE WHEN e.xid >= pg_snapshot_xmin($8::text::pg_snapshot) THEN NOT pg_visible_in_snapshot(e.xid, $8::text::pg_snapshot) END
+  AND (e.created_at < $7::timestamptz) IS NOT TRUE`
+
+	// muchMissed is how many events are much.
+	muchMissed    = 20_000
+	hasMuchMissed = `
+SELECT EXISTS (SELECT FROM {tenant}.webhook_events e WHERE e.xid >= pg_snapshot_xmin($1::text::pg_snapshot) ORDER BY e.xid OFFSET $2::int4 LIMIT 1)`
+)
 
 const backfillOrder = ` ORDER BY e.id LIMIT $5::int4`
 
@@ -147,7 +158,15 @@ func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, 
 	}
 	sql, args := backfillRows, []any{page.from, page.upto, mode, since, n, border, own}
 	if lower != nil {
-		sql, args = sql+backfillFrom, append(args, *lower)
+		var much bool
+		if err := s.pool.QueryRow(ctx, forTenant(hasMuchMissed, tenant), *lower, muchMissed).Scan(&much); err != nil {
+			return nil, err
+		}
+		from := backfillFrom
+		if much {
+			from = backfillFromMany
+		}
+		sql, args = sql+from, append(args, *lower)
 	}
 	if failpoint.Planted(failpoint.HealByID) {
 		sql += ` AND e.id > coalesce((SELECT max(d.webhook_event_id::text)::uuid FROM {tenant}.webhook_deliveries d), $1::uuid)`
