@@ -38,12 +38,15 @@ type Trigger struct {
 	Last         time.Time // by this process's clock
 }
 
+// totalBefore is what the attempts took that a row of statistics s has. One that another dispatcher wrote knows only their average.
+const totalBefore = `coalesce(s.total_response_ms, coalesce(s.avg_response_time_ms, 0)::int8 * s.total_attempts)`
+
 const (
 	// An adopted table's default for the id may find nothing in our search path, which is empty.
 	saveStats = `
 INSERT INTO {tenant}.webhook_delivery_stats AS s (id, webhook_endpoint_id, date_recorded, total_attempts, successful_deliveries, failed_deliveries,
-  timeout_deliveries, avg_response_time_ms, min_response_time_ms, max_response_time_ms, most_common_error_code, error_rate)
-SELECT gen_random_uuid(), u.id, u.day::date, u.ok + u.failed + u.late, u.ok, u.failed, u.late, u.total / (u.ok + u.failed + u.late), u.least, u.most, nullif(u.error, ''),
+  timeout_deliveries, total_response_ms, avg_response_time_ms, min_response_time_ms, max_response_time_ms, most_common_error_code, error_rate)
+SELECT gen_random_uuid(), u.id, u.day::date, u.ok + u.failed + u.late, u.ok, u.failed, u.late, u.total, u.total / (u.ok + u.failed + u.late), u.least, u.most, nullif(u.error, ''),
   round(100.0 * (u.failed + u.late) / (u.ok + u.failed + u.late), 2)
 FROM unnest($1::uuid[], $2::text[], $3::int4[], $4::int4[], $5::int4[], $6::int8[], $7::int4[], $8::int4[], $9::text[])
   AS u (id, day, ok, failed, late, total, least, most, error)
@@ -53,8 +56,8 @@ ON CONFLICT (webhook_endpoint_id, date_recorded) DO UPDATE SET
   successful_deliveries = s.successful_deliveries + excluded.successful_deliveries,
   failed_deliveries = s.failed_deliveries + excluded.failed_deliveries,
   timeout_deliveries = s.timeout_deliveries + excluded.timeout_deliveries,
-  avg_response_time_ms = (coalesce(s.avg_response_time_ms, 0)::int8 * s.total_attempts + excluded.avg_response_time_ms::int8 * excluded.total_attempts)
-    / (s.total_attempts + excluded.total_attempts),
+  total_response_ms = ` + totalBefore + ` + excluded.total_response_ms,
+  avg_response_time_ms = (` + totalBefore + ` + excluded.total_response_ms) / (s.total_attempts + excluded.total_attempts),
   min_response_time_ms = least(s.min_response_time_ms, excluded.min_response_time_ms),
   max_response_time_ms = greatest(s.max_response_time_ms, excluded.max_response_time_ms),
   most_common_error_code = coalesce(excluded.most_common_error_code, s.most_common_error_code),

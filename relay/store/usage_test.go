@@ -21,3 +21,18 @@ func TestUsageNeedsNoDefault(t *testing.T) {
 	require.NoError(t, b.store.SaveUsage(t.Context(), "a", []*store.Usage{u}, nil))
 	assert.Equal(t, "1", b.row("total_attempts", "a.webhook_delivery_stats"))
 }
+
+// TestAverageDoesNotDrift: it is written every half minute, and is that of the day all the same.
+func TestAverageDoesNotDrift(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	u := store.Usage{Endpoint: store.Endpoint{Tenant: "a", ID: b.endpoint("a")}, Day: time.Now().UTC(), Successes: 1, LastUsed: time.Now()}
+	b.exec("INSERT INTO a.webhook_delivery_stats (webhook_endpoint_id, date_recorded, total_attempts, avg_response_time_ms) VALUES ($1, $2, 2, 100)", u.ID, u.Day) // an older dispatcher's
+	for range 100 {
+		for _, took := range []time.Duration{110 * time.Millisecond, 90 * time.Millisecond} {
+			u.Total = took
+			require.NoError(t, b.store.SaveUsage(t.Context(), "a", []*store.Usage{&u}, nil))
+		}
+	}
+	assert.Equal(t, "202|100", b.row("total_attempts, avg_response_time_ms", "a.webhook_delivery_stats"))
+}

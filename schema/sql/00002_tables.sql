@@ -258,7 +258,8 @@ VALUES
 ('webhook_dead_letters', 'discarded_at', 'timestamptz'),
 ('webhook_dead_letters', 'order_key', 'uuid'),
 ('webhook_dead_letters', 'order_lsn', 'pg_lsn'),
-('webhook_dead_letters', 'order_n', 'int')
+('webhook_dead_letters', 'order_n', 'int'),
+('webhook_delivery_stats', 'total_response_ms', 'bigint') -- what avg_response_time_ms is of: an average of averages that were rounded drifts
 $fn$;
 -- +goose StatementEnd
 
