@@ -45,7 +45,7 @@ DELETE FROM {tenant}.webhook_dead_letters l WHERE l.id = ANY(ARRAY(
   ORDER BY o.delivery_id LIMIT $3::int4))`
 	purgeStats = `
 DELETE FROM {tenant}.webhook_delivery_stats s WHERE s.id = ANY(ARRAY(
-  SELECT o.id FROM {tenant}.webhook_delivery_stats o WHERE $1::uuid IS NOT NULL AND o.date_recorded < (now() - $2::int8 * interval '1 microsecond')::date
+  SELECT o.id FROM {tenant}.webhook_delivery_stats o WHERE $1::uuid IS NOT NULL AND o.date_recorded < ((now() - $2::int8 * interval '1 microsecond') AT TIME ZONE 'UTC')::date
   LIMIT $3::int4))`
 )
 

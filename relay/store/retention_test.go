@@ -59,6 +59,21 @@ func TestPurgeLeavesWhatIsQueued(t *testing.T) {
 	}
 }
 
+// TestPurgeStatsByDaysOfUTC: they are the days of the statistics, whatever zone the server has.
+func TestPurgeStatsByDaysOfUTC(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	for _, zone := range []string{"Etc/GMT-14", "Etc/GMT+12"} { // one of them has another date now
+		b.exec("DO $$ BEGIN EXECUTE format('ALTER ROLE relay_%1$s IN DATABASE %1$I SET TimeZone = ''" + zone + "''', current_database()); END $$")
+		b.exec(`INSERT INTO a.webhook_delivery_stats (webhook_endpoint_id, date_recorded) SELECT $1, (now() AT TIME ZONE 'UTC')::date - n FROM unnest('{2,3}'::int[]) n`, e)
+		n, err := b.open().Purge(t.Context(), "a", store.KeptStats, 48*time.Hour, 10)
+		require.NoError(t, err)
+		assert.Equal(t, int64(1), n, zone)
+		b.exec("DELETE FROM a.webhook_delivery_stats")
+	}
+}
+
 func TestFirstID(t *testing.T) {
 	t.Parallel()
 	before := time.Now()
