@@ -115,7 +115,7 @@ func checkBackfill(ctx context.Context, c *config, tenant string, o schema.AddOp
 			return beyondRetention(o.Since, now, kept)
 		}
 		var oldest time.Time
-		err = conn.QueryRow(ctx, `SELECT occurred_at FROM `+pgx.Identifier{tenant, "webhook_events"}.Sanitize()+`
+		err = conn.QueryRow(ctx, `SELECT greatest(occurred_at, '0001-01-01 00:00:00+00') FROM `+pgx.Identifier{tenant, "webhook_events"}.Sanitize()+`
 			WHERE processed_at IS NULL AND occurred_at < $1::timestamptz LIMIT 1`, now.Add(-kept)).Scan(&oldest)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
