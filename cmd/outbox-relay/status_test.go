@@ -174,6 +174,7 @@ func TestCommandsOnAStandby(t *testing.T) {
 	assert.NotContains(t, said, "is not there")
 	assert.NotContains(t, said, "nobody reads it")
 	assert.NotContains(t, said, "connections from nowhere")
+	assert.NotRegexp(t, `"(slots|relays|recoveries|worst|blocked)": null`, d.succeed(t, "status", "-o", "json"), "what is not known is an empty list")
 	d.succeed(t, "deliveries", "list")
 	d.succeed(t, "events", "show", event)
 	for _, command := range []string{"events explain " + event, "endpoints list", "endpoints show " + endpoint, "endpoints pause " + endpoint} {

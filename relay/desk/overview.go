@@ -101,7 +101,7 @@ func (c *Count) add(n int64, more bool) {
 // stays the caller's, its session is changed.
 func Survey(ctx context.Context, conn *pgx.Conn, slots, tenants []string, patience time.Duration) (*Overview, error) {
 	d := newDesk(conn, "")
-	o := &Overview{Slots: []Slot{}, Gaps: []Gap{}}
+	o := &Overview{}
 	const op = "look at the database"
 	_, err := conn.Exec(ctx, sessionSQL)
 	if err == nil {
@@ -139,7 +139,25 @@ func Survey(ctx context.Context, conn *pgx.Conn, slots, tenants []string, patien
 			o.gap(part.name, "%s", reasonOf(err))
 		}
 	}
+	o.fill()
 	return o, nil
+}
+
+// fill makes empty lists of those that are missing, as of parts that could not be looked at: scripts go through either.
+func (o *Overview) fill() {
+	o.Slots, o.Relays, o.Recoveries, o.Gaps = orEmpty(o.Slots), orEmpty(o.Relays), orEmpty(o.Recoveries), orEmpty(o.Gaps)
+	o.Queue.Worst, o.Queue.Blocked = orEmpty(o.Queue.Worst), orEmpty(o.Queue.Blocked)
+	o.Endpoints.Worst, o.Letters.Worst = orEmpty(o.Endpoints.Worst), orEmpty(o.Letters.Worst)
+	if o.Deliveries.PerMinute == nil {
+		o.Deliveries.PerMinute = make(map[string]Count)
+	}
+}
+
+func orEmpty[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
 }
 
 // reasonOf is an error of the server in few words.
@@ -283,5 +301,5 @@ FROM (SELECT * FROM outbox_relay.recoveries r ORDER BY r.id DESC LIMIT 100) r WH
 // worst keeps the first few of what is in an order.
 func worst[T any](list []T, order func(a, b *T) int) []T {
 	slices.SortStableFunc(list, func(a, b T) int { return order(&a, &b) })
-	return append([]T{}, list[:min(len(list), overviewShown)]...)
+	return list[:min(len(list), overviewShown)]
 }

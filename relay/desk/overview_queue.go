@@ -78,7 +78,6 @@ SELECT coalesce((SELECT e.name FROM {tenant}.webhook_endpoints e WHERE e.id = $1
 
 func (d *Desk) surveyQueue(ctx context.Context, o *Overview) error {
 	q := &o.Queue
-	q.Worst, q.Blocked = []Backlog{}, []Blocked{}
 	st, err := store.ReadQueue(ctx, d.conn)
 	if err != nil {
 		return err
@@ -106,7 +105,7 @@ func (d *Desk) surveyQueue(ctx context.Context, o *Overview) error {
 	if err != nil {
 		return err
 	}
-	q.Worst = append(q.Worst, list[1:]...)
+	q.Worst = list[1:]
 	if rows, err = d.conn.Query(ctx, queueBlocked, store.QueueCountLimit, overviewShown); err == nil {
 		q.Blocked, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Blocked, err error) {
 			err = row.Scan(&b.Tenant, &b.EndpointID, &b.Key, &b.Behind, &b.HeadID, &b.HeadDueAt)

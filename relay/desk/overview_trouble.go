@@ -88,7 +88,6 @@ func (d *Desk) surveyEndpoints(ctx context.Context, o *Overview, tenants []strin
 		of[list[i].Tenant]++
 	}
 	t, l := &o.Endpoints, &o.Letters
-	t.Worst, l.Worst = []Trouble{}, []DeadLetters{}
 	for i := range list {
 		x := &list[i]
 		more := of[x.Tenant] >= troublesPerTenant
