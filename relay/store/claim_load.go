@@ -17,12 +17,13 @@ import (
 
 // loadClaimed reads bodies up to a number of bytes ($2), those of one key in their order; $4: the first in any case. Where the body is not kept, the event
 // it is made of counts. An endpoint that is not there may be of a transaction that the log has brought and nobody else sees yet: it is older than the one that wrote
-// the delivery, so that it is gone once none of those is under way.
+// the delivery, so that it is gone once none of those is under way. A day after it was written it is gone in any case: what is two thousand million transactions
+// old is younger than all to age.
 const loadClaimed = `
 SELECT d.id, d.webhook_event_id, d.webhook_endpoint_id, coalesce(d.request_url, ''), coalesce(d.request_method, ''), coalesce(d.request_headers, '{}')::text,
   CASE WHEN NOT d.over THEN d.request_body END, d.over,
   d.delivery_status::text, d.attempt_number::int4, d.replay::int4, e.id IS NOT NULL,
-  age(d.written) <= age(pg_snapshot_xmin(pg_current_snapshot())::xid), ` + verifiedOnly + `, ` + endpointColumns + `
+  age(d.written) <= age(pg_snapshot_xmin(pg_current_snapshot())::xid) AND coalesce(d.created_at::timestamptz > now() - interval '1 day', true), ` + verifiedOnly + `, ` + endpointColumns + `
 FROM (SELECT d.*, sum(d.size) OVER place > $2::int8 AND NOT ($4::bool AND row_number() OVER place = 1) AS over
   FROM (SELECT d.*, d.xmin AS written, q.order_lsn, q.order_n, coalesce(octet_length(d.request_body), (
       SELECT octet_length(coalesce(e.event_data::text, '')) + octet_length(coalesce(e.event_metadata::text, '')) FROM {tenant}.webhook_events e WHERE e.id = d.webhook_event_id), 0) AS size

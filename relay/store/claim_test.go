@@ -365,6 +365,16 @@ func TestClaimWithoutAnEndpoint(t *testing.T) {
 		return b.count("outbox_relay.retry_queue") == 0
 	}, time.Minute, 50*time.Millisecond)
 	assert.Equal(t, "cancelled|the endpoint is gone|true|-", b.row("delivery_status, error_message, completed_at IS NOT NULL, next_retry_at", "a.webhook_deliveries WHERE id = $1", late.ID))
+
+	open, err := b.admin.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = open.Rollback(context.WithoutCancel(t.Context())) }()
+	_, err = open.Exec(t.Context(), "SELECT pg_current_xact_id()")
+	require.NoError(t, err)
+	b.record(deferred(deliver("a", e), 0))
+	b.exec("UPDATE a.webhook_deliveries SET created_at = now() - interval '2 days' WHERE delivery_status = 'pending'")
+	assert.Empty(t, claim())
+	assert.Zero(t, b.count("outbox_relay.retry_queue"), "of one that waits for long no transaction makes another endpoint")
 }
 
 // TestLockHealIsKept: the server takes the lock from a relay that says nothing any more, and only from such a one.
