@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -121,7 +122,7 @@ func (a *app) seal(ctx context.Context, q *inquiry, conn *pgx.Conn, c *config, d
 	for _, name := range names {
 		t, err := s.add(ctx, conn, name, c.Database.Slot)
 		if ctx.Err() != nil || err != nil && q.tenant != "" {
-			return err
+			return cmp.Or(err, ctx.Err()) // interrupted between two statements, it has failed all the same
 		}
 		if err != nil { // the others have their turn all the same
 			failed = true

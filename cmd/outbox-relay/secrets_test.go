@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -433,4 +434,45 @@ func TestRotateSecretCommandLine(t *testing.T) {
 	require.Equal(t, exitOK, o.code)
 	_, err := seal.ParseKey("k", o.out)
 	require.NoError(t, err)
+}
+
+// TestSealIsInterruptedWhileItCounts: nothing has been sealed, and it does not say that all is well.
+func TestSealIsInterruptedWhileItCounts(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	d.exec(t, "CREATE SCHEMA acme; CREATE SCHEMA globex")
+	d.succeed(t, "migrate")
+	d.succeed(t, "tenants", "add", "acme")
+	d.succeed(t, "tenants", "add", "globex")
+	file := filepath.Join(t.TempDir(), "key")
+	require.NoError(t, os.WriteFile(file, []byte(seal.NewKey()), 0o600))
+	cfg, err := pgx.ParseConfig(d.url)
+	require.NoError(t, err)
+	ctx, interrupt := context.WithCancel(t.Context())
+	cfg.Tracer = afterQuery{"count(*) FILTER", interrupt}
+	conn, err := pgx.ConnectConfig(t.Context(), cfg)
+	require.NoError(t, err)
+	defer conn.Close(t.Context()) //nolint:errcheck // nothing is lost with it
+	c := defaultConfig()
+	c.Secrets.Keys = []string{"2026=file:" + file}
+	a := app{out: io.Discard, err: io.Discard}
+	assert.ErrorIs(t, a.seal(ctx, &inquiry{output: "table"}, conn, &c, false), context.Canceled)
+}
+
+// afterQuery calls then once a query that contains text has ended.
+type afterQuery struct {
+	text string
+	then func()
+}
+
+type queryKey struct{}
+
+func (a afterQuery) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
+	return context.WithValue(ctx, queryKey{}, q.SQL)
+}
+
+func (a afterQuery) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
+	if sql, _ := ctx.Value(queryKey{}).(string); strings.Contains(sql, a.text) {
+		a.then()
+	}
 }
