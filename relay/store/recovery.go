@@ -83,7 +83,8 @@ WHERE e.id > $1::uuid AND e.occurred_at >= $3::timestamptz
   AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $4::text::pg_snapshot) OR e.xid >= pg_snapshot_xmax(pg_current_snapshot()))
 ORDER BY e.id LIMIT $5::int4`
 
-// RecoveryPage reads the next part of a recovery: at most n events are looked at. What is wrong with the tenant's own tables is a *TenantError, but for a lock
+// RecoveryPage reads the next part of a recovery: of at most n events from since the time that was asked for it is seen whether they have a delivery. Older ones are
+// passed over by the server and do not count. What is wrong with the tenant's own tables is a *TenantError, but for a lock
 // that somebody holds: that passes.
 func (s *Store) RecoveryPage(ctx context.Context, r Recovery, n int) (*RecoveryPage, error) {
 	page, err := s.recoveryPage(ctx, r, n)

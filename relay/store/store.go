@@ -30,7 +30,7 @@ type Config struct {
 	// Refresh returns the DSN for each new connection, as a password may have changed since New. Nil: it is URL for ever. Either is parsed anew each
 	// time, and with it .pgpass and certificates are read anew.
 	Refresh func() (string, error)
-	// MaxConns bounds the connections, of which one is for Record alone. Zero means 4, and the least there can be is 2.
+	// MaxConns bounds the connections, of which one is for Record alone and is opened by New. Zero means 4, and less than 3 means 3.
 	MaxConns int32
 	// ConnectTimeout bounds the opening of each connection, and the look whether one that has been idle still lives. Zero means what the DSN says, else no
 	// bound for the one and 10 s for the other.
