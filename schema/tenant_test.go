@@ -203,9 +203,11 @@ func TestPauseAndResume(t *testing.T) {
 	require.ErrorIs(t, schema.ResumeTenant(b.ctx, b.dsn, "nosuch", nil), schema.ErrNotTenant)
 
 	b.exec("INSERT INTO outbox_relay.retry_queue VALUES (gen_random_uuid(), 'acme', gen_random_uuid(), now()), (gen_random_uuid(), 'other', gen_random_uuid(), now())")
+	b.exec("INSERT INTO outbox_relay.endpoint_health (tenant, endpoint_id, failing_since) VALUES ('acme', gen_random_uuid(), now()), ('other', gen_random_uuid(), now())")
 	b.exec("DROP SCHEMA acme CASCADE")
 	require.NoError(t, schema.RemoveTenant(b.ctx, b.dsn, "acme", nil))
 	assert.Equal(t, []string{"other"}, list(b, "SELECT tenant FROM outbox_relay.retry_queue"))
+	assert.Equal(t, []string{"other"}, list(b, "SELECT tenant FROM outbox_relay.endpoint_health"))
 	require.ErrorIs(t, schema.RemoveTenant(b.ctx, b.dsn, "acme", nil), schema.ErrNotTenant)
 }
 

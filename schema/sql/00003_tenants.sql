@@ -250,6 +250,7 @@ BEGIN
     -- A schema that was dropped and made again is another tenant: the relay has to forget the old one's endpoints.
     DELETE FROM outbox_relay.tenants n WHERE n.schema = add_tenant.schema;
     DELETE FROM outbox_relay.retry_queue q WHERE q.tenant = add_tenant.schema;
+    DELETE FROM outbox_relay.endpoint_health h WHERE h.tenant = add_tenant.schema;
   END IF;
   -- One budget for all locks, or the first would be held while the others are waited for. A row that an open transaction has written into a table
   -- which is published meanwhile is not in the log, nor is it visible when the relay loads the table.
@@ -334,6 +335,7 @@ BEGIN
   DELETE FROM outbox_relay.tenants n WHERE n.schema = remove_tenant.schema;
   known := FOUND;
   DELETE FROM outbox_relay.retry_queue q WHERE q.tenant = remove_tenant.schema;
+  DELETE FROM outbox_relay.endpoint_health h WHERE h.tenant = remove_tenant.schema;
   FOR p IN SELECT pub.pubname, c.relname
              FROM pg_publication_rel pr
              JOIN pg_publication pub ON pub.oid = pr.prpubid AND pub.pubname IN ('outbox_relay_events', 'outbox_relay_registry')
