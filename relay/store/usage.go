@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -41,15 +42,20 @@ type Trigger struct {
 // totalBefore is what the attempts took that a row of statistics s has. One that another dispatcher wrote knows only their average.
 const totalBefore = `coalesce(s.total_response_ms, coalesce(s.avg_response_time_ms, 0)::int8 * s.total_attempts)`
 
+// errorCounts are the attempts by class of error that a row of statistics s and what is added to it have, a row for each.
+const errorCounts = `(SELECT c.key, sum(c.value::int8)::int8 AS n
+    FROM (SELECT * FROM jsonb_each_text(coalesce(s.error_counts, '{}')) UNION ALL SELECT * FROM jsonb_each_text(excluded.error_counts)) c GROUP BY c.key) c`
+
 const (
 	// An adopted table's default for the id may find nothing in our search path, which is empty.
 	saveStats = `
 INSERT INTO {tenant}.webhook_delivery_stats AS s (id, webhook_endpoint_id, date_recorded, total_attempts, successful_deliveries, failed_deliveries,
-  timeout_deliveries, total_response_ms, avg_response_time_ms, min_response_time_ms, max_response_time_ms, most_common_error_code, error_rate)
-SELECT gen_random_uuid(), u.id, u.day::date, u.ok + u.failed + u.late, u.ok, u.failed, u.late, u.total, u.total / (u.ok + u.failed + u.late), u.least, u.most, nullif(u.error, ''),
+  timeout_deliveries, total_response_ms, avg_response_time_ms, min_response_time_ms, max_response_time_ms, error_counts, most_common_error_code, error_rate)
+SELECT gen_random_uuid(), u.id, u.day::date, u.ok + u.failed + u.late, u.ok, u.failed, u.late, u.total, u.total / (u.ok + u.failed + u.late), u.least, u.most,
+  u.errors, nullif(u.error, ''),
   round(100.0 * (u.failed + u.late) / (u.ok + u.failed + u.late), 2)
-FROM unnest($1::uuid[], $2::text[], $3::int4[], $4::int4[], $5::int4[], $6::int8[], $7::int4[], $8::int4[], $9::text[])
-  AS u (id, day, ok, failed, late, total, least, most, error)
+FROM unnest($1::uuid[], $2::text[], $3::int4[], $4::int4[], $5::int4[], $6::int8[], $7::int4[], $8::int4[], $9::text[], $10::text[]::jsonb[])
+  AS u (id, day, ok, failed, late, total, least, most, error, errors)
 JOIN {tenant}.webhook_endpoints e ON e.id = u.id ORDER BY 2, 3
 ON CONFLICT (webhook_endpoint_id, date_recorded) DO UPDATE SET
   total_attempts = s.total_attempts + excluded.total_attempts,
@@ -60,7 +66,8 @@ ON CONFLICT (webhook_endpoint_id, date_recorded) DO UPDATE SET
   avg_response_time_ms = (` + totalBefore + ` + excluded.total_response_ms) / (s.total_attempts + excluded.total_attempts),
   min_response_time_ms = least(s.min_response_time_ms, excluded.min_response_time_ms),
   max_response_time_ms = greatest(s.max_response_time_ms, excluded.max_response_time_ms),
-  most_common_error_code = coalesce(excluded.most_common_error_code, s.most_common_error_code),
+  error_counts = (SELECT coalesce(jsonb_object_agg(c.key, c.n), '{}') FROM ` + errorCounts + `),
+  most_common_error_code = coalesce((SELECT c.key FROM ` + errorCounts + ` ORDER BY c.n DESC, c.key LIMIT 1), s.most_common_error_code),
   error_rate = round(100.0 * (s.failed_deliveries + s.timeout_deliveries + excluded.failed_deliveries + excluded.timeout_deliveries)
     / (s.total_attempts + excluded.total_attempts), 2), updated_at = now()`
 
@@ -82,6 +89,7 @@ func (s *Store) SaveUsage(ctx context.Context, tenant string, usage []*Usage, tr
 	var (
 		ids              []outbox.UUID
 		days, errs       []string
+		counts           []string // of errors, as JSON
 		ok, failed, late []int32
 		total, ages      []int64
 		least, most      []int32
@@ -91,6 +99,11 @@ func (s *Store) SaveUsage(ctx context.Context, tenant string, usage []*Usage, tr
 		count            = func(n int64) int32 { return int32(min(n, 1<<31-1)) }                        //nolint:gosec // bounded
 	)
 	for _, u := range usage {
+		counted, err := json.Marshal(u.Errors)
+		if u.Errors == nil || err != nil { // which a map of numbers never is
+			counted = []byte("{}")
+		}
+		counts = append(counts, string(counted))
 		ids, days, errs = append(ids, u.ID), append(days, u.Day.Format(time.DateOnly)), append(errs, short(u.commonError(), maxCode))
 		ok, failed, late = append(ok, count(u.Successes)), append(failed, count(u.Failures)), append(late, count(u.Timeouts))
 		total, ages = append(total, u.Total.Milliseconds()), append(ages, time.Since(u.LastUsed).Microseconds())
@@ -105,7 +118,7 @@ func (s *Store) SaveUsage(ctx context.Context, tenant string, usage []*Usage, tr
 		p := beginPipeline(ctx, conn.Conn())
 		p.add("BEGIN")
 		p.add("SET LOCAL synchronous_commit = off") // a thousand tenants would wait for the disk a thousand times
-		p.add(forTenant(saveStats, tenant), ids, days, ok, failed, late, total, least, most, errs)
+		p.add(forTenant(saveStats, tenant), ids, days, ok, failed, late, total, least, most, errs, counts)
 		p.add(forTenant(touchEndpoints, tenant), ids, ages)
 		p.add(forTenant(touchSubscriptions, tenant), subscriptions, subscriptionAges)
 		p.add("COMMIT")

@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
@@ -35,4 +36,29 @@ func TestAverageDoesNotDrift(t *testing.T) {
 		}
 	}
 	assert.Equal(t, "202|100", b.row("total_attempts, avg_response_time_ms", "a.webhook_delivery_stats"))
+}
+
+// TestMostCommonErrorIsTheDays: it is written every half minute, and is not that of the last one.
+func TestMostCommonErrorIsTheDays(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	save := func(errors map[string]int64) {
+		u := store.Usage{Endpoint: store.Endpoint{Tenant: "a", ID: get[outbox.UUID](b, "SELECT id FROM a.webhook_endpoints")}, Day: time.Now().UTC(), Successes: 1, LastUsed: time.Now(), Errors: errors}
+		for _, n := range errors {
+			u.Failures += n
+		}
+		require.NoError(t, b.store.SaveUsage(t.Context(), "a", []*store.Usage{&u}, nil))
+	}
+	id := b.endpoint("a")
+	b.exec("INSERT INTO a.webhook_delivery_stats (webhook_endpoint_id, date_recorded, most_common_error_code) VALUES ($1, $2, 'old')", id, time.Now().UTC()) // an older dispatcher's
+	for _, step := range []struct {
+		errors map[string]int64
+		want   string
+	}{
+		{nil, "old"}, {map[string]int64{"timeout": 2}, "timeout"}, {map[string]int64{"http_5xx": 1}, "timeout"}, {nil, "timeout"}, {map[string]int64{"http_5xx": 2, "dns": 1}, "http_5xx"},
+	} {
+		save(step.errors)
+		assert.Equal(t, step.want, b.row("most_common_error_code", "a.webhook_delivery_stats"))
+	}
+	assert.Equal(t, `{"dns": 1, "timeout": 2, "http_5xx": 3}|11`, b.row("error_counts, total_attempts", "a.webhook_delivery_stats"))
 }

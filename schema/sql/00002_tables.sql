@@ -259,6 +259,7 @@ VALUES
 ('webhook_dead_letters', 'order_key', 'uuid'),
 ('webhook_dead_letters', 'order_lsn', 'pg_lsn'),
 ('webhook_dead_letters', 'order_n', 'int'),
+('webhook_delivery_stats', 'error_counts', 'jsonb'), -- what most_common_error_code is of
 ('webhook_delivery_stats', 'total_response_ms', 'bigint') -- what avg_response_time_ms is of: an average of averages that were rounded drifts
 $fn$;
 -- +goose StatementEnd
