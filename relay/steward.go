@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
@@ -188,6 +189,7 @@ type purge struct {
 	tenant string
 	kind   store.Kept
 	age    time.Duration
+	from   outbox.UUID // where it goes on
 }
 
 func (p *purger) advance(ctx context.Context, s *session) error {
@@ -201,8 +203,8 @@ func (p *purger) advance(ctx context.Context, s *session) error {
 	}
 	budget := purgeLook
 	for start := time.Now(); len(p.todo) > 0 && time.Since(start) < budget; {
-		next := p.todo[0]
-		n, err := s.store.Purge(ctx, next.tenant, next.kind, next.age, purgeBatch)
+		next := &p.todo[0]
+		n, err := s.store.Purge(ctx, next.tenant, next.kind, next.age, purgeBatch, &next.from)
 		if _, broken := errors.AsType[*store.TenantError](err); broken {
 			s.log.Debug("old rows of a tenant stay", "error", err)
 		} else if err != nil {
@@ -227,10 +229,10 @@ func (p *purger) follow(keeps Retention) {
 func purges(cfg *Retention, tenants []string) (todo []purge) {
 	for _, tenant := range tenants {
 		for _, p := range []purge{
-			{tenant, store.KeptDeliveries, cfg.Deliveries},
-			{tenant, store.KeptAttempts, cfg.Attempts},
-			{tenant, store.KeptDeadLetters, cfg.DeadLetters},
-			{tenant, store.KeptStats, cfg.Stats},
+			{tenant: tenant, kind: store.KeptDeliveries, age: cfg.Deliveries},
+			{tenant: tenant, kind: store.KeptAttempts, age: cfg.Attempts},
+			{tenant: tenant, kind: store.KeptDeadLetters, age: cfg.DeadLetters},
+			{tenant: tenant, kind: store.KeptStats, age: cfg.Stats},
 		} {
 			if p.age > 0 {
 				todo = append(todo, p)

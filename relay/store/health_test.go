@@ -222,8 +222,8 @@ func TestPurgeTakesOnlyWhatIsOver(t *testing.T) {
 	b.exec("UPDATE a.webhook_dead_letters SET replayed_at = now() - interval '95 days' WHERE delivery_id = $1", replayed.Delivery.ID)
 	b.exec("INSERT INTO a.webhook_delivery_stats (webhook_endpoint_id, date_recorded) VALUES ($1, now() - interval '100 days'), ($1, now())", e)
 	b.record(succeeded(deliver("a", e)))
-	purge := func(kind store.Kept, age time.Duration) int64 {
-		n, err := b.store.Purge(t.Context(), "a", kind, age, 1000)
+	purge := func(kind store.Kept, age time.Duration) int {
+		n, err := b.store.Purge(t.Context(), "a", kind, age, 1000, new(outbox.UUID))
 		require.NoError(t, err)
 		return n
 	}
@@ -231,12 +231,12 @@ func TestPurgeTakesOnlyWhatIsOver(t *testing.T) {
 	for _, kind := range []store.Kept{store.KeptDeliveries, store.KeptAttempts, store.KeptDeadLetters, store.KeptStats} {
 		assert.Zero(t, purge(kind, 101*day), kind)
 	}
-	assert.EqualValues(t, 1, purge(store.KeptDeliveries, 90*day), "the success")
+	assert.Equal(t, 1, purge(store.KeptDeliveries, 90*day), "the success")
 	assert.Equal(t, 4, b.count("a.webhook_deliveries"))
-	assert.EqualValues(t, 3, purge(store.KeptAttempts, 90*day))
-	assert.EqualValues(t, 1, purge(store.KeptDeadLetters, 90*day), "the one that was replayed")
+	assert.Equal(t, 3, purge(store.KeptAttempts, 90*day))
+	assert.Equal(t, 1, purge(store.KeptDeadLetters, 90*day), "the one that was replayed")
 	assert.Equal(t, 1, b.count("a.webhook_dead_letters"))
-	assert.EqualValues(t, 1, purge(store.KeptStats, 90*day))
+	assert.Equal(t, 1, purge(store.KeptStats, 90*day))
 	assert.Zero(t, purge(store.KeptDeliveries, 90*day))
 	b.exec("DELETE FROM a.webhook_endpoints")
 	assert.EqualValues(t, 2, purge(store.KeptDeliveries, 90*day), "those that have failed, of an endpoint that is gone")
