@@ -239,7 +239,7 @@ func TestPurgeTakesOnlyWhatIsOver(t *testing.T) {
 	assert.Equal(t, 1, purge(store.KeptStats, 90*day))
 	assert.Zero(t, purge(store.KeptDeliveries, 90*day))
 	b.exec("DELETE FROM a.webhook_endpoints")
-	assert.EqualValues(t, 2, purge(store.KeptDeliveries, 90*day), "those that have failed, of an endpoint that is gone")
+	assert.Equal(t, 2, purge(store.KeptDeliveries, 90*day), "those that have failed, of an endpoint that is gone")
 }
 
 // TestDisableBesideALock: an endpoint that cannot be disabled now keeps its health, and is disabled later.
