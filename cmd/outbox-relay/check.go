@@ -7,8 +7,9 @@ import (
 	"regexp"
 	"strings"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
+
+	"github.com/neo-commons/outbox-relay/guest"
 )
 
 func (a *app) checkCommand() *cobra.Command {
@@ -58,7 +59,7 @@ type checker struct {
 	failed int
 	seen   map[string]string // databases by cluster and name, with what they are called in the configuration
 
-	conn     *pgx.Conn
+	conn     *guest.Conn
 	settings map[string]string // of the server
 	systemID string            // of the server behind database.url
 	database string            // as the server calls it: database.url may leave it out, or name what a pooler calls it
@@ -105,7 +106,7 @@ func (k *checker) check(ctx context.Context) error {
 		k.failError("database", err)
 		return ctx.Err()
 	}
-	k.conn = conn
+	k.conn = lent(conn)
 	defer func() { _ = hangUp(ctx, conn) }() // everything has been read
 	facts := []fact{
 		{"database", k.server},
@@ -132,7 +133,7 @@ func (k *checker) check(ctx context.Context) error {
 		k.look(ctx, f)
 	}
 	var there bool
-	if err := conn.QueryRow(ctx, "SELECT to_regclass('outbox_relay.tenants') IS NOT NULL").Scan(&there); err != nil || !there {
+	if err := k.conn.QueryRow(ctx, "SELECT to_regclass('outbox_relay.tenants') IS NOT NULL").Scan(&there); err != nil || !there {
 		return ctx.Err() // said by installed
 	}
 	for _, f := range installed {

@@ -40,7 +40,7 @@ func (k *checker) installed(ctx context.Context) error {
 }
 
 func (k *checker) grantRemedy() string {
-	return fmt.Sprintf("GRANT %s TO %s", schema.RunnerRole, pgx.Identifier{k.conn.Config().User}.Sanitize())
+	return fmt.Sprintf("GRANT %s TO %s", schema.RunnerRole, pgx.Identifier{k.conn.Conn().Config().User}.Sanitize())
 }
 
 func (k *checker) publications(ctx context.Context) error {

@@ -75,7 +75,7 @@ func (k *checker) pooler(ctx context.Context) error {
 	if err := k.conn.QueryRow(ctx, "SELECT pg_backend_pid()").Scan(&pid); err != nil {
 		return err
 	}
-	if pid == k.conn.PgConn().PID() {
+	if pid == k.conn.Conn().PgConn().PID() {
 		k.ok("pooler", "none between database.url and the server")
 		return nil
 	}

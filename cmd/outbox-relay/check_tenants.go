@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -167,15 +166,7 @@ func (k *checker) tableFaults(ctx context.Context) (map[string][]string, error) 
 
 // registry reads the routing rows the way the relay does.
 func (k *checker) registry(ctx context.Context, schemas []string) (*store.Registry, error) {
-	s, err := store.New(ctx, store.Config{
-		URL: k.config.Database.URL, MaxConns: 1, ConnectTimeout: k.config.Database.ConnectTimeout, Slot: k.config.Database.Slot,
-		PayloadSchemas: k.config.Validation.PayloadSchema != relay.SchemaOff, Log: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		return nil, err
-	}
-	defer s.Close()
-	return s.LoadRegistry(ctx, schemas, nil)
+	return store.ReadRegistry(ctx, k.conn.Conn(), schemas, k.config.Validation.PayloadSchema != relay.SchemaOff)
 }
 
 // tables reports the first thing that keeps a tenant from working, and whether none does.

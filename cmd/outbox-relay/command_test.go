@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/neo-commons/outbox-relay/schema"
 	"github.com/neo-commons/outbox-relay/schema/pgtest"
 )
 
@@ -252,6 +253,24 @@ func TestTimesAreReadWhateverTheDateStyle(t *testing.T) {
 	assert.Contains(t, d.succeed(t, "__complete", "tenants", "pause", ""), "acme\tactive\n:4\n")
 	assert.Contains(t, d.succeed(t, "status"), "queues earlier events: since")
 	assert.Contains(t, d.succeed(t, "check"), "ok    clock: ")
+}
+
+// A pooler may give the session to an application next.
+func TestConnectionsOfCommandsSetNothing(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	d.exec(t, "ALTER DATABASE "+d.name+" SET datestyle = 'German'")
+	conn, err := dial(t.Context(), "database.url", d.url, 10*time.Second, nil)
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, hangUp(t.Context(), conn)) }()
+	_, err = schema.Tenants(t.Context(), lent(conn))
+	require.NoError(t, err)
+	var now time.Time
+	require.NoError(t, lent(conn).QueryRow(t.Context(), "SELECT now()").Scan(&now))
+	var set []string
+	require.NoError(t, conn.QueryRow(t.Context(), `SELECT ARRAY(SELECT name FROM pg_settings WHERE source = 'session'
+		UNION ALL SELECT statement FROM pg_prepared_statements)`).Scan(&set))
+	assert.Empty(t, set)
 }
 
 func TestTenantsFromFirstToLast(t *testing.T) {

@@ -36,7 +36,7 @@ func (a *app) tenantNames(cmd *cobra.Command, args []string, _ string) (names []
 	ctx, cancel := context.WithTimeout(cmd.Context(), completePatience)
 	defer cancel()
 	err = withDatabase(ctx, &c, func(conn *pgx.Conn) error {
-		tenants, err := schema.Tenants(ctx, conn)
+		tenants, err := schema.Tenants(ctx, lent(conn))
 		for _, t := range tenants {
 			names = append(names, cobra.CompletionWithDesc(t.Schema, t.State))
 		}

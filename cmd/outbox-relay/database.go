@@ -11,6 +11,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/spf13/cobra"
+
+	"github.com/neo-commons/outbox-relay/guest"
 )
 
 // connectError is a database that cannot be reached or does not let us in.
@@ -66,13 +68,19 @@ func dial(ctx context.Context, key, dsn string, timeout time.Duration, params ma
 	if err != nil {
 		return nil, &connectError{key, err}
 	}
-	// Times are read as text, and a role or a database may have another style for them. Not a startup parameter: a pooler may refuse what it does not know.
-	setting, cancel := context.WithTimeout(ctx, timeout)
+	// A pooler greets before it has a session of the server.
+	asking, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if _, err := conn.Exec(setting, "SET DateStyle = 'ISO'"); err != nil {
+	if _, err := conn.Exec(asking, "SELECT 1"); err != nil {
 		return nil, &connectError{key, errors.Join(err, hangUp(ctx, conn))}
 	}
 	return conn, nil
+}
+
+// lent is a connection whose times can be read: they come as text, and a role or a database may have another style for them. The session may be a pooler's, and
+// stays as it is.
+func lent(conn *pgx.Conn) *guest.Conn {
+	return guest.New(conn, "BEGIN", "SELECT pg_catalog.set_config('DateStyle', 'ISO', true)")
 }
 
 // withDatabase runs f with a connection to the database of the configuration.

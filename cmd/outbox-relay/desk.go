@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,7 +19,6 @@ import (
 
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/desk"
-	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // What the commands about deliveries, dead letters, endpoints and events share.
@@ -53,27 +51,6 @@ func (a *app) atDesk(cmd *cobra.Command, q *inquiry, f func(ctx context.Context,
 		}
 		return f(ctx, d, &c)
 	})
-}
-
-// routingRows reads those of the tenant the way the relay does.
-func routingRows(ctx context.Context, d *desk.Desk, c *config) (*store.TenantRows, error) {
-	s, err := store.New(ctx, store.Config{
-		URL: c.Database.URL, MaxConns: 1, ConnectTimeout: c.Database.ConnectTimeout, Slot: c.Database.Slot, Log: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		return nil, err
-	}
-	defer s.Close()
-	registry, err := s.LoadRegistry(ctx, []string{d.Tenant()}, nil)
-	switch {
-	case err != nil:
-		return nil, d.Fault("read endpoints", err)
-	case len(registry.Tenants) == 0:
-		return nil, fmt.Errorf("tenant %s is no longer registered", d.Tenant())
-	case registry.Tenants[0].Err != nil:
-		return nil, fmt.Errorf("read the routing rows of tenant %s: %w", d.Tenant(), registry.Tenants[0].Err)
-	}
-	return &registry.Tenants[0], nil
 }
 
 // oneID checks the arguments of the commands for one thing.

@@ -59,7 +59,7 @@ Counting stops at %d.`, desk.CountLimit),
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.atDesk(cmd, &q, func(ctx context.Context, d *desk.Desk, c *config) error {
-				rows, err := routingRows(ctx, d, c)
+				rows, err := d.Rows(ctx)
 				if err != nil {
 					return err
 				}
@@ -121,7 +121,7 @@ func (a *app) endpointsShowCommand() *cobra.Command {
 		Args: oneID("endpoint"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.atDesk(cmd, &q, func(ctx context.Context, d *desk.Desk, c *config) error {
-				rows, err := routingRows(ctx, d, c)
+				rows, err := d.Rows(ctx)
 				if err != nil {
 					return err
 				}
@@ -306,7 +306,7 @@ The exit code is 1 if the receiver does not accept it.`,
 }
 
 func (a *app) probe(ctx context.Context, q *inquiry, d *desk.Desk, c *config, id outbox.UUID) error {
-	rows, err := routingRows(ctx, d, c)
+	rows, err := d.Rows(ctx)
 	if err != nil {
 		return err
 	}

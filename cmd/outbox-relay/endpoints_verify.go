@@ -78,7 +78,7 @@ The exit code is 1 if an endpoint was not verified.`,
 }
 
 func (a *app) verify(ctx context.Context, q *inquiry, d *desk.Desk, c *config, method string, ids []outbox.UUID) error {
-	rows, err := routingRows(ctx, d, c)
+	rows, err := d.Rows(ctx)
 	if err != nil {
 		return err
 	}

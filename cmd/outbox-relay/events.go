@@ -51,7 +51,7 @@ too.`,
 		Args: oneID("event"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.atDesk(cmd, &q, func(ctx context.Context, d *desk.Desk, c *config) error {
-				rows, err := routingRows(ctx, d, c)
+				rows, err := d.Rows(ctx)
 				if err != nil {
 					return err
 				}

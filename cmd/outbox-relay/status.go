@@ -212,7 +212,7 @@ func (w *watched) look(ctx context.Context, d *statusDatabase) error {
 		}
 		w.conn = conn
 	}
-	tenants, err := schema.Tenants(ctx, w.conn)
+	tenants, err := schema.Tenants(ctx, lent(w.conn))
 	if err != nil {
 		return err
 	}

@@ -115,7 +115,7 @@ func checkBackfill(ctx context.Context, c *config, tenant string, o schema.AddOp
 			return beyondRetention(o.Since, now, kept)
 		}
 		var oldest time.Time
-		err = conn.QueryRow(ctx, `SELECT greatest(occurred_at, '0001-01-01 00:00:00+00') FROM `+pgx.Identifier{tenant, "webhook_events"}.Sanitize()+`
+		err = lent(conn).QueryRow(ctx, `SELECT greatest(occurred_at, '0001-01-01 00:00:00+00') FROM `+pgx.Identifier{tenant, "webhook_events"}.Sanitize()+`
 			WHERE processed_at IS NULL AND occurred_at < $1::timestamptz LIMIT 1`, now.Add(-kept)).Scan(&oldest)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
@@ -307,7 +307,7 @@ func (a *app) tenantsListCommand() *cobra.Command {
 			}
 			var tenants []schema.Tenant
 			err = withDatabase(cmd.Context(), &c, func(conn *pgx.Conn) (err error) {
-				tenants, err = schema.Tenants(cmd.Context(), conn)
+				tenants, err = schema.Tenants(cmd.Context(), lent(conn))
 				return err
 			})
 			if err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/neo-commons/outbox-relay/guest"
 	"github.com/neo-commons/outbox-relay/outbox"
 )
 
@@ -45,7 +46,7 @@ func (e *Error) Hint() string { return e.hint }
 
 // Desk answers for one tenant, over a connection of its own. It must be used by one goroutine at a time.
 type Desk struct {
-	conn   *pgx.Conn
+	conn   *guest.Conn
 	tenant string
 	state  string // of the tenant
 	reason string // why it is paused or suspended
@@ -57,17 +58,17 @@ type Desk struct {
 
 const onStandby = "this server is a standby: ask the primary (target_session_attrs=read-write in the DSN picks it from several hosts)"
 
-const sessionSQL = `SELECT set_config(w.name, w.value, false) FROM (VALUES
-  ('search_path', ''), ('lock_timeout', '5s'), ('TimeZone', 'UTC'), ('DateStyle', 'ISO'), ('jit', 'off')) AS w (name, value)`
+// What holds for the statements. Not for the session: it may be a pooler's, and an application's next.
+const (
+	settings   = `SELECT set_config(w.name, w.value, true) FROM (VALUES ('search_path', ''), ('TimeZone', 'UTC'), ('DateStyle', 'ISO'), ('jit', 'off'), `
+	sessionSQL = settings + `('lock_timeout', '5s')) AS w (name, value)`
+)
 
 // Open sits down for a tenant, or with schema empty for the only one there is: ErrChooseTenant if there are several. slot is the relay's. The
-// connection stays the caller's, its session is changed.
+// connection stays the caller's, and its session as it is.
 func Open(ctx context.Context, conn *pgx.Conn, schema, slot string) (*Desk, error) {
-	d := newDesk(conn, slot)
-	if _, err := conn.Exec(ctx, sessionSQL); err != nil {
-		return nil, d.fault("set up session", err)
-	}
-	rows, err := conn.Query(ctx, `SELECT t.schema, t.state, coalesce(t.reason, ''), now(), pg_is_in_recovery() FROM outbox_relay.tenants t
+	d := newDesk(conn, slot, sessionSQL)
+	rows, err := d.conn.Query(ctx, `SELECT t.schema, t.state, coalesce(t.reason, ''), now(), pg_is_in_recovery() FROM outbox_relay.tenants t
 WHERE $1::text = '' OR t.schema = $1::text ORDER BY 1 LIMIT 11`, schema)
 	if err != nil {
 		return nil, d.fault("look up tenant", err)
@@ -94,10 +95,10 @@ WHERE $1::text = '' OR t.schema = $1::text ORDER BY 1 LIMIT 11`, schema)
 	}
 }
 
-func newDesk(conn *pgx.Conn, slot string) *Desk {
+func newDesk(conn *pgx.Conn, slot, settings string, args ...any) *Desk {
 	conn.TypeMap().RegisterDefaultPgType(outbox.UUID{}, "uuid")
 	conn.TypeMap().RegisterDefaultPgType([]outbox.UUID{}, "_uuid")
-	return &Desk{conn: conn, slot: slot}
+	return &Desk{conn: guest.New(conn, "BEGIN", settings, args...), slot: slot}
 }
 
 // Tenant returns the tenant's schema.
@@ -129,7 +130,7 @@ func (d *Desk) fault(op string, err error) error {
 		e.Err = errors.New(server.Message)
 	case "42501":
 		if e.hint == "" {
-			e.hint = fmt.Sprintf("GRANT outbox_relay_runner TO %s, or use a role that owns the tenant's tables", pgx.Identifier{d.conn.Config().User}.Sanitize())
+			e.hint = fmt.Sprintf("GRANT outbox_relay_runner TO %s, or use a role that owns the tenant's tables", pgx.Identifier{d.conn.Conn().Config().User}.Sanitize())
 		}
 	case "42P01", "3F000", "42883", "42703":
 		e.hint = "run: outbox-relay migrate"

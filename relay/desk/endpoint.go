@@ -2,6 +2,7 @@ package desk
 
 import (
 	"context"
+	"fmt"
 	"net/url"
 	"strings"
 	"time"
@@ -231,6 +232,20 @@ func subscriptionsOf(rows *store.TenantRows, table *route.Tenant, endpoint outbo
 		list = append(list, s)
 	}
 	return list
+}
+
+// Rows reads the routing rows of the tenant the way the relay does.
+func (d *Desk) Rows(ctx context.Context) (*store.TenantRows, error) {
+	registry, err := store.ReadRegistry(ctx, d.conn.Conn(), []string{d.tenant}, false)
+	switch {
+	case err != nil:
+		return nil, d.fault("read endpoints", err)
+	case len(registry.Tenants) == 0:
+		return nil, fmt.Errorf("tenant %s is no longer registered", d.tenant)
+	case registry.Tenants[0].Err != nil:
+		return nil, fmt.Errorf("read the routing rows of tenant %s: %w", d.tenant, registry.Tenants[0].Err)
+	}
+	return &registry.Tenants[0], nil
 }
 
 // Routing makes a routing table of a tenant's rows. Those that cannot be used are in its Invalid.

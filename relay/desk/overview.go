@@ -97,21 +97,15 @@ func (c *Count) add(n int64, more bool) {
 	c.More = c.More || more
 }
 
+const surveySQL = settings + `('statement_timeout', $1::text), ('lock_timeout', $2::text)) AS w (name, value)`
+
 // Survey looks at a database: at its slots, in the order of the shards, and into the tenants. No statement takes longer than patience. The connection
-// stays the caller's, its session is changed.
+// stays the caller's, and its session as it is.
 func Survey(ctx context.Context, conn *pgx.Conn, slots, tenants []string, patience time.Duration) (*Overview, error) {
-	d := newDesk(conn, "")
+	d := newDesk(conn, "", surveySQL, strconv.FormatInt(patience.Milliseconds(), 10), strconv.FormatInt(overviewLockPatience.Milliseconds(), 10))
 	o := &Overview{}
 	const op = "look at the database"
-	_, err := conn.Exec(ctx, sessionSQL)
-	if err == nil {
-		_, err = conn.Exec(ctx, `SELECT set_config('statement_timeout', $1::text, false), set_config('lock_timeout', $2::text, false)`,
-			strconv.FormatInt(patience.Milliseconds(), 10), strconv.FormatInt(overviewLockPatience.Milliseconds(), 10))
-	}
-	if err != nil {
-		return nil, d.fault("set up session", err)
-	}
-	err = conn.QueryRow(ctx, `SELECT clock_timestamp(), current_setting('server_version'), current_database()::text, pg_is_in_recovery()`).
+	err := d.conn.QueryRow(ctx, `SELECT clock_timestamp(), current_setting('server_version'), current_database()::text, pg_is_in_recovery()`).
 		Scan(&o.At, &o.Server, &o.Database, &o.Standby)
 	if err != nil {
 		return nil, d.fault(op, err)

@@ -120,7 +120,7 @@ func (d *Desk) secretFault(op string, err error) error {
 		switch server.Code {
 		case "42501":
 			e.hint = fmt.Sprintf("the relay's own role may read secrets only: use one that owns the tenant's tables, or GRANT SELECT, UPDATE (%s) ON %s TO %s",
-				secretColumns, table, pgx.Identifier{d.conn.Config().User}.Sanitize())
+				secretColumns, table, pgx.Identifier{d.conn.Conn().Config().User}.Sanitize())
 		case "22001":
 			e.hint = fmt.Sprintf("the column is too narrow: ALTER TABLE %s ALTER COLUMN secret_token TYPE varchar(512)", table)
 		}
@@ -222,6 +222,6 @@ func (d *Desk) resealed(keys *seal.Ring, endpoint outbox.UUID, column, token str
 
 // Tenants lists the registered tenants.
 func Tenants(ctx context.Context, conn *pgx.Conn) ([]string, error) {
-	d := &Desk{conn: conn}
+	d := newDesk(conn, "", sessionSQL)
 	return collect(ctx, d, "list tenants", pgx.RowTo[string], `SELECT t.schema FROM outbox_relay.tenants t ORDER BY 1`)
 }

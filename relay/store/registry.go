@@ -148,6 +148,17 @@ func (s *Store) LoadRegistry(ctx context.Context, schemas []string, beat func(co
 	return s.load(ctx, listTenants, []any{schemas}, beat)
 }
 
+// ReadRegistry is LoadRegistry over a connection of the caller's, whose session stays as it is. payloadSchemas has it read those of event types.
+func ReadRegistry(ctx context.Context, conn *pgx.Conn, schemas []string, payloadSchemas bool) (*Registry, error) {
+	registerTypes(conn)
+	reg := &Registry{schemas: payloadSchemas}
+	list := statement{sql: listTenants + " ORDER BY 1", args: []any{schemas}}
+	if err := inTransaction(ctx, conn, reg.load(ctx, conn, `SELECT set_config(s.name, w.value, true)`+settingsSQL, list, 0, nil)); err != nil {
+		return nil, fmt.Errorf("load routing rows: %w", err)
+	}
+	return reg, nil
+}
+
 // LoadShard is LoadRegistry for the tenants of the shard, and for those that have left it for another one at a place of the log behind a position: up to
 // there their events are still for this shard's slot to bring.
 func (s *Store) LoadShard(ctx context.Context, schemas []string, position pglogrepl.LSN, beat func(context.Context) error) (*Registry, error) {
@@ -159,7 +170,7 @@ func (s *Store) load(ctx context.Context, list string, args []any, beat func(con
 	conn, err := s.pool.Acquire(ctx)
 	if err == nil {
 		defer conn.Release()
-		err = inTransaction(ctx, conn.Conn(), reg.load(ctx, conn.Conn(), statement{sql: list + " ORDER BY 1", args: args}, s.shard, beat))
+		err = inTransaction(ctx, conn.Conn(), reg.load(ctx, conn.Conn(), "", statement{sql: list + " ORDER BY 1", args: args}, s.shard, beat))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("load routing rows: %w", err)
@@ -176,9 +187,13 @@ FROM outbox_relay.tenants t WHERE ($1::text[] IS NULL OR t.schema = ANY($1::text
 	ofShard = ` AND (t.shard = $2::int4 OR t.moved_from = $3::text AND t.moved_lsn > $4::text::pg_lsn)`
 )
 
-func (reg *Registry) load(ctx context.Context, conn *pgx.Conn, list statement, shard int, beat func(context.Context) error) error {
+// load reads under the settings that a statement makes; empty: the session has them.
+func (reg *Registry) load(ctx context.Context, conn *pgx.Conn, settings string, list statement, shard int, beat func(context.Context) error) error {
 	b := &pgx.Batch{}
 	b.Queue("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+	if settings != "" {
+		b.Queue(settings)
+	}
 	queueSnapshot(b, &reg.Snapshot, &reg.LSN)
 	b.Queue(list.sql, list.args...).Query(func(rows pgx.Rows) (err error) {
 		reg.Tenants, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (t TenantRows, err error) {

@@ -73,7 +73,9 @@ const (
 // sessionSQL makes every session alike, whatever role, database or server configuration say: names must be qualified, a commit that
 // was reported is durable, no timeout of an administrator's ends a statement half-way, and a lock is waited for only so long, since
 // all tenants wait with us. pg_settings leaves out what this server's version does not know.
-const sessionSQL = `SELECT set_config(s.name, w.value, false) FROM pg_catalog.pg_settings s JOIN (VALUES
+const sessionSQL = `SELECT set_config(s.name, w.value, false)` + settingsSQL
+
+const settingsSQL = ` FROM pg_catalog.pg_settings s JOIN (VALUES
   ('application_name', 'outbox-relay'), ('search_path', ''), ('synchronous_commit', 'on'), ('lock_timeout', '5s'), ('statement_timeout', '0'),
   ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'), ('transaction_timeout', '0'), ('jit', 'off'),
   ('default_transaction_isolation', 'read committed'), ('default_transaction_read_only', 'off'),
@@ -100,8 +102,7 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 		return err
 	}
 	pc.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		conn.TypeMap().RegisterDefaultPgType(outbox.UUID{}, "uuid")
-		conn.TypeMap().RegisterDefaultPgType([]outbox.UUID{}, "_uuid")
+		registerTypes(conn)
 		if _, err := conn.Exec(ctx, sessionSQL); err != nil {
 			return fmt.Errorf("set up session: %w", err)
 		}
@@ -126,6 +127,11 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open recording connection: %w", err)
 	}
 	return &Store{pool: pool, recording: recording, slot: cfg.Slot, shard: cfg.Shard, schemas: cfg.PayloadSchemas, log: cfg.Log}, nil
+}
+
+func registerTypes(conn *pgx.Conn) {
+	conn.TypeMap().RegisterDefaultPgType(outbox.UUID{}, "uuid")
+	conn.TypeMap().RegisterDefaultPgType([]outbox.UUID{}, "_uuid")
 }
 
 // parse reads a DSN and adds what is ours.
