@@ -156,7 +156,7 @@ func (in *installer) buildConcurrently(ctx context.Context, op, schema string, x
 		in.progress(op)
 		err := in.dropInvalid(ctx, name)
 		if err == nil {
-			_, err = in.conn.Exec(ctx, create)
+			err = in.bare(ctx, create)
 		}
 		if err == nil || !lockConflict(err) {
 			return opError(op, err)
@@ -172,6 +172,44 @@ func (in *installer) dropInvalid(ctx context.Context, name string) error {
 	if err != nil || len(invalid) == 0 {
 		return err
 	}
-	_, err = in.conn.Exec(ctx, "DROP INDEX CONCURRENTLY "+name)
+	return in.bare(ctx, "DROP INDEX CONCURRENTLY "+name)
+}
+
+// unfit are the settings of the session that do not do for what cannot be in a transaction, as statements that change them and others that undo it.
+const unfit = `SELECT coalesce(string_agg('SET ' || s.name || ' = ' || quote_literal(w.value), '; '), ''), coalesce(string_agg('RESET ' || s.name, '; '), ''),
+	coalesce(string_agg(s.name || ' = ' || s.setting, ', '), '')
+	FROM pg_catalog.pg_settings s JOIN (VALUES ('lock_timeout', '0'), ('statement_timeout', '0'), ('transaction_timeout', '0'), ('default_transaction_read_only', 'off'),
+	('default_transaction_isolation', 'read committed'), ('search_path', '')) AS w (name, value) ON s.name = w.name
+	WHERE CASE s.name WHEN 'search_path' THEN s.setting ~ 'pg_catalog' ELSE s.setting <> w.value END`
+
+// bare runs what cannot be in a transaction. It takes the session as it is, if that does, which is so unless a role or a database has settings of its own: these
+// can be changed only where the session is ours for as long as we are connected.
+func (in *installer) bare(ctx context.Context, statement string) (err error) {
+	conn := in.conn.Conn()
+	var set, reset, what string
+	if err := conn.QueryRow(ctx, unfit).Scan(&set, &reset, &what); err != nil {
+		return err
+	}
+	if set == "" {
+		_, err = conn.Exec(ctx, statement)
+		return err
+	}
+	lends, err := lendsSessions(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if lends {
+		return &Error{
+			Op: "set up session", Err: fmt.Errorf("%w, and this needs other settings than %s", ErrPooler, what),
+			Hint: "Connect to the server itself, or through a pool in session mode: --database-url or OUTBOX_RELAY_DATABASE_URL.",
+		}
+	}
+	if _, err := conn.Exec(ctx, set); err != nil {
+		return err
+	}
+	_, err = conn.Exec(ctx, statement)
+	if _, end := conn.Exec(context.WithoutCancel(ctx), reset); !conn.IsClosed() {
+		err = errors.Join(err, end)
+	}
 	return err
 }

@@ -2,6 +2,8 @@ package schema
 
 import (
 	"context"
+	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -79,7 +81,7 @@ func (in *installer) checkEncoding(ctx context.Context) error {
 	return nil
 }
 
-// migrateOwn lets goose run the embedded migrations, on a connection of its own: the installer's holds the lock for both.
+// migrateOwn lets goose run the embedded migrations, on a connection of its own.
 func (in *installer) migrateOwn(ctx context.Context, dsn string) (err error) {
 	// Where it exists, IF NOT EXISTS needs the right to create schemas all the same.
 	missing, err := collect[bool](ctx, in.conn, "SELECT to_regnamespace('outbox_relay') IS NULL")
@@ -93,17 +95,11 @@ func (in *installer) migrateOwn(ctx context.Context, dsn string) (err error) {
 	if err != nil {
 		return fmt.Errorf("open migrations: %w", err)
 	}
-	cfg, err := pgx.ParseConfig(dsn)
+	cfg, err := parse(dsn)
 	if err != nil {
-		return fmt.Errorf("parse database URL: %w", err)
+		return err
 	}
-	db := stdlib.OpenDB(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
-		if err := prepareSession(ctx, conn); err != nil {
-			return err
-		}
-		_, err := conn.Exec(ctx, fmt.Sprintf("SET lock_timeout = %d", lockTimeout.Milliseconds()))
-		return opError("set up session", err)
-	}))
+	db := sql.OpenDB(connector{stdlib.GetConnector(*cfg)})
 	defer func() { err = errors.Join(err, db.Close()) }()
 	provider, err := goose.NewProvider(goose.DialectPostgres, db, dir, goose.WithTableName(versionTable), goose.WithDisableGlobalRegistry(true))
 	if err != nil {
@@ -117,6 +113,37 @@ func (in *installer) migrateOwn(ctx context.Context, dsn string) (err error) {
 		return err
 	}
 	return in.checkPublications(ctx)
+}
+
+// connector makes connections whose transactions have our settings. Beside them goose only reads its table.
+type connector struct{ driver.Connector }
+
+// Connect implements driver.Connector.
+func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	own, ok := conn.(*stdlib.Conn)
+	if !ok {
+		return nil, fmt.Errorf("a connection is a %T", conn)
+	}
+	return migrating{own}, nil
+}
+
+type migrating struct{ *stdlib.Conn }
+
+// BeginTx implements driver.ConnBeginTx.
+func (c migrating) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error) {
+	tx, err := c.Conn.BeginTx(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	_, err = c.Conn.Conn().Exec(ctx, fmt.Sprintf("SET TRANSACTION %s; %s; SET LOCAL lock_timeout = %d", transactionMode, settings, lockTimeout.Milliseconds()))
+	if err != nil {
+		return nil, errors.Join(opError("set up transaction", err), tx.Rollback())
+	}
+	return tx, nil
 }
 
 // checkPublications makes sure that nobody dropped one: changes made while it was missing are not in the log, and before

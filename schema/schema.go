@@ -12,6 +12,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/neo-commons/outbox-relay/guest"
 )
 
 // Names in the database. They are the same in every installation; only the slot, which belongs to the whole cluster, can be chosen.
@@ -40,6 +42,7 @@ var (
 	ErrTooLarge     = errors.New("a table is too large to be changed in a transaction")
 	ErrSlotMissing  = errors.New("the replication slot is missing")
 	ErrEncoding     = errors.New("the encoding of the database is not UTF8")
+	ErrPooler       = errors.New("a pooler lends sessions of the server by the transaction")
 	ErrSlotUnusable = errors.New("the replication slot cannot be used")
 )
 
@@ -102,30 +105,50 @@ func opError(op string, err error) error {
 	return &Error{Op: op, Err: err, Hint: hint}
 }
 
-// connect opens the session that DDL runs in. It depends on nothing that a role or database may set.
-func connect(ctx context.Context, dsn string) (*pgx.Conn, error) {
-	cfg, err := pgx.ParseConfig(dsn)
+// DDL depends on nothing that a role or database may set. It is set for each transaction anew, as the session may be a pooler's.
+const (
+	transactionMode = "ISOLATION LEVEL READ COMMITTED READ WRITE"
+	settings        = `SELECT pg_catalog.set_config(w.name, w.value, true) FROM (VALUES ('search_path', ''), ('lock_timeout', '0'), ('statement_timeout', '0'),
+		('idle_in_transaction_session_timeout', '0'), ('client_min_messages', 'warning'), ('jit', 'off'), ('standard_conforming_strings', 'on')) AS w (name, value)`
+)
+
+// connect opens the connection that DDL runs on.
+func connect(ctx context.Context, dsn string) (*guest.Conn, error) {
+	conn, err := dial(ctx, dsn)
 	if err != nil {
-		return nil, fmt.Errorf("parse database URL: %w", err)
+		return nil, err
+	}
+	begin := "BEGIN " + transactionMode
+	if conn.PgConn().ParameterStatus("in_hot_standby") == "on" {
+		begin = "BEGIN" // what cannot be done there says so itself
+	}
+	return guest.New(conn, begin, settings), nil
+}
+
+func dial(ctx context.Context, dsn string) (*pgx.Conn, error) {
+	cfg, err := parse(dsn)
+	if err != nil {
+		return nil, err
 	}
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	if err := prepareSession(ctx, conn); err != nil {
-		return nil, errors.Join(err, closeConn(ctx, conn))
-	}
 	return conn, nil
 }
 
-func prepareSession(ctx context.Context, conn *pgx.Conn) error {
-	_, err := conn.Exec(ctx, `SET application_name = 'outbox-relay migrate'; SET search_path = ''; SET lock_timeout = 0;
-		SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET client_min_messages = warning; SET jit = off; SET standard_conforming_strings = on;
-		SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off`)
-	return opError("set up session", err)
+// parse has nothing prepared either: that would stay in the session as well.
+func parse(dsn string) (*pgx.ConnConfig, error) {
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("parse database URL: %w", err)
+	}
+	cfg.RuntimeParams["application_name"] = "outbox-relay migrate"
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
+	return cfg, nil
 }
 
-// closeConn says goodbye even when ctx is over, so that the server frees the session's locks at once.
+// closeConn says goodbye even when ctx is over, so that the server frees what the session holds at once.
 func closeConn(ctx context.Context, conn *pgx.Conn) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()

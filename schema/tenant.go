@@ -122,7 +122,7 @@ func transact(ctx context.Context, dsn, op string, progress func(step string), f
 	if err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
-	defer func() { err = errors.Join(err, closeConn(ctx, conn)) }()
+	defer func() { err = errors.Join(err, closeConn(ctx, conn.Conn())) }()
 	if progress == nil {
 		progress = func(string) {}
 	}
