@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/neo-commons/outbox-relay/guest"
+	"github.com/neo-commons/outbox-relay/schema/guest"
 )
 
 const (

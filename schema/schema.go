@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/neo-commons/outbox-relay/guest"
+	"github.com/neo-commons/outbox-relay/schema/guest"
 )
 
 // Names in the database. They are the same in every installation; only the slot, which belongs to the whole cluster, can be chosen.

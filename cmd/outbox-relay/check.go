@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/neo-commons/outbox-relay/guest"
+	"github.com/neo-commons/outbox-relay/schema/guest"
 )
 
 func (a *app) checkCommand() *cobra.Command {

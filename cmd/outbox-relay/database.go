@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/spf13/cobra"
 
-	"github.com/neo-commons/outbox-relay/guest"
+	"github.com/neo-commons/outbox-relay/schema/guest"
 )
 
 // connectError is a database that cannot be reached or does not let us in.

@@ -13,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
-	"github.com/neo-commons/outbox-relay/guest"
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/schema/guest"
 )
 
 // CountLimit is how far waiting, parked and dead deliveries are counted: a number that has reached it stands for more.

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/neo-commons/outbox-relay/guest"
+	"github.com/neo-commons/outbox-relay/schema/guest"
 	"github.com/neo-commons/outbox-relay/schema/pgtest"
 )
 
