@@ -136,6 +136,7 @@ func (e *engine) observe(ctx context.Context) error {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
 	var budget walBudget
+	var commits commitWatch
 	pruned := time.Now()
 	complained := false
 	for {
@@ -144,6 +145,7 @@ func (e *engine) observe(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
+		commits.look(ctx, e)
 		// The slot comes first, and whatever the queue says: somebody who has locked that for long is what fills the log.
 		s, err := e.store.SlotStats(ctx)
 		if err != nil {

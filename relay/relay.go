@@ -64,7 +64,10 @@ type Options struct {
 }
 
 // Status says how a relay is. It is safe for concurrent use; its zero value says that nothing has begun.
-type Status struct{ now atomic.Pointer[role] }
+type Status struct {
+	now     atomic.Pointer[role]
+	besides atomic.Pointer[string] // what holds the work up, whatever that is just now; nil: nothing
+}
 
 type role struct {
 	ready bool
@@ -73,10 +76,14 @@ type role struct {
 
 // Ready tells whether the relay works, as leader or standing by, and what it does or why it does not.
 func (s *Status) Ready() (bool, string) {
-	if r := s.now.Load(); r != nil {
-		return r.ready, r.what
+	r := s.now.Load()
+	if r == nil {
+		r = &role{false, "starting"}
 	}
-	return false, "starting"
+	if besides := s.besides.Load(); besides != nil {
+		return r.ready, r.what + "; " + *besides
+	}
+	return r.ready, r.what
 }
 
 func (s *Status) set(ready bool, format string, args ...any) {

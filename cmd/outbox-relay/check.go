@@ -117,6 +117,7 @@ func (k *checker) check(ctx context.Context) error {
 		{"replication slots", k.slotsLeft},
 		{"WAL senders", k.sendersLeft},
 		{"durability", k.durability},
+		{"synchronous standby", k.synchronous},
 		{"clock", k.clock},
 		{"client certificates", k.certificates},
 		{"validation", k.validation},

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/neo-commons/outbox-relay/relay"
+	"github.com/neo-commons/outbox-relay/relay/store"
 	"github.com/neo-commons/outbox-relay/relay/wal"
 )
 
@@ -209,6 +210,38 @@ func (k *checker) durability(context.Context) error {
 			"set one the disk can hold, such as 10GB: while no relay runs the server keeps the log for it, until the disk is full; a slot that was lost is healed")
 	} else {
 		k.ok("max_slot_wal_keep_size", "%sMB", keep)
+	}
+	return nil
+}
+
+// synchronous is about commits that wait for a standby. A role without pg_read_all_stats sees that somebody replicates, and not who: where only the state of
+// others could tell, nothing is said.
+func (k *checker) synchronous(ctx context.Context) error {
+	const fact = "synchronous standby"
+	names := k.settings["synchronous_standby_names"]
+	if names == "" {
+		return nil
+	}
+	var primary, known bool
+	var confirming int
+	err := k.conn.QueryRow(ctx, `SELECT NOT pg_is_in_recovery(), count(*) FILTER (WHERE r.sync_state IS NULL) = 0, count(*) FILTER (WHERE r.sync_state IN ('sync', 'quorum'))
+		FROM pg_catalog.pg_stat_replication r`).Scan(&primary, &known, &confirming)
+	if err != nil {
+		return err
+	}
+	wait, err := store.ReadCommitWait(ctx, k.conn)
+	if err != nil {
+		return err
+	}
+	const remedy = "look after the standby, or take it off synchronous_standby_names: until then no commit ends, and no outcome can be recorded"
+	switch {
+	case wait.Commits > 0:
+		k.warn(fact, wait.String(), remedy)
+	case !primary:
+	case known && confirming == 0:
+		k.warn(fact, fmt.Sprintf("synchronous_standby_names = %q, and none of these is connected", names), remedy)
+	case confirming > 0:
+		k.ok(fact, "synchronous_standby_names = %q, %d of these confirm commits", names, confirming)
 	}
 	return nil
 }

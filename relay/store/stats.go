@@ -136,3 +136,32 @@ func (s *Store) Sender(ctx context.Context) (Sender, error) {
 	}
 	return w, nil
 }
+
+// CommitWait is what the server says of commits that wait for a synchronous standby.
+type CommitWait struct {
+	Commits  int    // of this role, that have waited for longer than a standby should take
+	Standbys string // synchronous_standby_names
+}
+
+// String says so in words, for when there are such commits.
+func (w CommitWait) String() string {
+	return fmt.Sprintf("commits wait for a synchronous standby (synchronous_standby_names = %q)", w.Standbys)
+}
+
+// What other roles wait for, this one may not know. The look writes nothing, or it would wait as well.
+const commitWait = `
+SELECT count(*), current_setting('synchronous_standby_names') FROM pg_catalog.pg_stat_activity a
+WHERE a.usename = session_user AND a.wait_event = 'SyncRep' AND a.query_start < clock_timestamp() - interval '5 s'`
+
+// CommitWait reads it.
+func (s *Store) CommitWait(ctx context.Context) (CommitWait, error) {
+	return ReadCommitWait(ctx, s.pool)
+}
+
+// ReadCommitWait reads it for the role of any connection.
+func ReadCommitWait(ctx context.Context, db Querier) (w CommitWait, err error) {
+	if err := db.QueryRow(ctx, commitWait).Scan(&w.Commits, &w.Standbys); err != nil {
+		return CommitWait{}, fmt.Errorf("look for commits that wait for a standby: %w", err)
+	}
+	return w, nil
+}

@@ -1,0 +1,41 @@
+package relay
+
+import (
+	"context"
+	"time"
+)
+
+// While no synchronous standby confirms what it is sent, no commit ends: a relay that begins to lead waits for its first one, and one that leads records
+// nothing. From here that looks like a server that has become slow, so the server is asked what it waits for.
+
+// commitWatch tells of it; the zero value is that nothing has been seen.
+type commitWatch struct {
+	told  time.Time // when it was logged last; zero: not yet in this wait
+	clean int       // looks in a row that have found nothing
+}
+
+// commitsWaitHint is what a person can do about it.
+const commitsWaitHint = "look after the standby, or take it off the server's synchronous_standby_names; nothing is lost meanwhile, and what is sent may be sent again"
+
+// look asks, and has the log and the status say it. A wait is over after two looks that find none: the recorder gives a try up after a while, and the next one
+// has only just begun.
+func (w *commitWatch) look(ctx context.Context, e *engine) {
+	wait, err := e.store.CommitWait(ctx)
+	if err != nil {
+		return // the recorder and the claimer tell that the database is away
+	}
+	if wait.Commits == 0 {
+		if w.clean++; w.clean >= 2 {
+			w.told = time.Time{}
+			e.status.besides.Store(nil)
+		}
+		return
+	}
+	w.clean = 0
+	text := wait.String()
+	e.status.besides.Store(&text)
+	if now := time.Now(); now.Sub(w.told) >= tellAgain {
+		w.told = now
+		e.log.Warn("commits wait for a synchronous standby", "commits", wait.Commits, "synchronous_standby_names", wait.Standbys, "hint", commitsWaitHint)
+	}
+}
