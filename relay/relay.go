@@ -297,13 +297,18 @@ func (e *engine) lead(ctx context.Context) error {
 
 // tellEnd says why there is no stream, and who is to do something about it.
 func (e *engine) tellEnd(err error, wait time.Duration) {
+	facts := []any{"in", wait, "error", err}
+	var hinted interface{ Hint() string }
+	known := errors.As(err, &hinted)
 	if !isFinal(err) {
-		e.log.Warn("the stream has ended, starting again", "in", wait, "error", err)
+		if known {
+			facts = append(facts, "hint", hinted.Hint())
+		}
+		e.log.Warn("the stream has ended, starting again", facts...)
 		return
 	}
-	var hinted interface{ Hint() string }
 	hint := "outbox-relay check says more"
-	if errors.As(err, &hinted) {
+	if known {
 		hint = hinted.Hint()
 	}
 	e.log.Error("there is no stream until somebody mends this, trying again", "in", wait, "error", err, "hint", hint)

@@ -37,6 +37,9 @@ func Migrate(ctx context.Context, dsn string, o Options) error {
 		return err
 	}
 	return install(ctx, dsn, o.Progress, func(in *installer) error {
+		if err := in.checkPrimary(ctx); err != nil {
+			return err
+		}
 		if err := in.checkEncoding(ctx); err != nil {
 			return err
 		}
@@ -63,6 +66,19 @@ func Migrate(ctx context.Context, dsn string, o Options) error {
 		}
 		return in.migrateTenants(ctx)
 	})
+}
+
+// checkPrimary refuses a standby: what is up to date there needs no writing, and the slots are the primary's.
+func (in *installer) checkPrimary(ctx context.Context) error {
+	const op = "check server"
+	standby, err := collect[bool](ctx, in.conn, "SELECT pg_catalog.pg_is_in_recovery()")
+	if err != nil {
+		return opError(op, err)
+	}
+	if standby[0] {
+		return &Error{Op: op, Err: ErrStandby, Hint: standbyHint}
+	}
+	return nil
 }
 
 // checkEncoding refuses a database that cannot keep what receivers answer, and one of SQL_ASCII: it may hold text that is no UTF-8, at which the stream would end.

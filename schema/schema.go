@@ -44,7 +44,10 @@ var (
 	ErrEncoding     = errors.New("the encoding of the database is not UTF8")
 	ErrPooler       = errors.New("a pooler lends sessions of the server by the transaction")
 	ErrSlotUnusable = errors.New("the replication slot cannot be used")
+	ErrStandby      = errors.New("the server is a standby")
 )
+
+const standbyHint = "This server is a standby: let the DSN lead to the primary (target_session_attrs=read-write picks it from several hosts)."
 
 // Error is what a person has to act upon. Error() shows the operation, the cause and the hint.
 type Error struct {
@@ -96,7 +99,7 @@ func opError(op string, err error) error {
 		}
 		err = fmt.Errorf("%w: %w", ErrNotInstalled, err)
 	case "25006": // it is not the session that cannot write
-		hint = "This server is a standby: let the DSN lead to the primary (target_session_attrs=read-write picks it from several hosts)."
+		hint = standbyHint
 	case "42501":
 		if hint == "" {
 			hint = "Use a role that owns the objects named, not the relay's own; what it takes is at the head of: outbox-relay migrate --print, which an administrator may run as well"

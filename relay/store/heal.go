@@ -44,17 +44,24 @@ type SlotState struct {
 }
 
 const slotState = `
-SELECT p.epoch, coalesce(r.restart_lsn IS NOT NULL AND r.wal_status <> 'lost' AND (p.lsn = '0/0' OR r.confirmed_flush_lsn <= p.lsn), false),
+SELECT pg_catalog.pg_is_in_recovery(), p.epoch, coalesce(r.restart_lsn IS NOT NULL AND r.wal_status <> 'lost' AND (p.lsn = '0/0' OR r.confirmed_flush_lsn <= p.lsn), false),
   0 <> ALL(b.oids), coalesce(b.oids <> p.publications, false) AND 0 <> ALL(b.oids)
 FROM outbox_relay.progress p CROSS JOIN outbox_relay.publications() b (oids) LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = p.slot WHERE p.slot = $1::text`
 
-// SlotState reads it. Without the schema of the relay, nothing is known. ErrDenied: the role has no right to look.
+// ErrStandby says that database.url leads to a standby, which knows nothing of the primary's slots.
+var ErrStandby = errors.New("the server of database.url is a standby")
+
+// SlotState reads it. Without the schema of the relay, nothing is known. ErrDenied: the role has no right to look. ErrStandby: not here.
 func (s *Store) SlotState(ctx context.Context) (st SlotState, err error) {
-	err = s.pool.QueryRow(ctx, slotState, s.slot).Scan(&st.Epoch, &st.Sound, &st.Published, &st.Remade)
+	var standby bool
+	err = s.pool.QueryRow(ctx, slotState, s.slot).Scan(&standby, &st.Epoch, &st.Sound, &st.Published, &st.Remade)
 	if errors.Is(err, pgx.ErrNoRows) || code(err) == codeUndefinedTable {
 		return SlotState{}, nil
 	}
 	st.Known = err == nil
+	if standby {
+		return SlotState{}, &hinted{ErrStandby, "let it lead to the primary: target_session_attrs=read-write picks it from several hosts"}
+	}
 	if code(err) == codeDenied {
 		role := pgx.Identifier{s.pool.Config().ConnConfig.User}.Sanitize()
 		err = &hinted{fmt.Errorf("%w: %w", ErrDenied, err), "have an administrator run: GRANT outbox_relay_runner TO " + role + "; outbox-relay check says what else is missing"}

@@ -12,6 +12,7 @@ var (
 	ErrUnsupported        = errors.New("PostgreSQL is older than version 14")
 	ErrWALLevel           = errors.New("wal_level is not logical")
 	ErrEncoding           = errors.New("the encoding of the database is not UTF8")
+	ErrStandby            = errors.New("the server is a standby")
 	ErrNoReplication      = errors.New("the role may not replicate")
 	ErrPooler             = errors.New("a connection pooler is in the way")
 	ErrSendersExhausted   = errors.New("no WAL sender is left")
@@ -70,6 +71,8 @@ func (e *StreamError) Hint() string {
 		return "set wal_level = logical (managed services have a parameter of their own for it) and restart the server"
 	case errors.Is(e.Kind, ErrEncoding):
 		return "move the data into a database made with: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+	case errors.Is(e.Kind, ErrStandby):
+		return "let the DSN lead to the primary: target_session_attrs=read-write picks it from several hosts"
 	case errors.Is(e.Kind, ErrNoReplication):
 		return "ALTER ROLE … REPLICATION for the role of the replication URL, and let pg_hba.conf admit it"
 	case errors.Is(e.Kind, ErrPooler):

@@ -152,7 +152,7 @@ func prepare(ctx context.Context, conn *pgconn.PgConn) error {
 func checkServer(ctx context.Context, conn *pgconn.PgConn) (time.Duration, error) {
 	const op = "check server"
 	const sql = `SELECT pg_catalog.current_setting('server_version_num'), pg_catalog.current_setting('wal_level'), setting,
-		pg_catalog.current_setting('server_encoding') FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'`
+		pg_catalog.current_setting('server_encoding'), pg_catalog.pg_is_in_recovery() FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'`
 	rows, err := query(ctx, conn, sql)
 	if err != nil {
 		return 0, fault(op, err, nil)
@@ -166,6 +166,10 @@ func checkServer(ctx context.Context, conn *pgconn.PgConn) (time.Duration, error
 	}
 	if version < minVersion {
 		return 0, &StreamError{Op: op, Kind: ErrUnsupported}
+	}
+	// Before anything is missed here: a standby has slots of its own, if any, and the primary's may be as they should.
+	if string(rows[0][4]) == "t" {
+		return 0, &StreamError{Op: op, Kind: ErrStandby}
 	}
 	if string(rows[0][1]) != "logical" {
 		return 0, &StreamError{Op: op, Kind: ErrWALLevel}
