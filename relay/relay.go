@@ -115,6 +115,7 @@ type engine struct {
 	attention  chan struct{} // an endpoint takes deliveries again
 	keeper     *keeper
 	epoch      int64         // of our last session, or heal; lead's alone
+	moved      bool          // our last session has recorded a position; lead's alone
 	quit       chan struct{} // closed when nothing more will be recorded
 }
 
@@ -259,8 +260,8 @@ func (e *engine) lead(ctx context.Context) error {
 		if errors.Is(err, store.ErrInstance) {
 			e.admitted.Store(false)
 		}
-		if time.Since(began) > time.Minute {
-			wait = retryLeadAfter
+		if lasted := time.Since(began); lasted > longestLeadAfter || e.moved && lasted > wait {
+			wait = retryLeadAfter // it has worked: what ended it is another matter than what ended the one before
 		}
 		if !awaits(err) {
 			nobody = leaderless{}
@@ -290,7 +291,7 @@ func (e *engine) lead(ctx context.Context) error {
 		case <-t.C:
 		}
 		if !standing {
-			wait = min(2*wait, 10*time.Second)
+			wait = min(2*wait, longestLeadAfter)
 		}
 	}
 }
@@ -329,6 +330,9 @@ func isFinal(err error) bool {
 
 // retryLeadAfter is the pause between two tries for the slot: short enough that a takeover takes about a second.
 const retryLeadAfter = 500 * time.Millisecond
+
+// longestLeadAfter is what that pause grows to, while one session after the other fails.
+const longestLeadAfter = 10 * time.Second
 
 // signal wakes whoever waits on c, without waiting for it.
 func signal(c chan struct{}) {

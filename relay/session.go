@@ -74,6 +74,7 @@ type transaction struct {
 // session opens the stream, which is the lock of leadership, and works until it ends. A nil error means that ctx is done.
 func (e *engine) session(ctx context.Context) error {
 	began := time.Now()
+	e.moved = false
 	options := e.streamOptions()
 	s := &session{
 		engine: e, tenants: make(map[string]*tenant), relations: make(map[uint32]*relation), gates: make(map[store.Backfill]wal.LSN), verify: make(chan struct{}, 1),
@@ -85,6 +86,7 @@ func (e *engine) session(ctx context.Context) error {
 	}
 	s.tenure = newTenure(began, s.stream.SenderTimeout())
 	err = s.run(ctx)
+	e.moved = wal.LSN(s.confirmed.Load()) > s.start
 	return errors.Join(err, s.close(ctx))
 }
 
