@@ -145,6 +145,6 @@ func (k *checker) check(ctx context.Context) error {
 
 func (k *checker) look(ctx context.Context, f fact) {
 	if err := f.look(ctx); err != nil && ctx.Err() == nil {
-		k.fail(f.name, "could not be examined: "+err.Error(), "")
+		k.fail(f.name, "could not be examined: "+err.Error(), hintOf(err))
 	}
 }

@@ -6,13 +6,17 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -151,8 +155,8 @@ func TestCheckWithoutTheNameOfTheDatabase(t *testing.T) {
 	d.succeed(t, "migrate")
 }
 
-// fakePooler passes everything on and, like a pooler, makes up the number of the session in its greeting.
-func fakePooler(t *testing.T, server string) (address string) {
+// fakePooler passes everything on and, like a pooler, makes up the number of the session in its greeting. In statement mode it takes no transactions.
+func fakePooler(t *testing.T, server string, statements bool) (address string) {
 	t.Helper()
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -177,7 +181,8 @@ func fakePooler(t *testing.T, server string) (address string) {
 					_, _ = io.Copy(upstream, client)
 					_ = upstream.Close()
 				})
-				passOn(client, upstream)
+				passOn(client, upstream, statements)
+				_ = upstream.Close()
 			})
 		}
 	})
@@ -185,7 +190,7 @@ func fakePooler(t *testing.T, server string) (address string) {
 }
 
 // passOn copies messages of the server: a type, the length of the rest with itself, the rest.
-func passOn(client io.Writer, server io.Reader) {
+func passOn(client io.Writer, server io.Reader, statements bool) {
 	for {
 		head := make([]byte, 5)
 		if _, err := io.ReadFull(server, head); err != nil {
@@ -197,6 +202,13 @@ func passOn(client io.Writer, server io.Reader) {
 		}
 		if head[0] == 'K' { // BackendKeyData begins with the process id
 			body[0] ^= 0x40
+		}
+		if statements && head[0] == 'Z' && body[0] != 'I' { // ReadyForQuery says whether a transaction is open
+			refusal := pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "transaction blocks not allowed in statement pooling mode"}
+			if text, err := refusal.Encode(nil); err == nil {
+				_, _ = client.Write(text)
+			}
+			return
 		}
 		if _, err := client.Write(append(head, body...)); err != nil {
 			return
@@ -210,7 +222,7 @@ func TestCheckSeesAPooler(t *testing.T) {
 	cfg, err := pgx.ParseConfig(d.url)
 	require.NoError(t, err)
 	server := net.JoinHostPort(cfg.Host, strconv.Itoa(int(cfg.Port)))
-	pooled := "postgres://postgres@" + fakePooler(t, server) + "/" + d.name + "?sslmode=disable"
+	pooled := "postgres://postgres@" + fakePooler(t, server, false) + "/" + d.name + "?sslmode=disable"
 	slot := "OUTBOX_RELAY_DATABASE_SLOT=" + d.name
 	o := invoke(t, []string{"OUTBOX_RELAY_DATABASE_URL=" + pooled, slot}, "check")
 	assert.Equal(t, exitOK, o.code, o.out)
@@ -219,6 +231,23 @@ func TestCheckSeesAPooler(t *testing.T) {
 	o = invoke(t, []string{"OUTBOX_RELAY_DATABASE_URL=" + pooled, "OUTBOX_RELAY_DATABASE_REPLICATION_URL=" + d.url, slot}, "check")
 	assert.Contains(t, o.out, "warn  pooler: database.url leads through one → ")
 	assert.Contains(t, o.out, "ok    replication: database.replication_url may stream")
+}
+
+// TestPoolInStatementMode: the relay and check say what is in the way. The error is that of PgBouncer 1.18.
+func TestPoolInStatementMode(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s := newSite(t, "", always(http.StatusOK), "acme")
+	u, err := url.Parse(s.dsn)
+	require.NoError(t, err)
+	u.Host = fakePooler(t, u.Host, true)
+	const hint = "database.url leads through a pool in statement mode, which takes no transactions: let it lead to the server itself, or to a pool in session or transaction mode"
+	p := startBinary(t, binary(t), s.config, "OUTBOX_RELAY_DATABASE_URL="+u.String(), "OUTBOX_RELAY_DATABASE_REPLICATION_URL="+s.dsn)
+	s.receiver.await(ctx, t, "the log", func() bool { return strings.Contains(p.said(t), `"hint":"`+hint) })
+	out, _, code := s.desk(t, "check", "--database-url", u.String())
+	assert.Equal(t, exitFailure, code)
+	assert.Contains(t, out, "(SQLSTATE 08P01) → "+hint+"\n")
 }
 
 // Each case breaks a sound database in one way.

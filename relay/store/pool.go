@@ -1,8 +1,11 @@
 package store
 
 import (
+	"errors"
+	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -28,4 +31,12 @@ func (s *Store) Pool() (p Pool) {
 		p.Waited += n.EmptyAcquireWaitTime()
 	}
 	return p
+}
+
+// explainPool gives a hint where a pool of somebody else's refuses the first transaction. PgBouncer has one code for all it has to say, and says it in English.
+func explainPool(err error) error {
+	if said, ok := errors.AsType[*pgconn.PgError](err); ok && said.Code == "08P01" && strings.Contains(said.Message, "statement pooling mode") {
+		return &hinted{err, "database.url leads through a pool in statement mode, which takes no transactions: let it lead to the server itself, or to a pool in session or transaction mode"}
+	}
+	return err
 }
