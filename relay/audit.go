@@ -43,7 +43,7 @@ type AuditReport struct {
 	Failed  bool   `json:"failed,omitempty"`  // an error is why
 	// Added is when the tenant was added, if that is within the period: events from before are left out. Zero: it is not.
 	Added time.Time `json:"added_at,omitzero"`
-	// Restored is when the database was found to have been restored into another cluster, likewise: events from before are left out.
+	// Restored is when the tenant came from another cluster, by a restore or with its schema, likewise: events from before are left out.
 	Restored time.Time `json:"restored_at,omitzero"`
 }
 
@@ -224,8 +224,9 @@ func (a *auditor) look(u *store.Unaccounted, p *portion) {
 	}
 }
 
-// auditReach is how old what an event tells of may be when it is committed, to be looked at as it comes. Rows of a logical restore carry transaction ids of another
-// cluster: for years to come there may be some that seem to have been committed just now. They are old by then, and nobody waits for them any more.
+// auditReach is how old what an event tells of may be when it is committed, to be looked at as it comes. Rows that came from another cluster without anybody knowing, with a
+// schema that was added without a backfill say, carry transaction ids of that: for years to come there may be some that seem to have been committed just now. They are old by
+// then, and nobody waits for them any more.
 const auditReach = 7 * 24 * time.Hour
 
 // audit looks, before a snapshot is saved, at what it shows and the one before does not. A tenant whose subscriptions have changed meanwhile is left

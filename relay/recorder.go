@@ -302,9 +302,9 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 		if isWritten(&out[i]) {
 			r.metrics.outcome(&out[i])
 			r.metrics.recorded(jobs[i], now)
-			if span := jobs[i].span; span != nil {
-				endDelivery(span, &out[i])
-			}
+		}
+		if span := jobs[i].span; span != nil && (!fenced || out[i].Delivery.Queued) {
+			endDelivery(span, &out[i])
 		}
 		due = due || nextDue(&out[i])
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
@@ -113,10 +115,13 @@ func TestWhatWasNotWrittenIsNotTold(t *testing.T) {
 			told = append(told, out[i].Delivery.Tenant)
 		}
 	}
+	spans := tracetest.NewSpanRecorder()
+	tracer := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans)).Tracer("test")
 	s.exec(`ALTER TABLE acme.webhook_dead_letters RENAME TO away`)
 	for _, tenant := range []string{"acme", "other", "acme"} {
 		j := s.job()
 		j.Tenant = tenant
+		_, j.span = tracer.Start(t.Context(), tenant)
 		s.dispatcher.admit(t.Context(), j)
 		require.Same(t, j, s.dispatcher.nextJob())
 		s.dispatcher.finish(j, verdict{attempted: true}, decide(j, delivery.Result{Class: delivery.ClassGone, Status: 410, Started: time.Now()}))
@@ -125,6 +130,7 @@ func TestWhatWasNotWrittenIsNotTold(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 1, s.count(`outbox_relay.tenants WHERE state = 'suspended'`))
 	require.Equal(t, []string{"other"}, told)
+	require.Len(t, spans.Ended(), 3, "each has been attempted")
 	require.InDelta(t, 1, testutil.ToFloat64(s.metrics.outcomes[store.Failed]), 0)
 }
 

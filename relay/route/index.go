@@ -24,7 +24,7 @@ type index struct {
 	outline  outline // of the event that is matched
 }
 
-// maxPlans bounds the memory for event types that come once and never again: some 300 kB a tenant at the very most. A plan is made in microseconds.
+// maxPlans bounds the memory for event types that come once and never again: some 300 kB a tenant with the longest types, and few patterns. A plan is made in microseconds.
 const maxPlans = 1_000
 
 // plan is what Match has to know of an event type.

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -82,25 +83,41 @@ func TestRestoredRowsStayOld(t *testing.T) {
 	assert.ElementsMatch(t, []outbox.UUID{own, own2}, heal(false, after), "of a slot that is lost later")
 }
 
-// TestSchemaOfAnotherCluster: a schema that pg_dump has brought is told from one that has always been here by the transaction ids of its rows.
+// TestSchemaOfAnotherCluster: a schema that pg_dump has brought is told from one that has always been here by the transaction ids of its rows. All that it brought is
+// queued, also what has an id that was given here between the request and the page.
 func TestSchemaOfAnotherCluster(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "moved", "here")
-	b.event("moved", ", xid", ", (pg_current_xact_id()::text::int8 + 1000000)::text::xid8")
-	b.event("here", "", "")
-	for _, isolation := range []string{"READ COMMITTED", "REPEATABLE READ"} {
-		b.exec("SELECT outbox_relay.remove_tenant('moved'), outbox_relay.remove_tenant('here')")
-		tx, err := b.admin.Begin(t.Context())
-		require.NoError(t, err)
-		_, err = tx.Exec(t.Context(), "SET TRANSACTION ISOLATION LEVEL "+isolation)
-		require.NoError(t, err)
-		_, err = tx.Exec(t.Context(), "INSERT INTO here.webhook_events (event_type, aggregate_id, aggregate_type) VALUES ('x.y', gen_random_uuid(), 'x')")
-		require.NoError(t, err)
-		_, err = tx.Exec(t.Context(), "SELECT outbox_relay.add_tenant('moved'), outbox_relay.add_tenant('here')")
-		require.NoError(t, err)
-		require.NoError(t, tx.Commit(t.Context()))
-		assert.Equal(t, "moved", b.row("string_agg(schema, ',')", "outbox_relay.tenants WHERE restored_at IS NOT NULL"), isolation)
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
+	require.NoError(t, err)
+	const foreign = ", (pg_current_xact_id()::text::int8 + $2)::text::xid8, now() - interval '2 hours'"
+	var want []outbox.UUID
+	for _, ahead := range []string{"20", "1000000"} { // one that will have been given here, and one to come
+		want = append(want, b.event("moved", ", xid, created_at", strings.Replace(foreign, "$2", ahead, 1)))
 	}
+	e := b.endpoint("moved")
+	for _, tenant := range []string{"moved", "here"} {
+		b.event("here", "", "")
+		b.exec("SELECT outbox_relay.remove_tenant($1)", tenant)
+		b.exec("SELECT outbox_relay.add_tenant($1, since => '-infinity')", tenant)
+	}
+	for range 50 {
+		b.exec("SELECT pg_current_xact_id()")
+	}
+	b.event("here", "", "") // comes by the log
+	b.event("moved", "", "")
+	b.exec("INSERT INTO outbox_relay.recoveries (tenant, endpoint_id, since, upto) VALUES ('moved', $1, '-infinity', (SELECT backfill_upto FROM outbox_relay.tenants WHERE schema = 'moved'))", e)
+	assert.Equal(t, want, b.pages(p.Epoch, "moved", 10))
+	assert.Len(t, b.pages(p.Epoch, "here", 10), 2)
+	assert.Equal(t, "moved", b.row("string_agg(schema, ',')", "outbox_relay.tenants WHERE restored_at IS NOT NULL"))
+
+	page, err := b.store.RecoveryPage(t.Context(), store.Recovery{Number: get[int64](b, "SELECT id FROM outbox_relay.recoveries"), Endpoint: store.Endpoint{Tenant: "moved", ID: e}}, 10)
+	require.NoError(t, err)
+	var recovered []outbox.UUID
+	for i := range page.Events {
+		recovered = append(recovered, page.Events[i].ID)
+	}
+	assert.Equal(t, want, recovered)
 }
 
 func TestSenderOfNobody(t *testing.T) {

@@ -92,7 +92,8 @@ const (
 SELECT ` + EventColumns + `, coalesce(e.xid IS NULL AND $6::text IS NOT NULL OR pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot), false)`
 	backfillRows = `
 FROM {tenant}.webhook_events e
-WHERE e.id > $1::uuid AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $2::text::pg_snapshot) OR e.xid >= pg_snapshot_xmax(pg_current_snapshot()))
+WHERE e.id > $1::uuid AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $2::text::pg_snapshot) OR e.xid >= pg_snapshot_xmax(pg_current_snapshot())
+    OR e.created_at < $7::timestamptz)
   AND (CASE $3::text WHEN 'unprocessed' THEN e.processed_at IS NULL WHEN 'since' THEN e.occurred_at >= $4::timestamptz ELSE true END
     OR NOT pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot) AND (e.created_at < $7::timestamptz) IS NOT TRUE)`
 )
@@ -111,6 +112,11 @@ const (
 	muchMissed    = 20_000
 	hasMuchMissed = `
 SELECT EXISTS (SELECT FROM {tenant}.webhook_events e WHERE e.xid >= pg_snapshot_xmin($1::text::pg_snapshot) ORDER BY e.xid OFFSET $2::int4 LIMIT 1)`
+	leastMissed = `
+SELECT m.id FROM (SELECT e.id FROM {tenant}.webhook_events e WHERE e.xid >= pg_snapshot_xmin($1::text::pg_snapshot) OFFSET 0) m ORDER BY 1 LIMIT 1`
+
+	// firstCursor is that of a backfill that has not begun.
+	firstCursor = "00000000-0000-0000-0000-000000000000"
 )
 
 const backfillOrder = ` ORDER BY e.id LIMIT $5::int4`
@@ -128,6 +134,48 @@ func (s *Store) BackfillPage(ctx context.Context, tenant string, n int) (*Page, 
 	return page, nil
 }
 
+// noteForeign notes it where a schema came with rows of another cluster, which have its transaction ids: some of them are still to come here. It is not done by
+// who adds a tenant, whose rights are not for what a tenant's policies may run.
+func (s *Store) noteForeign(ctx context.Context, tenant string) (own *time.Time, err error) {
+	const note = `
+UPDATE outbox_relay.tenants t SET restored_at = t.since WHERE t.schema = $1::text AND t.restored_at IS NULL
+  AND EXISTS (SELECT FROM {tenant}.webhook_events e WHERE e.xid >= pg_snapshot_xmax(t.backfill_upto) AND e.created_at < t.since - interval '1 hour')
+RETURNING ` + OwnSince
+	err = s.pool.QueryRow(ctx, forTenant(note, tenant), tenant).Scan(&own)
+	return own, noRows(err)
+}
+
+// noRows is err, but for the error that there are none.
+func noRows(err error) error {
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	return err
+}
+
+// since returns the condition that leaves out what was visible at the lower border of a page, and after which id there can be any.
+func (s *Store) since(ctx context.Context, page *Page, lower string) (condition, after string, err error) {
+	var much bool
+	if err := s.pool.QueryRow(ctx, forTenant(hasMuchMissed, page.Tenant), lower, muchMissed).Scan(&much); err != nil || !much {
+		return backfillFrom, page.from, err
+	}
+	if page.from != firstCursor {
+		return backfillFromMany, page.from, nil
+	}
+	// What is new has the greatest ids, as a rule: the first page would walk past all that is older.
+	var least outbox.UUID
+	err = s.pool.QueryRow(ctx, forTenant(leastMissed, page.Tenant), lower).Scan(&least)
+	if err != nil || least.IsZero() {
+		return backfillFromMany, page.from, noRows(err)
+	}
+	for i := len(least) - 1; i >= 0; i-- { // the one before it
+		if least[i]--; least[i] != 0xff {
+			break
+		}
+	}
+	return backfillFromMany, least.String(), nil
+}
+
 func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, error) {
 	var (
 		page   = &Page{Tenant: tenant}
@@ -140,7 +188,7 @@ func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, 
 		own    *time.Time
 	)
 	err := s.pool.QueryRow(ctx, `SELECT t.backfill, t.backfill_since, t.backfill_from::text, t.backfill_border::text, t.backfill_upto::text,
-  coalesce(t.backfill_cursor::text, '00000000-0000-0000-0000-000000000000'), coalesce(t.backfill_place, '0/0')::text,
+  coalesce(t.backfill_cursor::text, '`+firstCursor+`'), coalesce(t.backfill_place, '0/0')::text,
   coalesce(t.backfill_border_place, '0/0')::text, `+OwnSince+` FROM outbox_relay.tenants t WHERE t.schema = $1::text AND `+waiting, tenant).
 		Scan(&mode, &since, &lower, &border, &page.upto, &page.from, &late, &early, &own)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -153,20 +201,19 @@ func (s *Store) backfillPage(ctx context.Context, tenant string, n int) (*Page, 
 			places[i], err = pglogrepl.ParseLSN(text)
 		}
 	}
+	if err == nil && own == nil && mode != "missed" && page.from == firstCursor {
+		own, err = s.noteForeign(ctx, tenant)
+	}
 	if err != nil {
 		return nil, err
 	}
 	sql, args := backfillRows, []any{page.from, page.upto, mode, since, n, border, own}
 	if lower != nil {
-		var much bool
-		if err := s.pool.QueryRow(ctx, forTenant(hasMuchMissed, tenant), *lower, muchMissed).Scan(&much); err != nil {
+		from, after, err := s.since(ctx, page, *lower)
+		if err != nil {
 			return nil, err
 		}
-		from := backfillFrom
-		if much {
-			from = backfillFromMany
-		}
-		sql, args = sql+from, append(args, *lower)
+		sql, args[0], args = sql+from, after, append(args, *lower)
 	}
 	if failpoint.Planted(failpoint.HealByID) {
 		sql += ` AND e.id > coalesce((SELECT max(d.webhook_event_id::text)::uuid FROM {tenant}.webhook_deliveries d), $1::uuid)`
@@ -227,7 +274,7 @@ func (s *Store) readPage(ctx context.Context, page *Page, sql string, args []any
 const recordPage = `
 UPDATE outbox_relay.tenants t SET backfill_cursor = $4::uuid, backfill_done_at = CASE WHEN $5::bool THEN now() END
 WHERE t.schema = $1::text AND t.backfill_upto::text = $2::text
-  AND coalesce(t.backfill_cursor, '00000000-0000-0000-0000-000000000000') = $3::uuid AND ` + waiting
+  AND coalesce(t.backfill_cursor, '` + firstCursor + `') = $3::uuid AND ` + waiting
 
 // RecordBackfill queues what a page has led to and moves the backfill on, in one transaction. Deliveries that have a row already are
 // left as they are, but for those that wait and are not in the queue: see takeUp. ErrFenced: the epoch is over, nothing was written. A *TenantError says that the tenant has been suspended. If the

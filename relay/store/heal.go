@@ -30,7 +30,7 @@ const markMissed = `
 
 // OwnSince is when the first rows of a tenant that this cluster wrote itself were made, at the earliest; null: all are its own. Rows of a restore bring transaction ids of the
 // cluster before, which say nothing here, and sooner or later this one gives the same: without a look at the time they would seem to have been committed just then. It is that of
-// created_at, which nobody dates back, and an hour is for the clock of an application that sets it.
+// created_at, which nobody dates back but who inserts from an archive, and that the log brings; an hour is for the clock of an application that sets it.
 const OwnSince = `t.restored_at - interval '1 hour'`
 
 // SlotState is what the database says of a slot and the progress in it.

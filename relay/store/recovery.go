@@ -73,14 +73,15 @@ type RecoveryPage struct {
 // an index of its own, and is looked up event by event: of an EXISTS the planner may as well make a hash of all deliveries that the endpoint ever had.
 //
 // A transaction that this very statement's snapshot does not know yet cannot have written what it sees: the row was restored from a dump of another
-// cluster, it is in no log of this one, and so it is looked at like any older event.
+// cluster, it is in no log of this one, and so it is looked at like any older event. So is one that came with such a dump though the transaction is known by now.
 const recoveryPage = `
 SELECT ` + EventColumns + `,
   coalesce((SELECT true FROM {tenant}.webhook_deliveries d WHERE d.relayed AND d.webhook_event_id = e.id AND d.webhook_endpoint_id = $2::uuid LIMIT 1),
     (SELECT true FROM {tenant}.webhook_deliveries d WHERE NOT d.relayed AND d.webhook_event_id = e.id AND d.webhook_endpoint_id = $2::uuid LIMIT 1), false) AS has
 FROM {tenant}.webhook_events e
 WHERE e.id > $1::uuid AND e.occurred_at >= $3::timestamptz
-  AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $4::text::pg_snapshot) OR e.xid >= pg_snapshot_xmax(pg_current_snapshot()))
+  AND (e.xid IS NULL OR pg_visible_in_snapshot(e.xid, $4::text::pg_snapshot) OR e.xid >= pg_snapshot_xmax(pg_current_snapshot())
+    OR e.created_at < (SELECT ` + OwnSince + ` FROM outbox_relay.tenants t WHERE t.schema = $6::text))
 ORDER BY e.id LIMIT $5::int4`
 
 // RecoveryPage reads the next part of a recovery: of at most n events from since the time that was asked for it is seen whether they have a delivery. Older ones are
@@ -116,7 +117,7 @@ FROM outbox_relay.recoveries r WHERE r.id = $1::int8 AND r.done_at IS NULL`, r.N
 		return nil, err
 	}
 	page.Due, page.cursor = time.Duration(due)*time.Microsecond, page.from
-	rows, err := s.pool.Query(ctx, forTenant(recoveryPage, r.Tenant), page.from, r.ID, since, upto, n)
+	rows, err := s.pool.Query(ctx, forTenant(recoveryPage, r.Tenant), page.from, r.ID, since, upto, n, r.Tenant)
 	if err != nil {
 		return nil, err
 	}

@@ -211,7 +211,6 @@ DECLARE
   t record;
   tbl text;
   handled pg_snapshot; -- what the relay knows of; null: it has missed nothing
-  newest xid8;
 BEGIN
   backfill := coalesce(backfill, CASE WHEN since IS NOT NULL THEN 'since' END);
   IF backfill NOT IN ('unprocessed', 'since') OR (backfill = 'since') <> (since IS NOT NULL) THEN
@@ -289,17 +288,13 @@ BEGIN
   PERFORM outbox_relay.publish_tenant(schema);
   PERFORM set_config('lock_timeout', callers_timeout, true);
 
-  -- Rows that come with a schema from another cluster bring its transaction ids, as those of a restored database do: some are still to come here.
-  EXECUTE format('SELECT e.xid FROM %I.webhook_events e WHERE e.xid IS NOT NULL ORDER BY e.xid DESC LIMIT 1', schema) INTO newest;
-
   -- Whoever wrote before the lock is visible in this snapshot; whoever writes after it is in the log, which does not tell of rows that go with their table.
-  INSERT INTO outbox_relay.tenants AS old (schema, version, tables, backfill, backfill_since, backfill_upto, restored_at, shard)
+  INSERT INTO outbox_relay.tenants AS old (schema, version, tables, backfill, backfill_since, backfill_upto, shard)
   VALUES (add_tenant.schema, outbox_relay.shape_version(),
           (SELECT string_agg(coalesce(to_regclass(format('%I.%I', add_tenant.schema, r.name))::oid, 0)::text, ' ' ORDER BY r.ord)
              FROM unnest(ARRAY['webhook_endpoints', 'webhook_event_types', 'webhook_event_subscriptions', 'webhook_subscriptions']) WITH ORDINALITY r (name, ord)),
           add_tenant.backfill, add_tenant.since,
           CASE WHEN add_tenant.backfill IS NOT NULL THEN pg_current_snapshot() END,
-          CASE WHEN newest >= pg_snapshot_xmax(pg_current_snapshot()) AND newest <> pg_current_xact_id() THEN now() END,
           coalesce((SELECT g.shard FROM outbox_relay.progress g GROUP BY 1
             ORDER BY (SELECT count(*) FROM outbox_relay.tenants n WHERE n.shard = g.shard AND n.schema <> add_tenant.schema), 1 LIMIT 1), 0))
   ON CONFLICT ON CONSTRAINT tenants_pkey DO UPDATE SET version = excluded.version, tables = excluded.tables;
