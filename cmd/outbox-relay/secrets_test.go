@@ -449,7 +449,7 @@ func TestSealIsInterruptedWhileItCounts(t *testing.T) {
 	cfg, err := pgx.ParseConfig(d.url)
 	require.NoError(t, err)
 	ctx, interrupt := context.WithCancel(t.Context())
-	cfg.Tracer = afterQuery{"count(*) FILTER", interrupt}
+	cfg.Tracer = &afterQuery{text: "count(*) FILTER", then: interrupt}
 	conn, err := pgx.ConnectConfig(t.Context(), cfg)
 	require.NoError(t, err)
 	defer conn.Close(t.Context()) //nolint:errcheck // nothing is lost with it
@@ -459,20 +459,29 @@ func TestSealIsInterruptedWhileItCounts(t *testing.T) {
 	assert.ErrorIs(t, a.seal(ctx, &inquiry{output: "table"}, conn, &c, false), context.Canceled)
 }
 
-// afterQuery calls then once a query that contains text has ended.
+// afterQuery calls then once a batch has ended in which a query contains text.
 type afterQuery struct {
 	text string
 	then func()
+	seen bool
 }
 
-type queryKey struct{}
-
-func (a afterQuery) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
-	return context.WithValue(ctx, queryKey{}, q.SQL)
+func (a *afterQuery) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
 }
 
-func (a afterQuery) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
-	if sql, _ := ctx.Value(queryKey{}).(string); strings.Contains(sql, a.text) {
+func (a *afterQuery) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+func (a *afterQuery) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
+	return ctx
+}
+
+func (a *afterQuery) TraceBatchQuery(_ context.Context, _ *pgx.Conn, q pgx.TraceBatchQueryData) {
+	a.seen = a.seen || strings.Contains(q.SQL, a.text)
+}
+
+func (a *afterQuery) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData) {
+	if a.seen {
 		a.then()
 	}
 }
