@@ -29,7 +29,8 @@ func (d database) atTerminal(t *testing.T, question, keys string, args ...string
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary(t), args...)
+	// The kernel may drop what a session's leader has written last, as it hangs the terminal up: a shell leads, and stays until all has been read.
+	cmd := exec.CommandContext(ctx, "sh", append([]string{"-c", `trap : INT; "$@"; printf '(exit %d)' $?; read -r _`, "sh", binary(t)}, args...)...)
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = d.env, theirs, theirs, theirs
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	require.NoError(t, cmd.Start())
@@ -38,19 +39,24 @@ func (d database) atTerminal(t *testing.T, question, keys string, args ...string
 	typed := false
 	for part := make([]byte, 1024); ; {
 		n, err := ours.Read(part)
-		if err != nil { // nobody has the other end any more
-			break
-		}
+		require.NoError(t, err, screen.String())
 		screen.Write(part[:n])
 		if !typed && strings.Contains(screen.String(), question) {
 			typed = true
 			_, err = ours.WriteString(keys)
 			require.NoError(t, err)
 		}
+		said, rest, ended := strings.Cut(screen.String(), "(exit ")
+		if number, _, whole := strings.Cut(rest, ")"); ended && whole {
+			code, err = strconv.Atoi(number)
+			require.NoError(t, err)
+			_, err = ours.WriteString("\n")
+			require.NoError(t, err)
+			_ = cmd.Wait() // that of the shell
+			require.True(t, typed, said)
+			return said, code
+		}
 	}
-	_ = cmd.Wait() // its exit code says it
-	require.True(t, typed, screen.String())
-	return screen.String(), cmd.ProcessState.ExitCode()
 }
 
 // TestQuestionsAtATerminal: what is not confirmed is not done, and ctrl-C is an answer, too.
