@@ -19,8 +19,11 @@ const jobOverhead = 768
 // time of the commits: while a huge transaction is read, the others do not cease to matter because their events stand behind it.
 const activeFor = 10 * time.Second
 
-// forgetAfter is how long a lane without anything is kept.
-const forgetAfter = 10 * time.Minute
+// forgetAfter is how long a lane without anything is kept, and forgetBrokenAfter one whose endpoint fails.
+const (
+	forgetAfter       = 10 * time.Minute
+	forgetBrokenAfter = 24 * time.Hour
+)
 
 // beatEvery is how often a stream that waits for room gives a sign of life.
 const beatEvery = 500 * time.Millisecond

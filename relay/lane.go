@@ -316,8 +316,12 @@ func (l *lane) measure(spell time.Duration) {
 }
 
 // idle tells whether the lane can be forgotten. A receiver that has asked for an hour, or gets an attempt an hour, must not be asked before because nothing
-// else came for it meanwhile.
+// else came for it meanwhile; and of one that has failed it is known for a day that it has, so that an answer is told of, and closes its breaker.
 func (l *lane) idle(now time.Time) bool {
-	return !l.active && l.used == 0 && l.queue.n == 0 && l.behind == 0 && l.running == 0 && !l.ready && !l.stalled &&
+	after := forgetAfter
+	if l.broken {
+		after = forgetBrokenAfter
+	}
+	return now.Sub(l.last) > after && !l.active && l.used == 0 && l.queue.n == 0 && l.behind == 0 && l.running == 0 && !l.ready && !l.stalled &&
 		!l.until.After(now) && !l.next.After(now) && len(l.chains) == 0 && len(l.blocked) == 0 && l.crowd == nil && l.breakerState() != gobreaker.StateOpen
 }

@@ -273,6 +273,42 @@ func TestEndpointIsTurnedOnce(t *testing.T) {
 	})
 }
 
+// TestBrokenEndpointIsRemembered: an endpoint that fails and then gets nothing for hours answers again, and that is told. After a day it is forgotten.
+func TestBrokenEndpointIsRemembered(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(1000)
+		var told []bool
+		b.turned = func(_ laneKey, open bool, _ delivery.Class, _ string) { told = append(told, open) }
+		attempt := func(v verdict) {
+			b.admit(t.Context(), b.job("one", 1))
+			j := b.nextJob()
+			b.finish(j, v)
+			b.release([]*job{j})
+		}
+		for range b.cfg.Breaker.Failures {
+			attempt(verdict{failure: errAttempt})
+		}
+		quiet := func(d time.Duration) {
+			b.committed = b.committed.Add(d) // others have events
+			for range 2 {
+				b.sweep(time.Hour)
+				time.Sleep(d / 2)
+			}
+			b.sweep(time.Hour)
+		}
+		quiet(10 * time.Hour)
+		attempt(verdict{})
+		require.Equal(t, []bool{true, false}, told)
+
+		for range b.cfg.Breaker.Failures {
+			attempt(verdict{failure: errAttempt})
+		}
+		quiet(25 * time.Hour)
+		require.Empty(t, b.lanes)
+	})
+}
+
 // TestWorkersAreInUse: as many lanes as workers, each with work. Past three quarters of the workers a lane may have one attempt under way, and which of those that wait has
 // none is found soon.
 func TestWorkersAreInUse(t *testing.T) {

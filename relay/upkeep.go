@@ -28,7 +28,7 @@ func (d *dispatcher) sweep(hold time.Duration) {
 		if l.active && d.committed.Sub(l.committed) > activeFor {
 			d.goQuiet(l)
 		}
-		if now.Sub(l.last) > forgetAfter && l.idle(now) {
+		if l.idle(now) {
 			d.forget(key, l)
 		}
 	}
