@@ -44,7 +44,7 @@ type http1Host struct {
 
 // http1Conn is one connection.
 type http1Conn struct {
-	net.Conn
+	wire
 
 	in    *bufio.Reader // reads through head, below
 	head  int64         // bytes that the head of an answer may still have; negative: any number
@@ -52,7 +52,6 @@ type http1Conn struct {
 	since time.Time
 	age   int
 	stale bool // it was of another age when it was taken
-	look  look
 
 	watched <-chan struct{} // ends the context that is watched
 	unwatch func() bool     // false: the end of ctx may still end what comes next
@@ -69,7 +68,7 @@ func (c *http1Conn) Read(p []byte) (int, error) {
 		p = p[:c.head]
 	}
 	var n int
-	n, c.err = c.Conn.Read(p)
+	n, c.err = c.wire.Read(p)
 	if c.head > 0 {
 		c.head -= int64(n)
 	}
@@ -327,7 +326,7 @@ func (t *http1) leave(h *http1Host, c *http1Conn) {
 func (t *http1) conn(ctx context.Context, h *http1Host, addr string, deadline time.Time, x *exchange) (c *http1Conn, reused bool, err error) {
 	for c := t.take(h); c != nil; c = t.take(h) {
 		foreign := c.watched != ctx.Done()
-		if !c.stale && (!foreign || c.unwatch()) && time.Since(c.since) < t.idleTimeout && c.SetDeadline(deadline) == nil && c.look.alive() {
+		if !c.stale && (!foreign || c.unwatch()) && time.Since(c.since) < t.idleTimeout && c.SetDeadline(deadline) == nil && c.alive() {
 			return c, true, nil
 		}
 		c.close()
@@ -339,9 +338,9 @@ func (t *http1) conn(ctx context.Context, h *http1Host, addr string, deadline ti
 	if err != nil {
 		return nil, false, err
 	}
-	c = &http1Conn{Conn: conn, head: -1, age: age, unwatch: func() bool { return true }}
+	c = &http1Conn{head: -1, age: age, unwatch: func() bool { return true }}
+	c.prepare(conn)
 	c.in = bufio.NewReader(c)
-	c.look.prepare(conn)
 	_ = c.SetDeadline(deadline) // fails only for a connection that is closed, as the request will
 	return c, false, nil
 }
