@@ -36,5 +36,5 @@ func result(n uintptr, errno syscall.Errno) (int, error) {
 	if errno != 0 {
 		return 0, errno
 	}
-	return int(n), nil //nolint:gosec // it is no more than the length of a slice
+	return int(n), nil
 }

@@ -20,7 +20,7 @@ func wired(t *testing.T) (*wire, *net.TCPConn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // of this machine
 	require.NoError(t, err)
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	conn, err := net.Dial("tcp", l.Addr().String()) //nolint:noctx // as above
 	require.NoError(t, err)
 	other, err := l.Accept()
