@@ -14,9 +14,6 @@ type commitWatch struct {
 	clean int       // looks in a row that have found nothing
 }
 
-// commitsWaitHint is what a person can do about it.
-const commitsWaitHint = "look after the standby, or take it off the server's synchronous_standby_names; nothing is lost meanwhile, and what is sent may be sent again"
-
 // look asks, and has the log and the status say it. A wait is over after two looks that find none: the recorder gives a try up after a while, and the next one
 // has only just begun.
 func (w *commitWatch) look(ctx context.Context, e *engine) {
@@ -36,6 +33,6 @@ func (w *commitWatch) look(ctx context.Context, e *engine) {
 	e.status.besides.Store(&text)
 	if now := time.Now(); now.Sub(w.told) >= tellAgain {
 		w.told = now
-		e.log.Warn("commits wait for a synchronous standby", "commits", wait.Commits, "synchronous_standby_names", wait.Standbys, "hint", commitsWaitHint)
+		e.log.Warn("commits wait for a synchronous standby", "commits", wait.Commits, "synchronous_standby_names", wait.Standbys, "hint", wait.Hint())
 	}
 }

@@ -70,13 +70,14 @@ func (a *app) statusCommand() *cobra.Command {
 		Short: "Show in one screen who leads, how far, what fails and what waits",
 		Long: `Show in one screen what an operator asks first: what the relay on server.listen says, if it can be
 reached from here; and of each database who reads its slots, since when and how far, and what log
-the server keeps for them; rate and success of the last minute's deliveries; what waits, and why;
-which endpoints fail; dead letters; tenants that are held up. Nothing is changed.
+the server keeps for them; whether commits wait for a synchronous standby; rate and success of the
+last minute's deliveries; what waits, and why; which endpoints fail; dead letters; tenants that are
+held up. Nothing is changed.
 
-It needs the rights of the relay's role and no more. Of a reader with another role, the address is
-known only to members of pg_read_all_stats. However much has piled up, a bounded number of rows is
-read: "100,000+" means that there may be more. What takes too long all the same, or is locked, is
-left out, and it says so.
+It needs the rights of the relay's role and no more. Of a reader with another role, the address, and
+whether its commits wait, is known only to members of pg_read_all_stats. However much has piled up,
+a bounded number of rows is read: "100,000+" means that there may be more. What takes too long all
+the same, or is locked, is left out, and it says so.
 
 --watch shows it anew every --interval until it is interrupted: on a terminal in place, elsewhere
 in blocks that begin with the time. With -o json it is an object, one a line with --watch; fields

@@ -87,6 +87,7 @@ func (v *statusView) database(d *statusDatabase) {
 		v.slot(&o.Slots[i], o, int64(d.config.Database.WALBudget))
 	}
 	v.connected(o)
+	v.commits(o)
 	v.flow(o)
 	v.queue(o)
 	v.endpoints(o)
@@ -184,6 +185,15 @@ func (v *statusView) connected(o *desk.Overview) {
 		hosts = append(hosts, fmt.Sprintf("%s (%d)", cmp.Or(c.Address, "other roles"), c.Connections))
 	}
 	v.line("relays", colorIf(len(hosts) == 0, colorRed), "connections from %s", cmp.Or(strings.Join(hosts[:min(len(hosts), 8)], ", ")+suffixIf(len(hosts) > 8, " …"), "nowhere"))
+}
+
+// commits says that they wait for a standby. That they do not goes without saying.
+func (v *statusView) commits(o *desk.Overview) {
+	if v.gap("commits", desk.PartCommits, o) || o.Commits == nil {
+		return
+	}
+	v.line("commits", colorRed, "%s", plain(strings.TrimPrefix(o.Commits.String(), "commits ")))
+	v.line("", "", "%s", plain(o.Commits.Hint))
 }
 
 func (v *statusView) flow(o *desk.Overview) {

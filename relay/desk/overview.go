@@ -34,6 +34,7 @@ const (
 const (
 	PartSlots      = "slots"
 	PartRelays     = "relays"
+	PartCommits    = "commit_wait"
 	PartDeliveries = "deliveries"
 	PartQueue      = "retry_queue"
 	PartEndpoints  = "endpoints"
@@ -48,6 +49,7 @@ type Overview struct {
 	Standby    bool         `json:"standby,omitempty"` // of slots and relays nothing is known then
 	Slots      []Slot       `json:"slots"`             // one for each shard
 	Relays     []Connected  `json:"relays"`
+	Commits    *CommitWait  `json:"commit_wait"` // null: none that this role may know of waits
 	Deliveries Flow         `json:"deliveries"`
 	Queue      Queue        `json:"retry_queue"`
 	Endpoints  Troubles     `json:"endpoints"`
@@ -121,6 +123,7 @@ func Survey(ctx context.Context, conn *pgx.Conn, slots, tenants []string, patien
 		look func(ctx context.Context) error
 	}{
 		{PartRelays, func(ctx context.Context) error { return d.surveyRelays(ctx, o) }},
+		{PartCommits, func(ctx context.Context) error { return d.surveyCommits(ctx, o) }},
 		{PartDeliveries, func(ctx context.Context) error { return d.surveyFlow(ctx, o, tenants) }},
 		{PartQueue, func(ctx context.Context) error { return d.surveyQueue(ctx, o) }},
 		{PartEndpoints, func(ctx context.Context) error { return d.surveyEndpoints(ctx, o, tenants) }},

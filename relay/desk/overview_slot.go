@@ -113,3 +113,17 @@ GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 100`)
 	o.Relays, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Connected])
 	return err
 }
+
+// CommitWait is that commits wait for a synchronous standby, and what to do about it. Nothing is recorded meanwhile, however well all else looks.
+type CommitWait struct {
+	store.CommitWait
+	Hint string `json:"hint"`
+}
+
+func (d *Desk) surveyCommits(ctx context.Context, o *Overview) error {
+	w, err := store.ReadCommitWait(ctx, d.conn)
+	if err == nil && w.Commits > 0 {
+		o.Commits = &CommitWait{w, w.Hint()}
+	}
+	return err
+}

@@ -139,8 +139,8 @@ func (s *Store) Sender(ctx context.Context) (Sender, error) {
 
 // CommitWait is what the server says of commits that wait for a synchronous standby.
 type CommitWait struct {
-	Commits  int    // of this role, that have waited for longer than a standby should take
-	Standbys string // synchronous_standby_names
+	Commits  int    `json:"commits"`                   // of this role, and of relays of this database, that have waited for longer than a standby should take
+	Standbys string `json:"synchronous_standby_names"` // as the server has it
 }
 
 // String says so in words, for when there are such commits.
@@ -148,10 +148,16 @@ func (w CommitWait) String() string {
 	return fmt.Sprintf("commits wait for a synchronous standby (synchronous_standby_names = %q)", w.Standbys)
 }
 
-// What other roles wait for, this one may not know. The look writes nothing, or it would wait as well.
+// Hint is what a person can do about it.
+func (w CommitWait) Hint() string {
+	return "look after the standby, or take it off the server's synchronous_standby_names; nothing is lost meanwhile, and what is sent may be sent again"
+}
+
+// What other roles wait for, this one may not know unless it is of pg_read_all_stats. The look writes nothing, or it would wait as well.
 const commitWait = `
 SELECT count(*), current_setting('synchronous_standby_names') FROM pg_catalog.pg_stat_activity a
-WHERE a.usename = session_user AND a.wait_event = 'SyncRep' AND a.query_start < clock_timestamp() - interval '5 s'`
+WHERE (a.usename = session_user OR a.datname = current_database() AND a.application_name = 'outbox-relay')
+  AND a.wait_event = 'SyncRep' AND a.query_start < clock_timestamp() - interval '5 s'`
 
 // CommitWait reads it.
 func (s *Store) CommitWait(ctx context.Context) (CommitWait, error) {
