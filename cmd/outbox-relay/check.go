@@ -63,6 +63,7 @@ type checker struct {
 	settings map[string]string // of the server
 	systemID string            // of the server behind database.url
 	database string            // as the server calls it: database.url may leave it out, or name what a pooler calls it
+	sender   string            // the server process that the replication connection of this check had, and that may end a moment after it; empty: it had none
 }
 
 func (k *checker) print(grade, fact, finding, remedy string) {

@@ -125,7 +125,9 @@ func (k *checker) replication(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	switch pid := string(results[0].Rows[0][0]); {
+	pid := string(results[0].Rows[0][0])
+	k.sender = pid
+	switch {
 	case system.SystemID != k.systemID:
 		k.fail("replication", key+" leads to another server than database.url", "let both lead to the same server")
 	case system.DBName != k.database:
@@ -179,7 +181,7 @@ func (k *checker) slotsLeft(ctx context.Context) error {
 
 func (k *checker) sendersLeft(ctx context.Context) error {
 	var used int
-	if err := k.conn.QueryRow(ctx, "SELECT count(*) FROM pg_catalog.pg_stat_replication").Scan(&used); err != nil {
+	if err := k.conn.QueryRow(ctx, "SELECT count(*) FROM pg_catalog.pg_stat_replication r WHERE r.pid::text <> $1::text", k.sender).Scan(&used); err != nil {
 		return err
 	}
 	limit, err := strconv.Atoi(k.settings["max_wal_senders"])
@@ -225,7 +227,7 @@ func (k *checker) synchronous(ctx context.Context) error {
 	var primary, known bool
 	var confirming int
 	err := k.conn.QueryRow(ctx, `SELECT NOT pg_is_in_recovery(), count(*) FILTER (WHERE r.sync_state IS NULL) = 0, count(*) FILTER (WHERE r.sync_state IN ('sync', 'quorum'))
-		FROM pg_catalog.pg_stat_replication r`).Scan(&primary, &known, &confirming)
+		FROM pg_catalog.pg_stat_replication r WHERE r.pid::text <> $1::text`, k.sender).Scan(&primary, &known, &confirming)
 	if err != nil {
 		return err
 	}
