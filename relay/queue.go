@@ -47,7 +47,7 @@ func (e *engine) claimDue(ctx context.Context) error {
 		}
 		if err != nil {
 			if !complained {
-				e.log.Warn("claiming due deliveries does not succeed, trying again", "error", err)
+				e.log.Warn("claiming due deliveries does not succeed, trying again", withHint(err, "")...)
 			}
 			complained, wait = true, min(max(2*wait, 100*time.Millisecond), 10*time.Second)
 			continue

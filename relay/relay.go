@@ -298,21 +298,24 @@ func (e *engine) lead(ctx context.Context) error {
 
 // tellEnd says why there is no stream, and who is to do something about it.
 func (e *engine) tellEnd(err error, wait time.Duration) {
-	facts := []any{"in", wait, "error", err}
-	var hinted interface{ Hint() string }
-	known := errors.As(err, &hinted)
-	if !isFinal(err) {
-		if known {
-			facts = append(facts, "hint", hinted.Hint())
-		}
-		e.log.Warn("the stream has ended, starting again", facts...)
+	if isFinal(err) {
+		e.log.Error("there is no stream until somebody mends this, trying again", append([]any{"in", wait}, withHint(err, "outbox-relay check says more")...)...)
 		return
 	}
-	hint := "outbox-relay check says more"
-	if known {
-		hint = hinted.Hint()
+	e.log.Warn("the stream has ended, starting again", append([]any{"in", wait}, withHint(err, "")...)...)
+}
+
+// withHint is an error for a line of the log, and what to do about it. otherwise is for one that does not say that; empty: nothing.
+func withHint(err error, otherwise string) []any {
+	facts := []any{"error", err}
+	var hinted interface{ Hint() string }
+	if errors.As(err, &hinted) {
+		otherwise = hinted.Hint()
 	}
-	e.log.Error("there is no stream until somebody mends this, trying again", "in", wait, "error", err, "hint", hint)
+	if otherwise != "" {
+		facts = append(facts, "hint", otherwise)
+	}
+	return facts
 }
 
 // isFinal tells the faults that waiting does not mend.

@@ -59,6 +59,7 @@ func TestRelayThatReachesAStandby(t *testing.T) {
 		return startBinary(t, binary(t), s.config, "OUTBOX_RELAY_SERVER_LISTEN=127.0.0.1:0", "OUTBOX_RELAY_DATABASE_URL="+url, "OUTBOX_RELAY_DATABASE_REPLICATION_URL="+stream)
 	}
 	const hint = ` lead to the primary: target_session_attrs=read-write picks it from several hosts"`
+	const claiming = `"msg":"claiming due deliveries does not succeed, trying again"`
 	for what, p := range map[string]*relayProcess{
 		`check server: the server is a standby`:   relay("postgres://postgres@"+hosts+"/postgres", ""),
 		`the server of database.url is a standby`: relay(second.URL("postgres"), primary.URL("postgres")),
@@ -67,6 +68,8 @@ func TestRelayThatReachesAStandby(t *testing.T) {
 		s.receiver.await(ctx, t, "another try", func() bool { return strings.Count(p.said(t), `"msg":"the stream has ended, starting again"`) > 1 })
 		assert.Contains(t, p.said(t), hint)
 		assert.NotContains(t, p.said(t), "healing")
+		s.receiver.await(ctx, t, "the claimer", func() bool { return strings.Contains(p.said(t), claiming) })
+		assert.Regexp(t, claiming+`.*`+hint, p.said(t), "whichever of the two lines is seen")
 		_, exit := p.stop(t)
 		require.NoError(t, exit)
 	}

@@ -150,7 +150,7 @@ func (s *Store) Claim(ctx context.Context, owner outbox.UUID, o ClaimOptions) (c
 		more = false // unless there are as many as were asked for
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("claim deliveries: %w", err)
+		return nil, false, fmt.Errorf("claim deliveries: %w", explain(err))
 	}
 	if claimed, err = c.load(ctx); err != nil {
 		return nil, false, fmt.Errorf("load %d claimed deliveries: %w", c.n, err)

@@ -60,7 +60,7 @@ func (s *Store) SlotState(ctx context.Context) (st SlotState, err error) {
 	}
 	st.Known = err == nil
 	if standby {
-		return SlotState{}, &hinted{ErrStandby, "let it lead to the primary: target_session_attrs=read-write picks it from several hosts"}
+		return SlotState{}, &hinted{ErrStandby, primaryHint}
 	}
 	if code(err) == codeDenied {
 		role := pgx.Identifier{s.pool.Config().ConnConfig.User}.Sanitize()
@@ -89,7 +89,7 @@ const (
 func (s *Store) LockHeal(ctx context.Context) (l *HealLock, locked bool, err error) {
 	tx, err := s.pool.Begin(ctx)
 	if err != nil {
-		return nil, false, fmt.Errorf("lock healing: %w", explainPool(err))
+		return nil, false, fmt.Errorf("lock healing: %w", explain(err))
 	}
 	l = &HealLock{tx}
 	err = tx.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended($1::text, `+lockHeal+`))
@@ -97,7 +97,7 @@ FROM pg_catalog.set_config('idle_in_transaction_session_timeout', '`+healLockPat
 	if err != nil || !locked {
 		l.Unlock(ctx)
 	}
-	return l, locked, wrap(explainPool(err), "lock healing")
+	return l, locked, wrap(explain(err), "lock healing")
 }
 
 // Keep shows the server that the relay is there. After an error the lock is lost. It must not be called together with another method.

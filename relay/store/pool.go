@@ -33,9 +33,18 @@ func (s *Store) Pool() (p Pool) {
 	return p
 }
 
-// explainPool gives a hint where a pool of somebody else's refuses the first transaction. PgBouncer has one code for all it has to say, and says it in English.
-func explainPool(err error) error {
-	if said, ok := errors.AsType[*pgconn.PgError](err); ok && said.Code == "08P01" && strings.Contains(said.Message, "statement pooling mode") {
+// primaryHint is for who has come to a standby.
+const primaryHint = "let it lead to the primary: target_session_attrs=read-write picks it from several hosts"
+
+// explain gives a hint where database.url leads to what cannot be worked with: a standby, which refuses the first row that is locked or written, or a pool of somebody
+// else's that takes no transaction. PgBouncer has one code for all it has to say, and says it in English.
+func explain(err error) error {
+	said, ok := errors.AsType[*pgconn.PgError](err)
+	switch {
+	case !ok:
+	case said.Code == codeReadOnly:
+		return &hinted{err, "the server of database.url is a standby, " + primaryHint}
+	case said.Code == "08P01" && strings.Contains(said.Message, "statement pooling mode"):
 		return &hinted{err, "database.url leads through a pool in statement mode, which takes no transactions: let it lead to the server itself, or to a pool in session or transaction mode"}
 	}
 	return err

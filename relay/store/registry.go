@@ -154,7 +154,7 @@ func ReadRegistry(ctx context.Context, conn *pgx.Conn, schemas []string, payload
 	reg := &Registry{schemas: payloadSchemas}
 	list := statement{sql: listTenants + " ORDER BY 1", args: []any{schemas}}
 	if err := inTransaction(ctx, conn, reg.load(ctx, conn, `SELECT set_config(s.name, w.value, true)`+settingsSQL, list, 0, nil)); err != nil {
-		return nil, fmt.Errorf("load routing rows: %w", explainPool(err))
+		return nil, fmt.Errorf("load routing rows: %w", explain(err))
 	}
 	return reg, nil
 }
@@ -173,7 +173,7 @@ func (s *Store) load(ctx context.Context, list string, args []any, beat func(con
 		err = inTransaction(ctx, conn.Conn(), reg.load(ctx, conn.Conn(), "", statement{sql: list + " ORDER BY 1", args: args}, s.shard, beat))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("load routing rows: %w", explainPool(err))
+		return nil, fmt.Errorf("load routing rows: %w", explain(err))
 	}
 	return reg, nil
 }
