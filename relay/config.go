@@ -76,8 +76,8 @@ func (d Database) ShardSlot(shard int) string {
 // maxShards is more than any server's WAL senders are worth: each slot decodes the whole log.
 const maxShards = 64
 
-// maxSlotName is how long PostgreSQL lets the name of a slot be.
-const maxSlotName = 63
+// maxName is how many bytes PostgreSQL lets a name have, of a slot or a schema.
+const maxName = 63
 
 // Tenants says which schemas this relay works for. Patterns are those of [path.Match], over the schema's name.
 type Tenants struct {

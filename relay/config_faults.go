@@ -6,7 +6,9 @@ import (
 	"math"
 	"path"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/neo-commons/outbox-relay/delivery"
@@ -112,8 +114,8 @@ func (d Database) validate(f *faults) {
 	switch {
 	case d.Shards < 1 || d.Shards > maxShards:
 		f.add("database.shards", d.Shards, "must be 1 to %d: each is one more slot that decodes the whole log", maxShards)
-	case len(d.Slot) <= maxSlotName && len(d.ShardSlot(d.Shards-1)) > maxSlotName:
-		f.add("database.slot", strconv.Quote(d.Slot), "must be shorter: the slot of the last shard is %s, and a slot's name has at most %d characters", d.ShardSlot(d.Shards-1), maxSlotName)
+	case len(d.Slot) <= maxName && len(d.ShardSlot(d.Shards-1)) > maxName:
+		f.add("database.slot", strconv.Quote(d.Slot), "must be shorter: the slot of the last shard is %s, and a slot's name has at most %d characters", d.ShardSlot(d.Shards-1), maxName)
 	}
 	atLeast(f, "database.max_connections", d.MaxConnections, 3) // one records, and one is held by a heal that needs another
 	atLeast(f, "database.connect_timeout", d.ConnectTimeout, time.Millisecond)
@@ -122,14 +124,36 @@ func (d Database) validate(f *faults) {
 
 func (t Tenants) validate(f *faults) {
 	check := func(key string, patterns []string) {
-		for _, p := range patterns {
-			if _, err := path.Match(p, ""); err != nil || p == "" {
-				f.add(key, strconv.Quote(p), "is not a name or a pattern: * stands for any characters, ? for one, [a-z] for one of a set")
+		for i, p := range patterns {
+			if fault := patternFault(p); fault != "" {
+				f.add(key, strconv.Quote(p), "%s", fault)
+			} else if slices.Contains(patterns[:i], p) {
+				f.add(key, strconv.Quote(p), "is in the list twice: drop one of the two, or let it be the name that was meant")
 			}
 		}
 	}
 	check("tenants.include", t.Include)
 	check("tenants.auto_adopt", t.AutoAdopt)
+}
+
+// patternFault says why a pattern can match no tenant; empty: it can.
+func patternFault(p string) string {
+	if _, err := path.Match(p, ""); err != nil || p == "" {
+		return "is not a name or a pattern: * stands for any characters, ? for one, [a-z] for one of a set"
+	}
+	if strings.HasPrefix(p, "pg_") || p == "information_schema" || p == ownSchema {
+		return "can match no tenant, as the server keeps pg_… and information_schema for itself, and the relay " + ownSchema + ": name the schemas with the tables of webhooks"
+	}
+	least := regexp.MustCompile(`\\.|\[(\\.|[^]\\])*]|\*`).ReplaceAllStringFunc(p, func(part string) string {
+		if part == "*" {
+			return ""
+		}
+		return "?" // a byte, if not more
+	})
+	if len(least) > maxName {
+		return fmt.Sprintf(`can match no tenant, as it is longer than the %d bytes that PostgreSQL keeps of a name: write what \dn shows in psql`, maxName)
+	}
+	return ""
 }
 
 func (d Delivery) validate(f *faults) {

@@ -135,6 +135,9 @@ func loadConfig(file string, flags *pflag.FlagSet) (config, error) {
 			faults.faults = append(faults.faults, fault)
 		}
 	}
+	if broken["secrets.keys"] {
+		broken["secrets.require_sealed"] = true // there are keys for it
+	}
 	given := func(key string) bool { return v.Get(key) != nil }
 	c.ApplyProfile(given)
 	c.Fit(given)

@@ -84,6 +84,13 @@ func faultCases() []struct{ name, yaml, want string } {
 		{"switch", "delivery: {allow_insecure_tls: sometimes}", `delivery.allow_insecure_tls: "sometimes": must be true or false`},
 		{"not a list", "tenants: {auto_adopt: [1]}", "tenants.auto_adopt: [1]: must be a list of texts: [a, b] in the file, a,b in the environment"},
 		{"pattern", "tenants: {include: ['[a-']}", `tenants.include: "[a-": is not a name or a pattern: * stands for any characters, ? for one, [a-z] for one of a set`},
+		{"pattern twice", "tenants: {auto_adopt: [a*, b, ' a*']}", `tenants.auto_adopt: "a*": is in the list twice: drop one of the two, or let it be the name that was meant`},
+		{"schema of the server", "tenants: {include: [acme, 'pg_*']}", `tenants.include: "pg_*": can match no tenant, as the server keeps pg_… and information_schema for itself, and the relay outbox_relay: name the schemas with the tables of webhooks`},
+		{"schema of the relay", "tenants: {auto_adopt: [outbox_relay]}", `tenants.auto_adopt: "outbox_relay": can match no tenant, as the server keeps pg_… and information_schema for itself, and the relay outbox_relay: name the schemas with the tables of webhooks`},
+		{
+			"name that the server has cut", "tenants: {include: ['" + strings.Repeat("é", 31) + "[a-c]\\*?']}", `tenants.include: "` + strings.Repeat("é", 31) +
+				`[a-c]\\*?": can match no tenant, as it is longer than the 63 bytes that PostgreSQL keeps of a name: write what \dn shows in psql`,
+		},
 		{"address range", "network: {deny: [10.0.0.5]}", `network.deny: "10.0.0.5": must be an address range in CIDR form: 10.0.0.0/8, or 10.1.2.3/32 for one address`},
 		{"range with host bits", "network: {deny: [10.0.0.5/8]}", "network.deny: 10.0.0.5/8: has address bits beyond its length: write 10.0.0.0/8, or 10.0.0.5/32 for one address"},
 		{"port in words", "network: {ports: [443, https]}", `network.ports: "https": must be a list of whole numbers: [443, 8443] in the file, 443,8443 in the environment`},
@@ -93,7 +100,7 @@ func faultCases() []struct{ name, yaml, want string } {
 		{"no host", "network: {allow_hosts: [a.example, ' ']}", `network.allow_hosts: "": is an empty entry of the list: leave it out`},
 		{"no range", "network: {allow: ['']}", `network.allow: "": is an empty entry of the list: leave it out`},
 		{"no tenant", "tenants: {include: ['']}", `tenants.include: "": is an empty entry of the list: leave it out`},
-		{"no key", "secrets: {keys: ['']}", `secrets.keys: "": is an empty entry of the list: leave it out`},
+		{"no key", "secrets: {keys: [''], require_sealed: true}", `secrets.keys: "": is an empty entry of the list: leave it out`},
 		{"no time", "verification: {schedule: [5s, '']}", `verification.schedule: "": is an empty entry of the list: leave it out`},
 		{"host with a port", "network: {allow_hosts: ['example.com:443']}", `network.allow_hosts: "example.com:443": must be a host name such as hooks.example.com, or *.example.com for all below it: no scheme, port or path`},
 		{"host as a URL", "network: {deny_hosts: ['https://example.com/']}", `network.deny_hosts: "https://example.com/": must be a host name such as hooks.example.com, or *.example.com for all below it: no scheme, port or path`},
@@ -175,6 +182,15 @@ func TestEachFaultNamesKeyValueAndRemedy(t *testing.T) {
 			assert.EqualError(t, ce.faults[0], tc.want)
 		})
 	}
+}
+
+// What can match a tenant is no fault, and blanks around an entry are none of it.
+func TestPatternsOfTenants(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", 61)
+	c, err := loadText(t, `tenants: {include: [' acme ', '*', Acme, 'pgx_*', '`+long+`[a-z]\*', '*`+long+`**??', 'odd "one', a/b], auto_adopt: [acme]}`, "--database-url="+dsn)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"acme", "*", "Acme", "pgx_*", long + `[a-z]\*`, "*" + long + "**??", `odd "one`, "a/b"}, c.Tenants.Include)
 }
 
 func TestAllFaultsAtOnce(t *testing.T) {

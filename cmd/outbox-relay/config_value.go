@@ -178,7 +178,7 @@ func texts(raw any) ([]string, bool) {
 			if !ok {
 				return nil, false
 			}
-			list = append(list, s)
+			list = append(list, strings.TrimSpace(s)) // as above: a name with a blank before it would match nothing, and nobody would see why
 		}
 	default:
 		return nil, false
