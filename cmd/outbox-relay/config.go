@@ -82,9 +82,19 @@ func (e *configError) add(key, value, remedy string) {
 
 // without leaves the faults of some keys out.
 func (e *configError) without(keys ...string) error {
+	return e.that(func(key string) bool { return !slices.Contains(keys, key) })
+}
+
+// of leaves the faults of all other keys out.
+func (e *configError) of(keys []string) error {
+	return e.that(func(key string) bool { return slices.Contains(keys, key) })
+}
+
+// that keeps the faults of the keys that hold, and what is no fault of a key.
+func (e *configError) that(hold func(key string) bool) error {
 	rest := slices.DeleteFunc(slices.Clone(e.faults), func(fault error) bool {
 		f, ok := errors.AsType[*relay.FieldError](fault)
-		return ok && slices.Contains(keys, f.Key)
+		return ok && !hold(f.Key)
 	})
 	if len(rest) == 0 {
 		return nil

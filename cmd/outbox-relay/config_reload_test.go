@@ -1,6 +1,7 @@
 package main
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -8,10 +9,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/neo-commons/outbox-relay/delivery/certtest"
 	"github.com/neo-commons/outbox-relay/relay"
 )
 
@@ -76,6 +79,62 @@ func TestExampleListsWhatNeedsARestart(t *testing.T) {
 	assert.Equal(t, []string{"databases.two.slot"}, differences(&next, &other))
 	now := next.reloaded(&other)
 	assert.Equal(t, next, now)
+}
+
+// TestReloadPastWhatStays: what waits for a restart may have gone from where it was when the relay began, or have no effect beside what has changed since. It is in use
+// as it was, and holds nothing else up; the fault of what changes does.
+func TestReloadPastWhatStays(t *testing.T) {
+	t.Parallel()
+	const proxy = "http://proxy.internal:3128"
+	ca := certtest.New(t, "receivers").PEM()
+	for name, c := range map[string]struct{ was, is, keys, fault string }{
+		"authorities": {was: "delivery: {tls: {ca_file: OLD}}", is: "delivery: {tls: {ca_file: NEW}}", keys: "delivery.tls.ca_file"},
+		"profile": {
+			was: "delivery: {tls: {profiles: [{tenant: acme, ca_file: OLD}]}}", is: "delivery: {tls: {profiles: [{tenant: acme, ca_file: NEW}]}}", keys: "delivery.tls.profiles",
+		},
+		"proxy":    {was: "network: {proxy_file: PROXY.OLD}", is: "network: {proxy_file: PROXY.NEW}", keys: "network.proxy_file"},
+		"database": {was: "database: {url: 'postgres://r@h/d?sslrootcert=OLD'}", is: "database: {url: 'postgres://r@h/d?sslrootcert=NEW'}", keys: "database.url"},
+		"one of the databases": {
+			was: "databases: [{name: a, url: 'postgres://r@h/d?sslrootcert=OLD'}]", is: "databases: [{name: a, url: 'postgres://r@h/d?sslrootcert=NEW'}]", keys: "databases.a.url",
+		},
+		"network of a profile": {
+			was: "validation: {profile: development}", is: "network: {deny: [10.0.0.0/8]}", keys: "network.allow validation.profile",
+		},
+		"part of a host": {
+			was: "databases: [{name: a, url: 'postgres://r@h/a', slot: a}, {name: b, url: 'postgres://r@h/b', slot: b}]",
+			is:  "databases: [{name: a, url: 'postgres://r@h/a', slot: a}]\ndelivery: {host_concurrency: 1}", fault: "delivery.host_concurrency: 1: is shared by 2 relays",
+		},
+	} {
+		dir := t.TempDir()
+		old, oldProxy := certtest.Write(t, dir, "old.pem", ca), certtest.Write(t, dir, "old-proxy", []byte(proxy))
+		place := strings.NewReplacer("PROXY.OLD", oldProxy, "OLD", old, "PROXY.NEW", certtest.Write(t, dir, "proxy", []byte(proxy)), "NEW", certtest.Write(t, dir, "ca.pem", ca))
+		file := filepath.Join(dir, "relay.yaml")
+		write := func(text string) {
+			if !strings.Contains(text, "database") {
+				text += "\ndatabase: {url: 'postgres://r@h/d'}"
+			}
+			require.NoError(t, os.WriteFile(file, []byte(place.Replace(text)), 0o600))
+		}
+		var used []config
+		r := &reloader{file: file, load: func() (config, error) { return loadConfig(file, pflag.NewFlagSet("", 0)) }}
+		write(c.was)
+		require.NoError(t, r.first(), name)
+		r.begin(prometheus.NewRegistry(), slog.New(slog.DiscardHandler), func(c *config) { used = append(used, *c) })
+		require.NoError(t, os.Remove(old))
+		require.NoError(t, os.Remove(oldProxy))
+		write(c.is + "\nretry: {attempts: 7}")
+		r.reload(false)
+		if c.fault != "" {
+			assert.Contains(t, r.fault, c.fault, name)
+			assert.Empty(t, used, name)
+			continue
+		}
+		assert.Empty(t, r.fault, name)
+		assert.Equal(t, c.keys, strings.Join(r.restart, " "), name)
+		if assert.Len(t, used, 1, name) {
+			assert.Equal(t, 7, used[0].Retry.Attempts, name)
+		}
+	}
 }
 
 // TestReloadKeepsTheProfileWhole: what a profile says of networks waits for the restart that the profile waits for.

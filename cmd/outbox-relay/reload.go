@@ -143,15 +143,17 @@ func (r *reloader) reload(asked bool) {
 	if info := r.seen[r.file]; info != nil && info.Size() == 0 { // which would be a file of defaults
 		err = &configError{[]error{&relay.FieldError{Key: "--config", Value: r.file, Remedy: "is empty: somebody may be writing it"}}}
 	}
-	now := r.inUse.reloaded(&next)
-	if err == nil {
-		err = (&configError{split(now.validateAll())}).without("database.url") // which stays, and a list of databases needs none
-	}
 	if err != nil {
 		r.failed(err, asked)
 		return
 	}
+	now := r.inUse.reloaded(&next)
 	changed, restart := differences(&r.inUse, &now), differences(&now, &next)
+	// What stays is in use, and has not to be in order any more: the file of a certificate may be elsewhere by now, as the configuration says.
+	if err := (&configError{split(now.validateAll())}).of(changed); err != nil {
+		r.failed(err, asked)
+		return
+	}
 	keys, _ := now.Secrets.Ring()
 	if !keys.Equal(r.keys) && !slices.Contains(changed, "secrets.keys") {
 		changed = append(changed, "secrets.keys")
