@@ -144,13 +144,7 @@ func patternFault(p string) string {
 	if strings.HasPrefix(p, "pg_") || p == "information_schema" || p == ownSchema {
 		return "can match no tenant, as the server keeps pg_… and information_schema for itself, and the relay " + ownSchema + ": name the schemas with the tables of webhooks"
 	}
-	least := regexp.MustCompile(`\\.|\[(\\.|[^]\\])*]|\*`).ReplaceAllStringFunc(p, func(part string) string {
-		if part == "*" {
-			return ""
-		}
-		return "?" // a byte, if not more
-	})
-	if len(least) > maxName {
+	if len(p) > maxName && !strings.ContainsAny(p, `*?[\`) {
 		return fmt.Sprintf(`can match no tenant, as it is longer than the %d bytes that PostgreSQL keeps of a name: write what \dn shows in psql`, maxName)
 	}
 	return ""

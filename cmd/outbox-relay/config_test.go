@@ -88,8 +88,8 @@ func faultCases() []struct{ name, yaml, want string } {
 		{"schema of the server", "tenants: {include: [acme, 'pg_*']}", `tenants.include: "pg_*": can match no tenant, as the server keeps pg_… and information_schema for itself, and the relay outbox_relay: name the schemas with the tables of webhooks`},
 		{"schema of the relay", "tenants: {auto_adopt: [outbox_relay]}", `tenants.auto_adopt: "outbox_relay": can match no tenant, as the server keeps pg_… and information_schema for itself, and the relay outbox_relay: name the schemas with the tables of webhooks`},
 		{
-			"name that the server has cut", "tenants: {include: ['" + strings.Repeat("é", 31) + "[a-c]\\*?']}", `tenants.include: "` + strings.Repeat("é", 31) +
-				`[a-c]\\*?": can match no tenant, as it is longer than the 63 bytes that PostgreSQL keeps of a name: write what \dn shows in psql`,
+			"name that the server has cut", "tenants: {include: [" + strings.Repeat("é", 32) + "]}", `tenants.include: "` + strings.Repeat("é", 32) +
+				`": can match no tenant, as it is longer than the 63 bytes that PostgreSQL keeps of a name: write what \dn shows in psql`,
 		},
 		{"address range", "network: {deny: [10.0.0.5]}", `network.deny: "10.0.0.5": must be an address range in CIDR form: 10.0.0.0/8, or 10.1.2.3/32 for one address`},
 		{"range with host bits", "network: {deny: [10.0.0.5/8]}", "network.deny: 10.0.0.5/8: has address bits beyond its length: write 10.0.0.0/8, or 10.0.0.5/32 for one address"},
