@@ -65,6 +65,24 @@ func TestSkipGivesUpWhatWaits(t *testing.T) {
 	require.ErrorContains(t, err, "in flight")
 }
 
+// TestSkipOfWhatDiedBefore: the letter is of the round that was given up, not of the one before.
+func TestSkipOfWhatDiedBefore(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	skipped := func() string {
+		t.Helper()
+		require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery("1")))
+		return get[string](b, "SELECT concat_ws('|', request_method, request_url, last_status_code, last_response_body) FROM acme.webhook_dead_letters")
+	}
+	b.exec("UPDATE acme.webhook_deliveries SET delivery_status = 'retrying', response_status_code = 503, response_body = 'busy' WHERE id = $1", delivery("1"))
+	require.Equal(t, "POST|http://127.0.0.1:1/|503|busy", skipped())
+	require.True(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery("1")))
+	require.Equal(t, "POST|http://127.0.0.1:1/", skipped(), "nobody has answered since")
+	require.True(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery("1")))
+	b.exec("UPDATE acme.webhook_deliveries SET delivery_status = 'retrying', request_method = 'PUT', request_url = 'http://127.0.0.1:2/', response_status_code = 500, response_body = 'no' WHERE id = $1", delivery("1"))
+	require.Equal(t, "PUT|http://127.0.0.1:2/|500|no", skipped())
+}
+
 func TestReplayKeepsTheOrder(t *testing.T) {
 	t.Parallel()
 	b := controlled(t)

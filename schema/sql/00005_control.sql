@@ -475,8 +475,9 @@ BEGIN
           ELSE '''' END, ''skipped'', d.response_status_code, d.response_body, d.replay, $3, $4, $5
       FROM %1$I.webhook_deliveries d WHERE d.id = $1
       ON CONFLICT (delivery_id) DO UPDATE SET attempts = excluded.attempts, last_error = excluded.last_error, last_error_code = excluded.last_error_code,
-        request_headers = excluded.request_headers, request_body = coalesce(excluded.request_body, l.request_body), replay = excluded.replay,
-        dead_at = now(), replayed_at = NULL, discarded_at = NULL', schema)
+        last_status_code = excluded.last_status_code, last_response_body = excluded.last_response_body, request_url = excluded.request_url,
+        request_method = excluded.request_method, request_headers = excluded.request_headers, request_body = coalesce(excluded.request_body, l.request_body),
+        replay = excluded.replay, dead_at = now(), replayed_at = NULL, discarded_at = NULL', schema)
     USING delivery, reason, q.order_key, q.order_lsn, q.order_n;
   EXECUTE format('UPDATE %I.webhook_deliveries d SET delivery_status = ''failed'', error_code = ''skipped'', error_message = coalesce($2, ''skipped by an operator''),
         next_retry_at = NULL, completed_at = now() WHERE d.id = $1', schema) USING delivery, reason;
