@@ -362,6 +362,22 @@ func TestReplayGoesOnBehindAnother(t *testing.T) {
 	require.Equal(t, "1 2* 3* 4*", get[string](b, waiting))
 }
 
+// TestReplayWhileTheEndpointGoes: what cannot be sent any more is not marked as if it had been.
+func TestReplayWhileTheEndpointGoes(t *testing.T) {
+	t.Parallel()
+	b := controlled(t)
+	require.True(t, get[bool](b, "SELECT outbox_relay.skip('acme', $1)", delivery("1")))
+	b.exec("BEGIN")
+	b.exec("SELECT outbox_relay.lock_order('acme', ARRAY[$1::uuid])", endpointID)
+	done := b.meanwhile("SELECT outbox_relay.replay('acme')::text")
+	b.exec("DELETE FROM acme.webhook_endpoints")
+	b.exec("COMMIT")
+	other := <-done
+	require.NoError(t, other.err)
+	require.Equal(t, "0", other.value)
+	require.Equal(t, int64(1), get[int64](b, "SELECT count(*) FROM acme.webhook_dead_letters WHERE replayed_at IS NULL"))
+}
+
 // answer is what a statement on another connection led to.
 type answer struct {
 	value string

@@ -441,8 +441,9 @@ BEGIN
     FOR i IN 1 .. coalesce(cardinality(ids), 0) LOOP
       IF outbox_relay.requeue(schema, ids[i], now() + within * (i - random()) / cardinality(ids)) THEN
         n := n + 1;
-      ELSE -- it is queued: not to be found again
-        EXECUTE format('UPDATE %I.webhook_dead_letters l SET replayed_at = now() WHERE l.delivery_id = $1', schema) USING ids[i];
+      ELSE -- it is queued: not to be found again; unless its endpoint has gone meanwhile, and nobody will send it
+        EXECUTE format('UPDATE %1$I.webhook_dead_letters l SET replayed_at = now() WHERE l.delivery_id = $1
+          AND EXISTS (SELECT FROM %1$I.webhook_endpoints e WHERE e.id = l.webhook_endpoint_id)', schema) USING ids[i];
       END IF;
     END LOOP;
     EXIT WHEN n > 0;
