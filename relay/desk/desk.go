@@ -53,7 +53,8 @@ type Desk struct {
 	slot   string
 	now    time.Time
 
-	standby bool // the server is one
+	standby  bool          // the server is one
+	patience time.Duration // of Survey
 }
 
 const onStandby = "this server is a standby: ask the primary (target_session_attrs=read-write in the DSN picks it from several hosts)"

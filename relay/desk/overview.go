@@ -101,10 +101,11 @@ func (c *Count) add(n int64, more bool) {
 
 const surveySQL = settings + `('statement_timeout', $1::text), ('lock_timeout', $2::text)) AS w (name, value)`
 
-// Survey looks at a database: at its slots, in the order of the shards, and into the tenants. No statement takes longer than patience. The connection
-// stays the caller's, and its session as it is.
+// Survey looks at a database: at its slots, in the order of the shards, and into the tenants. No statement takes longer than patience, nor are
+// tenants looked into for longer. The connection stays the caller's, and its session as it is.
 func Survey(ctx context.Context, conn *pgx.Conn, slots, tenants []string, patience time.Duration) (*Overview, error) {
 	d := newDesk(conn, "", surveySQL, strconv.FormatInt(patience.Milliseconds(), 10), strconv.FormatInt(overviewLockPatience.Milliseconds(), 10))
+	d.patience = patience
 	o := &Overview{}
 	const op = "look at the database"
 	err := d.conn.QueryRow(ctx, `SELECT clock_timestamp(), current_setting('server_version'), current_database()::text, pg_is_in_recovery()`).
@@ -175,11 +176,17 @@ func reasonOf(err error) string {
 const tenantsAtOnce = 100
 
 // eachTenant runs a SELECT for each of the tenants, many in one statement. In its text {tenant} is the tenant's schema, and {name} its name as a
-// value, of parameter $1. A tenant whose tables cannot be read becomes a gap.
+// value, of parameter $1. A tenant whose tables cannot be read becomes a gap. So do those that are left after as long as a statement may take: one that is
+// locked is waited for in every batch that has it, until it is alone.
 func eachTenant[T any](ctx context.Context, d *Desk, o *Overview, part string, tenants []string, sql string, scan pgx.RowToFunc[T], args ...any) ([]T, error) {
 	var found []T
+	left, until := 0, time.Now().Add(d.patience)
 	var look func(batch []string) error
 	look = func(batch []string) error {
+		if time.Now().After(until) {
+			left += len(batch)
+			return nil
+		}
 		selects := make([]string, len(batch))
 		for i, tenant := range batch {
 			selects[i] = "(" + strings.NewReplacer("{tenant}", pgx.Identifier{tenant}.Sanitize(), "{name}", fmt.Sprintf("($1::text[])[%d]", i+1)).Replace(sql) + ")"
@@ -207,6 +214,9 @@ func eachTenant[T any](ctx context.Context, d *Desk, o *Overview, part string, t
 		if err := look(batch); err != nil {
 			return found, err
 		}
+	}
+	if left > 0 {
+		o.gap(part, "%d of %d tenants were left out: it took too long", left, len(tenants))
 	}
 	return found, nil
 }
