@@ -235,11 +235,12 @@ func TestTenantsAreCompleted(t *testing.T) {
 	d.succeed(t, "migrate")
 	d.exec(t, "CREATE SCHEMA acme")
 	d.succeed(t, "tenants", "add", "acme")
-	for _, line := range []string{"deliveries list --tenant", "tenants pause", "endpoints show -t"} {
+	for _, line := range []string{"deliveries list --tenant", "tenants pause", "endpoints show -t", "endpoints show 0190c2f6-0000-7000-8000-000000000001 -t"} {
 		assert.Contains(t, d.succeed(t, append(append([]string{"__complete"}, strings.Fields(line)...), "")...), "acme\tactive\n:4\n", line)
 	}
 	o := invoke(t, nil, "__complete", "tenants", "pause", "")
 	assert.Equal(t, ":4\n", o.out, "no database, nothing to offer")
+	assert.Equal(t, ":4\n", d.succeed(t, "__complete", "tenants", "pause", "acme", ""), "it takes one")
 }
 
 // Times are read as text: what a role or database has set for them must not count.

@@ -17,7 +17,12 @@ func (a *app) completeTenants(cmd *cobra.Command) {
 		_ = cmd.RegisterFlagCompletionFunc("tenant", a.tenantNames) // fails for a flag that is not there
 	}
 	if strings.HasSuffix(cmd.Use, " SCHEMA") && cmd.Name() != "add" {
-		cmd.ValidArgsFunction = a.tenantNames
+		cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return a.tenantNames(cmd, args, text)
+		}
 	}
 	for _, sub := range cmd.Commands() {
 		a.completeTenants(sub)
@@ -28,22 +33,19 @@ func (a *app) completeTenants(cmd *cobra.Command) {
 const completePatience = 2 * time.Second
 
 // tenantNames lists those of the configured database. Where there is no telling, nothing is offered.
-func (a *app) tenantNames(cmd *cobra.Command, args []string, _ string) (names []cobra.Completion, directive cobra.ShellCompDirective) {
+func (a *app) tenantNames(cmd *cobra.Command, _ []string, _ string) (names []cobra.Completion, directive cobra.ShellCompDirective) {
 	c, err := a.loadOne(cmd)
-	if err != nil || len(args) > 0 {
+	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), completePatience)
 	defer cancel()
-	err = withDatabase(ctx, &c, func(conn *pgx.Conn) error {
+	_ = withDatabase(ctx, &c, func(conn *pgx.Conn) error {
 		tenants, err := schema.Tenants(ctx, lent(conn))
 		for _, t := range tenants {
 			names = append(names, cobra.CompletionWithDesc(t.Schema, t.State))
 		}
 		return err
 	})
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
