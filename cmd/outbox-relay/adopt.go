@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -20,7 +22,7 @@ const adoptEvery = 5 * time.Second
 const adoptPatience = 30 * time.Second
 
 // autoAdopt registers schemas that match the patterns as soon as they hold the tables of a tenant, until ctx is done. A schema that cannot be
-// adopted is told of once, and again when the reason changes.
+// adopted is told of once, and again when the reason changes or comes back; so is a database that cannot be asked.
 func autoAdopt(ctx context.Context, c *config, log *slog.Logger) error {
 	if len(c.Tenants.AutoAdopt) == 0 {
 		return nil
@@ -38,14 +40,14 @@ func autoAdopt(ctx context.Context, c *config, log *slog.Logger) error {
 		names, err := candidates(ctx, c)
 		if err != nil {
 			tell("", err)
+		} else { // what is mended or gone may come back
+			maps.DeleteFunc(told, func(name, _ string) bool { return !slices.Contains(names, name) })
 		}
 		for _, name := range names {
-			err := adopt(ctx, c, name)
-			if err != nil {
+			if err := adopt(ctx, c, name); err != nil {
 				tell(name, err)
 				continue
 			}
-			delete(told, name)
 			log.Info("schema adopted", "schema", name)
 		}
 		select {
