@@ -51,9 +51,8 @@ LEFT JOIN {tenant}.webhook_endpoints e ON e.id = d.webhook_endpoint_id
 LEFT JOIN outbox_relay.retry_queue q ON q.delivery_id = d.id
 WHERE d.relayed AND `
 
-func scanDelivery(row pgx.CollectableRow) (d Delivery, err error) {
-	err = row.Scan(&d.ID, &d.EventID, &d.EventType, &d.EndpointID, &d.EndpointName, &d.Status, &d.Replay, &d.Attempts, &d.Method, &d.URL,
-		&d.StatusCode, &d.ErrorCode, &d.Error, &d.CreatedAt, &d.AttemptedAt, &d.CompletedAt, &d.Queued, &d.DueAt, &d.LeasedBy)
+func scanDelivery(row pgx.CollectableRow) (Delivery, error) {
+	d, err := pgx.RowToStructByPos[Delivery](row)
 	d.URL = withoutQuery(d.URL)
 	return d, err
 }

@@ -287,9 +287,9 @@ type Recovery struct {
 	DoneAt      Time        `json:"done_at,omitzero"`
 }
 
-const selectRecoveries = `
-SELECT r.id, r.endpoint_id, r.since, coalesce(r.rate, 0)::float8, r.upto_lsn IS NOT NULL, r.scanned, r.queued, coalesce(r.error, ''), r.requested_at, r.done_at
-FROM outbox_relay.recoveries r WHERE `
+const recoveryColumns = `r.id, r.endpoint_id, r.since, coalesce(r.rate, 0)::float8, r.upto_lsn IS NOT NULL, r.scanned, r.queued, coalesce(r.error, ''), r.requested_at, r.done_at`
+
+const selectRecoveries = `SELECT ` + recoveryColumns + ` FROM outbox_relay.recoveries r WHERE `
 
 // Recover asks the relay to queue what the endpoint missed since a time or since an event, either being zero, to become due at rate a second, zero
 // for all at once. It returns the request's number.

@@ -293,15 +293,12 @@ type Recovering struct {
 
 // The latest are looked at: what was asked for before has ended, or is not worth a screen.
 func (d *Desk) surveyRecoveries(ctx context.Context, o *Overview) (err error) {
-	rows, err := d.conn.Query(ctx, `SELECT r.tenant, r.id, r.endpoint_id, r.since, coalesce(r.rate, 0)::float8, r.upto_lsn IS NOT NULL, r.scanned, r.queued, '', r.requested_at, r.done_at
+	rows, err := d.conn.Query(ctx, `SELECT r.tenant, `+recoveryColumns+`
 FROM (SELECT * FROM outbox_relay.recoveries r ORDER BY r.id DESC LIMIT 100) r WHERE r.done_at IS NULL AND r.error IS NULL ORDER BY r.id DESC LIMIT $1::int4`, overviewShown)
 	if err != nil {
 		return err
 	}
-	o.Recoveries, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Recovering, err error) {
-		err = row.Scan(&r.Tenant, &r.ID, &r.EndpointID, &r.Since, &r.Rate, &r.Begun, &r.Scanned, &r.Queued, &r.Error, &r.RequestedAt, &r.DoneAt)
-		return r, err
-	})
+	o.Recoveries, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Recovering])
 	return err
 }
 

@@ -83,6 +83,8 @@ func TestSurvey(t *testing.T) {
 	for _, n := range []string{"1", "2"} {
 		b.queue(b.deliver(ev(), paused, "pending", ""), paused, "'infinity'", "'"+paused.String()+"', '0/1', "+n)
 	}
+	b.exec(`INSERT INTO outbox_relay.recoveries (tenant, endpoint_id, since, rate, scanned, queued, error) VALUES
+		('acme', $1, now(), 2.5, 7, 3, NULL), ('acme', $1, now(), NULL, 0, 0, 'its endpoint is gone')`, disabled)
 
 	o := b.survey("acme", "broken", `odd "one`, "nosuchtenant")
 	assert.Len(t, o.Gaps, 3, "%v", o.Gaps)
@@ -125,6 +127,10 @@ func TestSurvey(t *testing.T) {
 	assert.Equal(t, desk.Count{N: 2}, o.Letters.Open)
 	assert.Equal(t, desk.Count{N: 1}, o.Letters.LastHour)
 	require.Len(t, o.Letters.Worst, 2)
+
+	require.Len(t, o.Recoveries, 1)
+	r := &o.Recoveries[0]
+	assert.Equal(t, []any{"acme", disabled, 2.5, int64(7), int64(3)}, []any{r.Tenant, r.EndpointID, r.Rate, r.Scanned, r.Queued})
 }
 
 // What has piled up is counted to a limit, and the number says so.
