@@ -20,5 +20,5 @@ func ListenProfiler(ctx context.Context, address string, log *slog.Logger) (*Ser
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("POST /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	return listen(ctx, "the profiler", address, func() http.Handler { return mux }, profileTimeout, log)
+	return listen(ctx, "the profiler", address, mux, profileTimeout, log)
 }

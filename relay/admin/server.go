@@ -46,10 +46,10 @@ type Server struct {
 
 // Listen takes the port, so that a taken one is known before anything else begins.
 func Listen(ctx context.Context, address string, o Options) (*Server, error) {
-	return listen(ctx, "health and metrics", address, func() http.Handler { return handler(o) }, writeTimeout, o.Log)
+	return listen(ctx, "health and metrics", address, handler(o), writeTimeout, o.Log)
 }
 
-func listen(ctx context.Context, what, address string, handler func() http.Handler, write time.Duration, log *slog.Logger) (*Server, error) {
+func listen(ctx context.Context, what, address string, handler http.Handler, write time.Duration, log *slog.Logger) (*Server, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("serve %s on %s: %w", what, address, err)
@@ -58,7 +58,7 @@ func listen(ctx context.Context, what, address string, handler func() http.Handl
 		what:     what,
 		listener: listener,
 		http: &http.Server{
-			Handler:        handler(),
+			Handler:        handler,
 			ReadTimeout:    readTimeout,
 			WriteTimeout:   write,
 			IdleTimeout:    idleTimeout,

@@ -92,7 +92,7 @@ func TestPages(t *testing.T) {
 func TestTakenPortIsKnownAtOnce(t *testing.T) {
 	t.Parallel()
 	s := start(t, new(health))
-	_, err := admin.Listen(t.Context(), s.Addr(), admin.Options{Log: slog.New(slog.DiscardHandler)})
+	_, err := admin.Listen(t.Context(), s.Addr(), admin.Options{Health: new(health), Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
 	assert.ErrorContains(t, err, "serve health and metrics on "+s.Addr())
 }
 
