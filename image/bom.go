@@ -69,11 +69,11 @@ func billOfMaterials(version string, binary []byte, licences map[string][]licenc
 	if err != nil {
 		return nil, fmt.Errorf("read what the binary is made of: %w", err)
 	}
-	sum := sha256.Sum256(binary)
+	digest := sha256.Sum256(binary)
+	sum := digest
 	sum[6], sum[8] = sum[6]&0x0f|0x80, sum[8]&0x3f|0x80 // a UUID of version 8, of the binary's making
 	self := library(info.Main.Path, version)
 	self.Type = "application"
-	digest := sha256.Sum256(binary)
 	self.Hashes = []hash{{"SHA-256", hex.EncodeToString(digest[:])}}
 	b := bom{
 		Format: "CycloneDX", SpecVersion: "1.6", Version: 1,

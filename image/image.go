@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"time"
@@ -125,7 +124,7 @@ func makeImage(s source, p v1.Platform, base v1.Layer, binary []byte) (v1.Image,
 		Env:          []string{"PATH=/usr/local/bin"},
 		WorkingDir:   "/home/nonroot",
 		ExposedPorts: map[string]struct{}{"9464/tcp": {}},
-		Labels:       maps.Clone(s.labels()),
+		Labels:       s.labels(),
 		StopSignal:   "SIGTERM",
 	}
 	if image, err = mutate.ConfigFile(image, config); err != nil {
