@@ -12,8 +12,7 @@ import (
 // newLogger logs for people on a terminal, for machines anywhere else, unless told. level is set to that of c, and may be set to another at any time. The
 // caller ends it with flush, which tells what was left out.
 func newLogger(w io.Writer, c logging, level *slog.LevelVar) (log *slog.Logger, flush func()) {
-	least, _ := logLevel(c.Level)
-	level.Set(least)
+	level.Set(c.level())
 	options := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Value.Kind() == slog.KindDuration { // JSON would have a bare number of nanoseconds
 			a.Value = slog.StringValue(a.Value.Duration().String())
