@@ -30,10 +30,7 @@ type Options struct {
 // not stop the others: all their errors come back joined. A slot that was in use and is gone is left to the relay, which makes it anew
 // and heals: one made here would begin after the events in between.
 func Migrate(ctx context.Context, dsn string, o Options) error {
-	if o.Slot == "" {
-		o.Slot = Slot
-	}
-	if err := o.checkSlots(); err != nil {
+	if err := o.complete(); err != nil {
 		return err
 	}
 	return install(ctx, dsn, o.Progress, func(in *installer) error {
@@ -50,7 +47,7 @@ func Migrate(ctx context.Context, dsn string, o Options) error {
 		if err := in.leaveShards(ctx, o); err != nil {
 			return err
 		}
-		for shard := range max(o.Shards, 1) {
+		for shard := range o.Shards {
 			slot := ShardSlot(o.Slot, shard)
 			in.progress("replication slot " + slot)
 			if err := in.ensureSlot(ctx, slot, shard); err != nil {

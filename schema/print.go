@@ -56,10 +56,7 @@ const printTail = `
 // Print writes the SQL that Migrate would run on an empty database, for a DBA to read and to feed to psql. Migrate afterwards finds nothing
 // left to do. o.Progress is not used.
 func Print(w io.Writer, o Options) error {
-	if o.Slot == "" {
-		o.Slot = Slot
-	}
-	if err := o.checkSlots(); err != nil {
+	if err := o.complete(); err != nil {
 		return err
 	}
 	var out bytes.Buffer
@@ -82,7 +79,7 @@ func Print(w io.Writer, o Options) error {
 		}
 		fmt.Fprintf(&out, "\nBEGIN;\n%s%s;\nCOMMIT;\n", withoutAnnotations(text), noteVersion(version))
 	}
-	for shard := range max(o.Shards, 1) {
+	for shard := range o.Shards {
 		fmt.Fprintf(&out, printSlot, ShardSlot(o.Slot, shard), shard)
 	}
 	out.WriteString(printTail)

@@ -46,7 +46,7 @@ func TestSessionIsLeftAsItWas(t *testing.T) {
 	require.NoError(t, in.ensureSlot(ctx, slot, 0))
 	require.NoError(t, in.ensureSlot(ctx, slot+"_1", 1))
 	require.NoError(t, in.addTenant(ctx, "acme", AddOptions{}))
-	require.NoError(t, in.leaveShards(ctx, Options{Slot: slot}))
+	require.NoError(t, in.leaveShards(ctx, Options{Slot: slot, Shards: 1}))
 	assert.Empty(t, left(t, conn.Conn()))
 
 	_, err = conn.Conn().Exec(ctx, "SET default_transaction_read_only = on; SET lock_timeout = '1234ms'")

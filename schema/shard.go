@@ -20,10 +20,9 @@ func MoveTenant(ctx context.Context, dsn, schema string, shard int, progress fun
 // leaveShards gives up the slots of shards that there are not to be any more: nobody would read them, and the server would keep its log for them.
 func (in *installer) leaveShards(ctx context.Context, o Options) error {
 	const op = "leave shards"
-	shards := max(o.Shards, 1)
 	rows, err := in.conn.Query(ctx, `SELECT p.slot, s.slot_name IS NOT NULL, coalesce(s.active, false)
 		FROM outbox_relay.progress p LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = p.slot AND s.database = current_database()
-		WHERE p.shard >= $2 AND p.slot = $1 || '_' || p.shard ORDER BY p.shard DESC`, o.Slot, shards)
+		WHERE p.shard >= $2 AND p.slot = $1 || '_' || p.shard ORDER BY p.shard DESC`, o.Slot, o.Shards)
 	if err != nil {
 		return opError(op, err)
 	}
@@ -35,7 +34,7 @@ func (in *installer) leaveShards(ctx context.Context, o Options) error {
 	if err != nil {
 		return opError(op, err)
 	}
-	if err := shardsInUse(ctx, in.conn, op, shards); err != nil {
+	if err := shardsInUse(ctx, in.conn, op, o.Shards); err != nil {
 		return err
 	}
 	for _, l := range list {
@@ -43,7 +42,7 @@ func (in *installer) leaveShards(ctx context.Context, o Options) error {
 			return &Error{Op: op, Err: fmt.Errorf("%w: a relay reads slot %q", ErrShardInUse, l.Slot), Hint: "Stop the relays that are configured with more shards, then run this again."}
 		}
 		in.progress("replication slot " + l.Slot + ": dropped, as its shard is to go and has no tenants")
-		if err := in.leaveShard(ctx, l.Slot, l.Exists, shards); err != nil {
+		if err := in.leaveShard(ctx, l.Slot, l.Exists, o.Shards); err != nil {
 			return err
 		}
 	}

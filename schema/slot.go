@@ -1,6 +1,7 @@
 package schema
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,11 +21,10 @@ func ShardSlot(slot string, shard int) string {
 	return slot + "_" + strconv.Itoa(shard)
 }
 
-func (o *Options) checkSlots() error {
-	return checkSlotName(ShardSlot(o.Slot, max(o.Shards, 1)-1)) // the longest
-}
-
-func checkSlotName(slot string) error {
+// complete fills in what is left to us, and checks the names of the slots.
+func (o *Options) complete() error {
+	o.Slot, o.Shards = cmp.Or(o.Slot, Slot), max(o.Shards, 1)
+	slot := ShardSlot(o.Slot, o.Shards-1) // the longest
 	if ok, err := regexp.MatchString(`^[a-z0-9_]{1,63}$`, slot); err != nil || !ok {
 		return &Error{Op: fmt.Sprintf("check slot name %q", slot), Err: ErrSlotUnusable, Hint: "A slot name has 1 to 63 of the characters a-z, 0-9 and _."}
 	}
