@@ -195,8 +195,7 @@ func (b *bulk) check(_ *cobra.Command, args []string) error {
 	case len(args) == 1 && b.dryRun:
 		return usage("--dry-run is for several dead letters; deadletters show tells what one would send")
 	case len(args) == 1:
-		_, err := parseID(args[0])
-		return err
+		return checkID(args[0])
 	}
 	return nil
 }

@@ -59,17 +59,15 @@ func oneID(what string) cobra.PositionalArgs {
 		if len(args) != 1 {
 			return usage("name one %s by its id, not %d", what, len(args))
 		}
-		_, err := parseID(args[0])
-		return err
+		return checkID(args[0])
 	}
 }
 
-func parseID(text string) (outbox.UUID, error) {
-	id, err := outbox.ParseUUID(text)
-	if err != nil {
-		return id, usage("%q is no id: write all of it, such as 0190c2f5-3f2a-7cc3-b1c5-9d9c6f3f8a11", text)
+func checkID(text string) error {
+	if _, err := outbox.ParseUUID(text); err != nil {
+		return usage("%q is no id: write all of it, such as 0190c2f5-3f2a-7cc3-b1c5-9d9c6f3f8a11", text)
 	}
-	return id, nil
+	return nil
 }
 
 // argument is the id that oneID has checked.
@@ -151,13 +149,7 @@ func timeFlag(m *moment) *textFlag {
 }
 
 func parseMoment(text string) (m moment, err error) {
-	if days, ok := strings.CutSuffix(text, "d"); ok {
-		var n uint64
-		if n, err = strconv.ParseUint(days, 10, 16); err == nil && n > 0 {
-			return moment{ago: time.Duration(n) * 24 * time.Hour}, nil
-		}
-	}
-	if m.ago, err = time.ParseDuration(text); err == nil && m.ago > 0 {
+	if m.ago, err = parseSpan(text); err == nil && m.ago > 0 {
 		return m, nil
 	}
 	if m.at, err = time.Parse(time.RFC3339, text); err != nil {
@@ -165,6 +157,16 @@ func parseMoment(text string) (m moment, err error) {
 			time.Now().UTC().Add(-24*time.Hour).Format(time.RFC3339))
 	}
 	return moment{at: m.at}, nil
+}
+
+// parseSpan reads a length of time, in days as well.
+func parseSpan(text string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
+			return time.Duration(n) * 24 * time.Hour, nil
+		}
+	}
+	return time.ParseDuration(text)
 }
 
 // beyondRetention refuses to go back further than deliveries are kept: what was delivered before cannot be told from what was missed. kept is how long

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -152,13 +151,7 @@ func (a *app) rotate(ctx context.Context, q *inquiry, d *desk.Desk, c *config, e
 // spanFlag reads a length of time, in days as well.
 func spanFlag(d *time.Duration) *textFlag {
 	return &textFlag{"TIME", durationText(*d), func(text string) error {
-		if days, ok := strings.CutSuffix(text, "d"); ok {
-			if n, err := strconv.ParseUint(days, 10, 15); err == nil {
-				*d = time.Duration(n) * 24 * time.Hour
-				return nil
-			}
-		}
-		span, err := time.ParseDuration(text)
+		span, err := parseSpan(text)
 		if err != nil || span < 0 {
 			return errors.New("write a number and a unit, such as 90m, 24h or 7d")
 		}
