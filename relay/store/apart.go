@@ -51,10 +51,7 @@ func (w *writer) eachApart(ctx context.Context, conn *pgx.Conn) ([]TenantError, 
 	if err := p.run(); err != nil {
 		return nil, err
 	}
-	rows, err := conn.Query(ctx, existing, schemas)
-	if err != nil {
-		return nil, err
-	}
+	rows, _ := conn.Query(ctx, existing, schemas)
 	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
 		return nil, err

@@ -71,11 +71,9 @@ const eventfulBatch = 100
 // recorder may have suspended them a moment ago, which the log has still to tell. It costs a thousand quiet tenants ten statements. A tenant whose table cannot
 // be read is among them, as are those that were asked about together with it.
 func (s *Store) Eventful(ctx context.Context, tenants []string, from, to Snapshot) ([]string, error) {
-	settled, err := s.pool.Query(ctx, `SELECT t.schema FROM unnest($1::text[]) WITH ORDINALITY u (schema, n) JOIN outbox_relay.tenants t USING (schema)
+	settled, _ := s.pool.Query(ctx, `SELECT t.schema FROM unnest($1::text[]) WITH ORDINALITY u (schema, n) JOIN outbox_relay.tenants t USING (schema)
 WHERE t.state = 'active' AND (`+open+`) IS NOT TRUE ORDER BY u.n`, tenants)
-	if err == nil {
-		tenants, err = pgx.CollectRows(settled, pgx.RowTo[string])
-	}
+	tenants, err := pgx.CollectRows(settled, pgx.RowTo[string])
 	if err != nil {
 		return nil, fmt.Errorf("look for tenants with new events: %w", err)
 	}
@@ -93,21 +91,17 @@ WHERE t.state = 'active' AND (`+open+`) IS NOT TRUE ORDER BY u.n`, tenants)
 			sql.WriteString(forTenant(inRange, tenant))
 			sql.WriteString(" LIMIT 1)")
 		}
-		// The text is another one each time that tenants come or go, and not worth a prepared statement.
-		rows, err := s.pool.Query(ctx, sql.String(), pgx.QueryExecModeExec, from.String(), to.String(), (*time.Time)(nil), (*time.Time)(nil), (*time.Time)(nil))
-		if err == nil {
-			var places []int
-			if places, err = pgx.CollectRows(rows, pgx.RowTo[int]); err == nil {
-				for _, i := range places {
-					found = append(found, batch[i])
-				}
-				continue
-			}
-		}
-		if !isTenants(err) {
+		rows, _ := s.pool.Query(ctx, sql.String(), from.String(), to.String(), (*time.Time)(nil), (*time.Time)(nil), (*time.Time)(nil))
+		places, err := pgx.CollectRows(rows, pgx.RowTo[int])
+		switch {
+		case isTenants(err):
+			found = append(found, batch...)
+		case err != nil:
 			return nil, wrap(err, "look for events to audit")
 		}
-		found = append(found, batch...)
+		for _, i := range places {
+			found = append(found, batch[i])
+		}
 	}
 	return found, nil
 }
@@ -133,15 +127,13 @@ func (s *Store) UnaccountedTypes(ctx context.Context, r Range, all bool) (map[st
 		sql += noDelivery
 	}
 	types := make(map[string]int64)
-	rows, err := s.pool.Query(ctx, forTenant(sql+` GROUP BY 1`, r.Tenant), args...)
-	if err == nil {
-		var name string
-		var n int64
-		_, err = pgx.ForEachRow(rows, []any{&name, &n}, func() error {
-			types[name] = n
-			return nil
-		})
-	}
+	rows, _ := s.pool.Query(ctx, forTenant(sql+` GROUP BY 1`, r.Tenant), args...)
+	var name string
+	var n int64
+	_, err = pgx.ForEachRow(rows, []any{&name, &n}, func() error {
+		types[name] = n
+		return nil
+	})
 	return types, s.auditError(r.Tenant, err)
 }
 

@@ -172,10 +172,7 @@ func (s *Store) Claim(ctx context.Context, owner outbox.UUID, o ClaimOptions) (c
 
 // Renew makes leases of the owner's run until lease from now and returns those that do. The others are lost, or their outcomes are being recorded.
 func (s *Store) Renew(ctx context.Context, owner outbox.UUID, ids []outbox.UUID, lease time.Duration) ([]outbox.UUID, error) {
-	rows, err := s.pool.Query(ctx, renew, owner, ids, lease.Microseconds())
-	if err != nil {
-		return nil, fmt.Errorf("renew %d leases: %w", len(ids), err)
-	}
+	rows, _ := s.pool.Query(ctx, renew, owner, ids, lease.Microseconds())
 	renewed, err := pgx.CollectRows(rows, pgx.RowTo[outbox.UUID])
 	if err != nil {
 		return nil, fmt.Errorf("renew %d leases: %w", len(ids), err)

@@ -45,17 +45,15 @@ WHERE q.delivery_id = ANY($1::uuid[]) AND q.leased_by = $2::uuid`
 // Standing reads again what some claimed deliveries of a tenant were judged by: the row of the endpoint of each. One that is not the owner's any more, or whose
 // endpoint is gone, or whose tenant takes no deliveries, is not among them. An error of the tenant's own is a *TenantError.
 func (s *Store) Standing(ctx context.Context, owner outbox.UUID, tenant string, deliveries []outbox.UUID) (map[outbox.UUID]delivery.EndpointRow, error) {
-	rows, err := s.pool.Query(ctx, forTenant(standing, tenant), deliveries, owner)
+	rows, _ := s.pool.Query(ctx, forTenant(standing, tenant), deliveries, owner)
 	found := make(map[outbox.UUID]delivery.EndpointRow, len(deliveries))
-	if err == nil {
-		var id outbox.UUID
-		var e delivery.EndpointRow
-		_, err = pgx.ForEachRow(rows, append([]any{&id}, endpointFields(&e)...), func() error {
-			found[id] = e
-			e = delivery.EndpointRow{} // it keeps slices
-			return nil
-		})
-	}
+	var id outbox.UUID
+	var e delivery.EndpointRow
+	_, err := pgx.ForEachRow(rows, append([]any{&id}, endpointFields(&e)...), func() error {
+		found[id] = e
+		e = delivery.EndpointRow{} // it keeps slices
+		return nil
+	})
 	if isTenants(err) {
 		return nil, &TenantError{Tenant: tenant, Err: err}
 	}

@@ -70,7 +70,8 @@ func ReadMaking(ctx context.Context, db Querier, slot string) (*Making, error) {
 	const op = "look who makes the slot"
 	m := &Making{Open: []Open{}}
 	var since *time.Time
-	if err := db.QueryRow(ctx, making, slot).Scan(&m.PID, &since, &m.Healer); err != nil {
+	err := db.QueryRow(ctx, making, slot).Scan(&m.PID, &since, &m.Healer)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}
 	if m.PID == 0 && m.Healer == 0 {
@@ -79,10 +80,7 @@ func ReadMaking(ctx context.Context, db Querier, slot string) (*Making, error) {
 	if since != nil && m.PID != 0 {
 		m.Since = since.UTC()
 	}
-	rows, err := db.Query(ctx, openTransactions, m.PID)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", op, err)
-	}
+	rows, _ := db.Query(ctx, openTransactions, m.PID)
 	m.Open, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (o Open, err error) {
 		var since *time.Time
 		err = row.Scan(&o.PID, &o.GID, &since, &o.Database, &o.Role, &o.Application, &o.State)

@@ -23,10 +23,7 @@ func (s *Store) Present(ctx context.Context, of map[string][]outbox.UUID) (map[E
 	if len(of) == 0 {
 		return there, nil
 	}
-	rows, err := s.pool.Query(ctx, presentTenants, s.shard, slices.Collect(maps.Keys(of)))
-	if err != nil {
-		return nil, fmt.Errorf("look which tenants there are: %w", err)
-	}
+	rows, _ := s.pool.Query(ctx, presentTenants, s.shard, slices.Collect(maps.Keys(of)))
 	tenants, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
 		return nil, fmt.Errorf("look which tenants there are: %w", err)
@@ -34,10 +31,8 @@ func (s *Store) Present(ctx context.Context, of map[string][]outbox.UUID) (map[E
 	for _, tenant := range tenants {
 		ids := of[tenant]
 		if slices.ContainsFunc(ids, func(id outbox.UUID) bool { return !id.IsZero() }) {
-			rows, err := s.pool.Query(ctx, forTenant(presentEndpoints, tenant), ids)
-			if err == nil {
-				ids, err = pgx.CollectRows(rows, pgx.RowTo[outbox.UUID])
-			}
+			rows, _ := s.pool.Query(ctx, forTenant(presentEndpoints, tenant), ids)
+			ids, err = pgx.CollectRows(rows, pgx.RowTo[outbox.UUID])
 			switch {
 			case code(err) == codeUndefinedTable:
 				continue

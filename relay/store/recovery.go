@@ -25,15 +25,12 @@ type Recovery struct {
 // sees one notes how far the log has to be recorded for it. A tenant that is suspended, or is having queued what it missed then, is left out: that has places
 // of its own in the order.
 func (s *Store) Recoveries(ctx context.Context, epoch int64) ([]Recovery, error) {
-	rows, err := s.pool.Query(ctx, `SELECT r.id, r.tenant, r.endpoint_id, r.upto_lsn IS NULL,
+	rows, _ := s.pool.Query(ctx, `SELECT r.id, r.tenant, r.endpoint_id, r.upto_lsn IS NULL,
   coalesce(r.upto_lsn <= (SELECT p.lsn FROM outbox_relay.progress p WHERE p.slot = $1::text), false) AND NOT coalesce(t.moved_lsn IS NOT NULL AND `+open+`, false),
   t.schema IS NOT NULL
 FROM outbox_relay.recoveries r LEFT JOIN outbox_relay.tenants t ON t.schema = r.tenant
 WHERE r.done_at IS NULL AND coalesce(t.shard, 0) = $2::int4 AND (t.state = 'suspended' OR `+open+` AND t.backfill_place > '0/0' AND t.moved_lsn IS NULL) IS NOT TRUE
 ORDER BY r.id`, s.slot, s.shard)
-	if err != nil {
-		return nil, fmt.Errorf("list recoveries: %w", err)
-	}
 	fresh := false
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Recovery, err error) {
 		var first bool

@@ -3,6 +3,8 @@
 //
 // All times are the database's: a caller gives durations, and every replica reads the same clock. All names are qualified, the search
 // path is empty, and a tenant's schema name reaches a statement only as a quoted identifier.
+//
+// The error of Query is left alone where pgx.CollectRows or pgx.ForEachRow comes next: the rows have it as well.
 package store
 
 import (
