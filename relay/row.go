@@ -13,7 +13,7 @@ import (
 
 // A row reads the columns of a streamed row by name. A column that the table does not have, and a large value that an UPDATE did not touch, keep
 // the value that the field has: the row before, which the log carried earlier, or the default. NULL, which an adopted table may hold, means what
-// the queries of store.LoadRegistry make of it: a relay that was restarted must not see another row than one that was not.
+// the queries of store.LoadShard make of it: a relay that was restarted must not see another row than one that was not.
 type row struct {
 	rel *wal.Relation
 	t   *wal.Tuple

@@ -77,7 +77,7 @@ func TestNullsOfTheStream(t *testing.T) {
 	s, err := store.New(ctx, store.Config{URL: url, Slot: slot, PayloadSchemas: true, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	defer s.Close()
-	loaded, err := s.LoadRegistry(ctx, nil, nil)
+	loaded, err := s.LoadShard(ctx, nil, 0, nil)
 	require.NoError(t, err)
 	require.Len(t, loaded.Tenants, 1)
 	want := loaded.Tenants[0]

@@ -320,7 +320,7 @@ func TestCancelledContext(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 	_, _, err = b.store.Claim(ctx, b.owner, store.ClaimOptions{N: 1, Lease: time.Hour})
 	require.ErrorIs(t, err, context.Canceled)
-	_, err = b.store.LoadRegistry(ctx, nil, nil)
+	_, err = b.store.LoadShard(ctx, nil, 0, nil)
 	require.ErrorIs(t, err, context.Canceled)
 	b.record(succeeded(deliver("a", e)))
 }

@@ -135,14 +135,8 @@ func (s *Store) Unpublished(ctx context.Context) (map[string]string, error) {
 	return tables, wrap(err, "look for tables that are not published")
 }
 
-// LoadRegistry reads the routing rows of the named schemas that are registered, nil for all, in one snapshot. What is wrong with one
-// tenant is in its Err and does not keep the others from being read. beat, unless it is nil, is called now and
-// then while it lasts; its error ends it.
-func (s *Store) LoadRegistry(ctx context.Context, schemas []string, beat func(context.Context) error) (*Registry, error) {
-	return s.load(ctx, listTenants, []any{schemas}, beat)
-}
-
-// ReadRegistry is LoadRegistry over a connection of the caller's, whose session stays as it is. payloadSchemas has it read those of event types.
+// ReadRegistry reads the routing rows of the named schemas that are registered, nil for all, in one snapshot. What is wrong with one tenant is in its Err and
+// does not keep the others from being read. The session of the connection stays as it is. payloadSchemas has it read those of event types.
 func ReadRegistry(ctx context.Context, conn *pgx.Conn, schemas []string, payloadSchemas bool) (*Registry, error) {
 	registerTypes(conn)
 	reg := &Registry{schemas: payloadSchemas}
@@ -153,18 +147,15 @@ func ReadRegistry(ctx context.Context, conn *pgx.Conn, schemas []string, payload
 	return reg, nil
 }
 
-// LoadShard is LoadRegistry for the tenants of the shard, and for those that have left it for another one at a place of the log behind a position: up to
-// there their events are still for this shard's slot to bring.
+// LoadShard is ReadRegistry for the tenants of the shard, and for those that have left it for another one at a place of the log behind a position: up to
+// there their events are still for this shard's slot to bring. beat, unless it is nil, is called now and then while it lasts; its error ends it.
 func (s *Store) LoadShard(ctx context.Context, schemas []string, position pglogrepl.LSN, beat func(context.Context) error) (*Registry, error) {
-	return s.load(ctx, listTenants+ofShard, []any{schemas, s.shard, s.slot, position.String()}, beat)
-}
-
-func (s *Store) load(ctx context.Context, list string, args []any, beat func(context.Context) error) (*Registry, error) {
 	reg := &Registry{schemas: s.schemas}
 	conn, err := s.pool.Acquire(ctx)
 	if err == nil {
 		defer conn.Release()
-		err = inTransaction(ctx, conn.Conn(), reg.load(ctx, conn.Conn(), "", statement{sql: list + " ORDER BY 1", args: args}, s.shard, beat))
+		list := statement{sql: listTenants + ofShard + " ORDER BY 1", args: []any{schemas, s.shard, s.slot, position.String()}}
+		err = inTransaction(ctx, conn.Conn(), reg.load(ctx, conn.Conn(), "", list, s.shard, beat))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("load routing rows: %w", explain(err))

@@ -13,7 +13,7 @@ import (
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
-func TestLoadRegistry(t *testing.T) {
+func TestLoadShard(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a", "b", "broken", "dropped", `q"uote`)
 	e := b.endpoint("a")
@@ -28,7 +28,7 @@ func TestLoadRegistry(t *testing.T) {
 	b.exec("ALTER TABLE broken.webhook_subscriptions RENAME event_filters TO filters")
 	b.exec("DROP SCHEMA dropped CASCADE")
 
-	reg, err := b.store.LoadRegistry(t.Context(), nil, nil)
+	reg, err := b.store.LoadShard(t.Context(), nil, 0, nil)
 	require.NoError(t, err)
 	require.Len(t, reg.Tenants, 5)
 	a := reg.Tenants[0]
@@ -49,13 +49,13 @@ func TestLoadRegistry(t *testing.T) {
 	assert.Len(t, reg.Tenants[4].Endpoints, 1)
 	assert.NotZero(t, reg.LSN)
 
-	reg, err = b.store.LoadRegistry(t.Context(), []string{"b", "nobody"}, nil)
+	reg, err = b.store.LoadShard(t.Context(), []string{"b", "nobody"}, 0, nil)
 	require.NoError(t, err)
 	require.Len(t, reg.Tenants, 1)
 }
 
 // Old shapes allow nulls, and have other types.
-func TestLoadRegistryNulls(t *testing.T) {
+func TestLoadShardNulls(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a")
 	b.exec(`DO $$
@@ -72,7 +72,7 @@ BEGIN
 	INSERT INTO a.webhook_subscriptions (id) VALUES (gen_random_uuid());
 	INSERT INTO a.webhook_event_subscriptions (id) VALUES (gen_random_uuid());
 END $$`)
-	reg, err := b.store.LoadRegistry(t.Context(), nil, nil)
+	reg, err := b.store.LoadShard(t.Context(), nil, 0, nil)
 	require.NoError(t, err)
 	require.NoError(t, reg.Tenants[0].Err)
 	e := reg.Tenants[0].Endpoints[0]
@@ -86,8 +86,8 @@ END $$`)
 	assert.Len(t, reg.Tenants[0].Subscriptions, 2)
 }
 
-// BenchmarkLoadRegistry starts as a relay does: on a fresh connection.
-func BenchmarkLoadRegistry(b *testing.B) {
+// BenchmarkLoadShard starts as a relay does: on a fresh connection.
+func BenchmarkLoadShard(b *testing.B) {
 	s := setup(b)
 	const tenants = 200
 	for i := range tenants {
@@ -98,7 +98,7 @@ func BenchmarkLoadRegistry(b *testing.B) {
 	}
 	for b.Loop() {
 		st := s.open()
-		reg, err := st.LoadRegistry(b.Context(), nil, nil)
+		reg, err := st.LoadShard(b.Context(), nil, 0, nil)
 		require.NoError(b, err)
 		require.Len(b, reg.Tenants, tenants)
 		st.Close()

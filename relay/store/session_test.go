@@ -34,7 +34,7 @@ func TestSettingsOfOthers(t *testing.T) {
 		b.exec("DO $$ BEGIN EXECUTE format('ALTER ROLE relay_%1$s IN DATABASE %1$I SET " + strings.ReplaceAll(setting, "'", "''") + "', current_database()); END $$")
 	}
 	s := b.open()
-	reg, err := s.LoadRegistry(t.Context(), nil, nil)
+	reg, err := s.LoadShard(t.Context(), nil, 0, nil)
 	require.NoError(t, err)
 	require.NoError(t, reg.Tenants[0].Err)
 	require.Len(t, reg.Tenants[0].Endpoints, 1)
@@ -58,7 +58,7 @@ func TestUnreadableTenant(t *testing.T) {
 	}
 	b.exec("ALTER TABLE b.webhook_event_types DROP CONSTRAINT webhook_event_types_pkey CASCADE, ALTER id DROP DEFAULT, ALTER id TYPE text")
 	b.exec("INSERT INTO b.webhook_event_types (id, event_type, category, display_name) VALUES ('x', 'x.y', 'x', 'x')")
-	reg, err := b.store.LoadRegistry(t.Context(), nil, nil)
+	reg, err := b.store.LoadShard(t.Context(), nil, 0, nil)
 	require.NoError(t, err)
 	require.Len(t, reg.Tenants, 3)
 	for i, name := range []string{"a", "b", "c"} {

@@ -68,7 +68,7 @@ func TestSnapshotOfServer(t *testing.T) {
 	assert.True(t, snap.Visible(before.xid))
 	assert.False(t, snap.Visible(running.xid))
 	assert.GreaterOrEqual(t, lsn, beforeEnd)
-	reg, err := b.store.LoadRegistry(t.Context(), nil, nil)
+	reg, err := b.store.LoadShard(t.Context(), nil, 0, nil)
 	require.NoError(t, err)
 	assert.True(t, reg.Snapshot.Visible(before.xid))
 	assert.False(t, reg.Snapshot.Visible(running.xid))

@@ -42,7 +42,7 @@ type Config struct {
 	// Slot names the row of outbox_relay.progress, and Shard is the number of the shard whose tenants it is for.
 	Slot  string
 	Shard int
-	// PayloadSchemas has LoadRegistry and LoadShard read the payload_schema of event types.
+	// PayloadSchemas has LoadShard read the payload_schema of event types.
 	PayloadSchemas bool
 	// Log is told of deliveries that Claim could not load; required.
 	Log *slog.Logger

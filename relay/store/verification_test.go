@@ -33,7 +33,7 @@ func TestVerification(t *testing.T) {
 	url := get[string](b, "SELECT endpoint_url FROM a.webhook_endpoints WHERE id = $1", e.ID)
 	hash := delivery.HashURL(url)
 	rowOf := func() delivery.EndpointRow {
-		registry, err := b.store.LoadRegistry(ctx, nil, nil)
+		registry, err := b.store.LoadShard(ctx, nil, 0, nil)
 		require.NoError(t, err)
 		return registry.Tenants[0].Endpoints[0]
 	}
