@@ -148,16 +148,11 @@ type matcher interface {
 }
 
 func (a *auditor) run(ctx context.Context) error {
-	counts, err := a.store.UnaccountedTypes(ctx, a.span, a.thorough)
+	types, err := a.store.UnaccountedTypes(ctx, a.span, a.thorough)
 	if err != nil {
 		return err
 	}
-	var types []string
-	for name := range counts {
-		if a.table.Wants(name) {
-			types = append(types, name)
-		}
-	}
+	types = slices.DeleteFunc(types, func(name string) bool { return !a.table.Wants(name) })
 	if len(types) == 0 {
 		return nil
 	}
