@@ -113,7 +113,7 @@ func (s *Store) CountEvents(ctx context.Context, r Range) (n int64, err error) {
 		return 0, err
 	}
 	err = s.pool.QueryRow(ctx, forTenant(`SELECT count(*)`+inRange, r.Tenant), args...).Scan(&n)
-	return n, s.auditError(r.Tenant, err)
+	return n, tenantFault(err, r.Tenant, "audit events")
 }
 
 // UnaccountedTypes lists the types of the events of a range that have no delivery at all: most of them match nothing. all lists those of the others as well.
@@ -128,7 +128,7 @@ func (s *Store) UnaccountedTypes(ctx context.Context, r Range, all bool) ([]stri
 	}
 	rows, _ := s.pool.Query(ctx, forTenant(sql, r.Tenant), args...)
 	types, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	return types, s.auditError(r.Tenant, err)
+	return types, tenantFault(err, r.Tenant, "audit events")
 }
 
 // UnaccountedPage reads events of a range that have one of the types and no delivery, or with all whatever they have: n and a few MiB at most, after
@@ -145,27 +145,20 @@ func (s *Store) UnaccountedPage(ctx context.Context, r Range, types []string, al
 	}
 	rows, err := s.pool.Query(ctx, forTenant(sql+` AND e.event_type = ANY($6::text[]) AND e.id > coalesce($7::uuid, '00000000-0000-0000-0000-000000000000') ORDER BY e.id LIMIT $8::int4`, r.Tenant), args...)
 	if err != nil {
-		return nil, false, s.auditError(r.Tenant, err)
+		return nil, false, tenantFault(err, r.Tenant, "audit events")
 	}
 	defer rows.Close()
 	size := 0
 	for size < pageBytes && rows.Next() {
 		var u Unaccounted
 		if u.Event, err = ScanEvent(rows, &u.Delivered); err != nil {
-			return nil, false, s.auditError(r.Tenant, err)
+			return nil, false, tenantFault(err, r.Tenant, "audit events")
 		}
 		size += len(u.Data) + len(u.Metadata)
 		events = append(events, u)
 	}
 	rows.Close()
-	return events, size < pageBytes && len(events) < n, s.auditError(r.Tenant, rows.Err())
-}
-
-func (s *Store) auditError(tenant string, err error) error {
-	if isTenants(err) {
-		return &TenantError{Tenant: tenant, Err: err}
-	}
-	return wrap(err, "audit events")
+	return events, size < pageBytes && len(events) < n, tenantFault(rows.Err(), r.Tenant, "audit events")
 }
 
 // Queue makes pending rows of outcomes, unless they have a row already. A leader gives its epoch: ErrFenced says that it is over. Others give none.

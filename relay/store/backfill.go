@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -122,11 +121,8 @@ const backfillOrder = ` ORDER BY e.id LIMIT $5::int4`
 // page that is done. An error of the tenant's own is a *TenantError.
 func (s *Store) BackfillPage(ctx context.Context, tenant string, n int) (*Page, error) {
 	page, err := s.backfillPage(ctx, tenant, n)
-	switch {
-	case isTenants(err):
-		return nil, &TenantError{Tenant: tenant, Err: err}
-	case err != nil:
-		return nil, fmt.Errorf("read backfill of tenant %q: %w", tenant, err)
+	if err != nil {
+		return nil, tenantFault(err, tenant, "read backfill of tenant %q", tenant)
 	}
 	return page, nil
 }

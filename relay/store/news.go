@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/route"
@@ -30,11 +29,5 @@ type News struct {
 func (s *Store) Announce(ctx context.Context, n *News) (bool, error) {
 	e := &n.Event
 	tag, err := s.pool.Exec(ctx, forTenant(announce, n.Tenant), e.ID, e.Type, e.AggregateID, e.AggregateType, string(e.Data), n.About)
-	switch {
-	case isTenants(err):
-		return false, &TenantError{Tenant: n.Tenant, Err: err}
-	case err != nil:
-		return false, fmt.Errorf("announce %s in tenant %q: %w", e.Type, n.Tenant, err)
-	}
-	return tag.RowsAffected() > 0, nil
+	return tag.RowsAffected() > 0, tenantFault(err, n.Tenant, "announce %s in tenant %q", e.Type, n.Tenant)
 }

@@ -238,15 +238,10 @@ WHERE d.relayed AND d.webhook_event_id = ANY($1::uuid[])`
 		found[p] = struct{}{}
 		return nil
 	})
-	switch {
-	case code(err) == codeUndefinedTable:
+	if code(err) == codeUndefinedTable {
 		return nil, nil //nolint:nilnil // an empty set
-	case isTenants(err):
-		return nil, &TenantError{Tenant: tenant, Err: err}
-	case err != nil:
-		return nil, fmt.Errorf("look up deliveries of tenant %q: %w", tenant, err)
 	}
-	return found, nil
+	return found, tenantFault(err, tenant, "look up deliveries of tenant %q", tenant)
 }
 
 // Suspended lists the tenants of the shard that are suspended.

@@ -233,3 +233,14 @@ func isTenants(err error) bool {
 	}
 	return true
 }
+
+// tenantFault is a *TenantError for an error that is the tenant's own. Any other says what was being done.
+func tenantFault(err error, tenant, format string, args ...any) error {
+	if isTenants(err) {
+		return &TenantError{Tenant: tenant, Err: err}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), err)
+	}
+	return nil
+}

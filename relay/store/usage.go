@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"time"
 
 	"github.com/neo-commons/outbox-relay/outbox"
@@ -124,11 +123,5 @@ func (s *Store) SaveUsage(ctx context.Context, tenant string, usage []*Usage, tr
 		p.add("COMMIT")
 		err = inTransaction(ctx, conn.Conn(), p.run())
 	}
-	switch {
-	case isTenants(err):
-		return &TenantError{Tenant: tenant, Err: err}
-	case err != nil:
-		return fmt.Errorf("save usage of tenant %q: %w", tenant, err)
-	}
-	return nil
+	return tenantFault(err, tenant, "save usage of tenant %q", tenant)
 }
