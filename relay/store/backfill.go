@@ -282,8 +282,12 @@ func (s *Store) RecordBackfill(ctx context.Context, epoch int64, page *Page, out
 	} else if page.Unreadable != nil {
 		cursor = page.Unreadable.ID.String()
 	}
-	broken, err := s.record(ctx, s.pool, outbox.UUID{}, &Progress{Epoch: epoch}, outcomes,
-		&statement{sql: recordPage, args: []any{page.Tenant, page.upto, page.from, cursor, page.Done}})
+	return s.queuePage(ctx, epoch, outcomes, statement{sql: recordPage, args: []any{page.Tenant, page.upto, page.from, cursor, page.Done}})
+}
+
+// queuePage queues what a page has led to, together with the statement that moves on to the next one.
+func (s *Store) queuePage(ctx context.Context, epoch int64, outcomes []Outcome, next statement) error {
+	broken, err := s.record(ctx, s.pool, outbox.UUID{}, &Progress{Epoch: epoch}, outcomes, &next)
 	if err != nil {
 		return err
 	}

@@ -150,17 +150,8 @@ func (s *Store) RecordRecovery(ctx context.Context, epoch int64, page *RecoveryP
 	if page.from == "" {
 		return nil
 	}
-	broken, err := s.record(ctx, s.pool, outbox.UUID{}, &Progress{Epoch: epoch}, outcomes,
-		&statement{sql: recordRecovery, args: []any{page.Number, page.from, page.cursor, page.scanned, len(outcomes), page.Done}})
-	if err != nil {
-		return err
-	}
-	for i := range broken {
-		if broken[i].Suspended {
-			return &broken[i]
-		}
-	}
-	return nil
+	return s.queuePage(ctx, epoch, outcomes,
+		statement{sql: recordRecovery, args: []any{page.Number, page.from, page.cursor, page.scanned, len(outcomes), page.Done}})
 }
 
 // EndRecovery gives a recovery up. A leader whose epoch is over changes nothing.
