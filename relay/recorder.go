@@ -71,14 +71,7 @@ func (r *recorder) add(j *job, o store.Outcome) {
 	r.jobs = append(r.jobs, j)
 	r.out = append(r.out, o)
 	r.mu.Unlock()
-	r.wake()
-}
-
-func (r *recorder) wake() {
-	select {
-	case r.kick <- struct{}{}:
-	default:
-	}
+	signal(r.kick)
 }
 
 // pending tells how many outcomes wait for a flush.
@@ -93,7 +86,7 @@ func (r *recorder) writePosition() {
 	r.mu.Lock()
 	r.force = true
 	r.mu.Unlock()
-	r.wake()
+	signal(r.kick)
 }
 
 // lead makes s the session whose position the flushes write; nil: none.
@@ -145,7 +138,7 @@ func (r *recorder) run(ctx context.Context) error {
 			}
 		}
 		if r.pending() > 0 {
-			r.wake()
+			signal(r.kick)
 		}
 	}
 }
