@@ -229,18 +229,17 @@ const auditReach = 7 * 24 * time.Hour
 // Without routes, the one before is of another session, and so are deliveries of what came since: the rows of a tenant must be what that one knew last.
 func (s *session) audit(ctx context.Context, from, to store.Snapshot, routes map[string]version, unpublished map[string]string) error {
 	var steady []string
-	for _, name := range s.known() {
-		t := s.tenant(name)
-		if t == nil || !t.is(store.StateActive) || t.isFilling() || t.isGone() || t.until != 0 || unpublished[name] != "" {
+	for _, t := range s.served() {
+		if !t.is(store.StateActive) || t.isFilling() || t.isGone() || t.until != 0 || unpublished[t.schema] != "" {
 			continue
 		}
 		now := t.version()
-		before, known := routes[name]
+		before, known := routes[t.schema]
 		if routes == nil {
 			before, known = version{digest: now.digest}, t.steady
 		}
 		if known && now == before { // not one that has come meanwhile: what its events matched before is not known
-			steady = append(steady, name)
+			steady = append(steady, t.schema)
 		}
 	}
 	eventful, err := s.store.Eventful(ctx, steady, from, to)

@@ -227,10 +227,8 @@ func (c *checkpoint) saveDigests(ctx context.Context, s *session) error {
 // routes tells which state each tenant's routing table is in.
 func (s *session) routes() map[string]version {
 	routes := make(map[string]version)
-	for _, name := range s.known() {
-		if t := s.tenant(name); t != nil {
-			routes[name] = t.version()
-		}
+	for _, t := range s.served() {
+		routes[t.schema] = t.version()
 	}
 	return routes
 }

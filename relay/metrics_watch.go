@@ -77,11 +77,7 @@ type census struct {
 // countServed shows it.
 func (s *session) countServed() {
 	c := census{tenants: make(map[string]int)}
-	for _, name := range s.known() {
-		t := s.tenant(name)
-		if t == nil {
-			continue
-		}
+	for _, t := range s.served() {
 		t.mu.Lock()
 		c.tenants[t.state]++
 		n := t.table.Count()

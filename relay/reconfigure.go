@@ -2,9 +2,7 @@ package relay
 
 import (
 	"context"
-	"maps"
 	"math"
-	"slices"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -48,10 +46,7 @@ func (e *engine) reconfigure(next Config) {
 	e.recorder.cfg.Store(&next)
 	e.client.Reconfigure(next.ClientConfig(e.version))
 	if s := e.leading.Load(); s != nil {
-		s.mu.Lock()
-		tenants := slices.Collect(maps.Values(s.tenants))
-		s.mu.Unlock()
-		for _, t := range tenants {
+		for _, t := range s.served() {
 			s.setDefaults(t)
 		}
 	}

@@ -82,9 +82,9 @@ func (s *session) missSchemas(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range s.known() {
-		if t := s.tenant(name); t != nil && t.setGone(slices.Contains(gone, name)) {
-			s.log.Warn("the schema of a tenant is gone", "tenant", name, "hint", "outbox-relay tenants remove ends it; a schema that comes back is added with tenants add")
+	for _, t := range s.served() {
+		if t.setGone(slices.Contains(gone, t.schema)) {
+			s.log.Warn("the schema of a tenant is gone", "tenant", t.schema, "hint", "outbox-relay tenants remove ends it; a schema that comes back is added with tenants add")
 		}
 	}
 	return nil

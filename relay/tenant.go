@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -337,7 +338,14 @@ func (s *session) tenant(schema string) *tenant {
 	return s.tenants[schema]
 }
 
-// known lists the tenants that are served, from outside the stream's goroutine.
+// served lists the tenants that are served, by name, from outside the stream's goroutine.
+func (s *session) served() []*tenant {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.SortedFunc(maps.Values(s.tenants), func(a, b *tenant) int { return cmp.Compare(a.schema, b.schema) })
+}
+
+// known lists their names.
 func (s *session) known() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

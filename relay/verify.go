@@ -117,12 +117,10 @@ func (v *verifier) meet(ctx context.Context) error {
 	now := time.Now()
 	tenants := make(map[string]*tenant)
 	var fresh []string
-	for _, name := range v.s.known() {
-		if t := v.s.tenant(name); t != nil {
-			tenants[name] = t
-			if p := v.parties[name]; p == nil || p.tenant != t {
-				fresh = append(fresh, name)
-			}
+	for _, t := range v.s.served() {
+		tenants[t.schema] = t
+		if p := v.parties[t.schema]; p == nil || p.tenant != t {
+			fresh = append(fresh, t.schema)
 		}
 	}
 	var list []store.Verification
