@@ -162,10 +162,7 @@ func TestPayloadSchemasOfATenant(t *testing.T) {
 	assert.Nil(t, table.PayloadSchema("order.created"))
 	row := EventTypeRow{ID: outbox.UUID{1}, EventType: "order.created", Enabled: true, PayloadSchema: `{"type": "object"}`}
 	require.NoError(t, table.SetEventType(row))
-	first := table.PayloadSchema("order.created")
-	require.NotNil(t, first)
-	require.NoError(t, table.SetEventType(row))
-	assert.Same(t, first, table.PayloadSchema("order.created"), "compiled once")
+	require.NotNil(t, table.PayloadSchema("order.created"))
 	assert.Nil(t, table.PayloadSchema("order.paid"))
 
 	row.PayloadSchema = `{"type": 5}`

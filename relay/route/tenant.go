@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"errors"
 	"iter"
-	"reflect"
 	"slices"
 
 	"github.com/neo-commons/outbox-relay/delivery"
@@ -16,6 +15,7 @@ import (
 
 // Tenant is the routing table of one tenant. Rows may come in any order, a subscription before its endpoint or its event type; what
 // is set or deleted counts from the next Match on. A row that cannot be used matches nothing until a later one with its id mends it.
+// Each row that is set is worked out anew: whoever has many that say nothing new leaves those out.
 // A Tenant must be used by one goroutine at a time, Match included.
 type Tenant struct {
 	schema        string
@@ -63,18 +63,12 @@ func NewTenant(schema string, d delivery.Defaults) *Tenant {
 	}
 }
 
-// SetEndpoint puts the row in the place of the one before with the same id. The error is that of delivery.NewEndpoint. A row that
-// says nothing new leaves the Endpoint as it is. The table owns row.CustomHeaders from here on.
+// SetEndpoint puts the row in the place of the one before with the same id. The error is that of delivery.NewEndpoint. The table owns row.CustomHeaders from
+// here on.
 func (t *Tenant) SetEndpoint(row delivery.EndpointRow) error {
 	e := t.endpoint(row.ID)
-	if e.known && reflect.DeepEqual(e.row, row) {
-		return e.err
-	}
 	e.known, e.row = true, row
 	e.usable, e.err = delivery.NewEndpoint(row, t.defaults)
-	if e.err != nil {
-		e.usable = nil
-	}
 	return e.err
 }
 
@@ -88,10 +82,7 @@ func (t *Tenant) SetDefaults(d delivery.Defaults) (invalid []Invalid) {
 			continue
 		}
 		before := e.err
-		if e.usable, e.err = delivery.NewEndpoint(e.row, d); e.err != nil {
-			e.usable = nil
-		}
-		if before == nil && e.err != nil {
+		if e.usable, e.err = delivery.NewEndpoint(e.row, d); before == nil && e.err != nil {
 			invalid = append(invalid, Invalid{tableEndpoints, id, e.err})
 		}
 	}
@@ -152,15 +143,10 @@ func (t *Tenant) release(id outbox.UUID, e *endpoint) {
 // SetSubscription puts the row in the place of the one before with the same id and source. The error says what is wrong with its
 // pattern or filter. The table owns row.Filters from here on.
 func (t *Tenant) SetSubscription(row SubscriptionRow) error {
-	key := subscriptionKey{row.Source, row.ID}
-	if s := t.subscriptions[key]; s != nil && reflect.DeepEqual(s.row, row) {
-		return s.err
-	}
 	t.DeleteSubscription(row.ID, row.Source)
-
 	s := &subscription{row: row, endpoint: t.endpoint(row.EndpointID)}
 	s.endpoint.subscriptions++
-	t.subscriptions[key] = s
+	t.subscriptions[subscriptionKey{row.Source, row.ID}] = s
 	p, err := parseEventType(&row)
 	s.filter, s.err = parseFilters(row.Filters)
 	s.err = errors.Join(err, s.err)
@@ -215,10 +201,8 @@ func (t *Tenant) SubscriptionRow(id outbox.UUID, source Source) (row Subscriptio
 // SetEventType puts the row in the place of the one before with the same id. The error says what is wrong with its payload_schema, which then counts as
 // none: everything else of the row is in force.
 func (t *Tenant) SetEventType(row EventTypeRow) error {
-	if t.index.types[row.ID] != row {
-		t.index.deleteType(row.ID)
-		t.index.setType(row)
-	}
+	t.index.deleteType(row.ID)
+	t.index.setType(row)
 	return t.index.schemas[row.ID].fault()
 }
 
