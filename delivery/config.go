@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Config configures a Client. Start from DefaultConfig: the zero value is not valid.
+// Config configures a Client. The zero value is not valid.
 type Config struct {
 	// ConnectTimeout bounds name resolution and TCP connection together, TLSHandshakeTimeout the handshake. An attempt ends at the
 	// endpoint's timeout even if these are longer; the connection is then still made, for the next attempt to use.
