@@ -40,9 +40,6 @@ const (
 	// replyGap is the least time between answers that say the same. A server that shuts down asks again at each answer (181,000 times in 11 s
 	// have been seen) until its last byte is confirmed, which takes a commit of the recorder.
 	replyGap = 10 * time.Millisecond
-	// patienceThirds is how long an answer is waited for that was asked for after a third of the server's wal_sender_timeout, in thirds of that. This leader
-	// is to stop before the server gives its slot to another one.
-	patienceThirds = 1
 	// farewell bounds Close.
 	farewell = 5 * time.Second
 )
@@ -340,9 +337,9 @@ func (s *Stream) tick(ctx context.Context, h Handler) error {
 	switch {
 	case s.heard:
 		s.heard, s.heardAt, s.pingedAt = false, now, time.Time{}
-	case !s.pingedAt.IsZero() && now.Sub(s.pingedAt) >= s.timeout*patienceThirds/3:
+	case !s.pingedAt.IsZero() && now.Sub(s.pingedAt) >= s.timeout/3: // this leader is to stop before the server gives its slot to another one
 		s.dead = true
-		return &StreamError{Op: fmt.Sprintf("stream from slot %q", s.slot.Name), Kind: ErrSilent, Err: fmt.Errorf("nothing received for %s", s.timeout*(1+patienceThirds)/3)}
+		return &StreamError{Op: fmt.Sprintf("stream from slot %q", s.slot.Name), Kind: ErrSilent, Err: fmt.Errorf("nothing received for %s", s.timeout*2/3)}
 	case !s.decoder.open && s.handed != 0:
 		if err := h.Keepalive(ctx, s.handed, false); err != nil {
 			return err
