@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -62,9 +63,9 @@ const (
   coalesce(e.secondary_secret_token, '')::text,
   CASE WHEN e.secondary_secret_expires_at IS NOT NULL THEN least(greatest(e.secondary_secret_expires_at::timestamptz, ` + firstTime + `), ` + lastTime + `) END,
   coalesce(e.signature_header, '')::text, coalesce(e.custom_headers, '{}')::text, coalesce(e.timeout_seconds, 0)::int4, coalesce(e.max_retry_attempts, -1)::int4,
-  coalesce(e.retry_backoff_seconds, 0)::int4, coalesce(e.retry_backoff_multiplier, 0)::float8, coalesce(e.follow_redirects, false),
+  coalesce(e.retry_backoff_seconds, 0)::int4, coalesce(e.retry_backoff_multiplier, 0)::text, coalesce(e.follow_redirects, false),
   coalesce(e.verify_ssl, true), coalesce(e.is_active, true), coalesce(e.is_verified, false), e.context_id, coalesce(e.payload_format, '')::text,
-  coalesce(e.delivery_order, '')::text, coalesce(e.max_concurrency, 0)::int4, coalesce(e.rate_limit_per_second, 0)::float8,
+  coalesce(e.delivery_order, '')::text, coalesce(e.max_concurrency, 0)::int4, coalesce(e.rate_limit_per_second, 0)::text,
   e.paused_at IS NOT NULL, v.verified_for`
 
 	// verificationOf is the join of endpointColumns, on the tenant in an argument.
@@ -89,8 +90,8 @@ const (
 func endpointFields(r *delivery.EndpointRow) []any {
 	return []any{
 		&r.ID, &r.URL, &r.Method, &r.SecretToken, &r.SecondarySecret, (*nullTime)(&r.SecondarySecretExpires), &r.SignatureHeader,
-		&r.CustomHeaders, &r.TimeoutSeconds, &r.MaxRetryAttempts, &r.BackoffSeconds, &r.BackoffMultiplier, &r.FollowRedirects,
-		&r.VerifySSL, &r.Active, &r.Verified, &r.ContextID, &r.PayloadFormat, &r.Order, &r.MaxConcurrency, &r.RatePerSecond,
+		&r.CustomHeaders, &r.TimeoutSeconds, &r.MaxRetryAttempts, &r.BackoffSeconds, (*number)(&r.BackoffMultiplier), &r.FollowRedirects,
+		&r.VerifySSL, &r.Active, &r.Verified, &r.ContextID, &r.PayloadFormat, &r.Order, &r.MaxConcurrency, (*number)(&r.RatePerSecond),
 		&r.Paused, &r.VerifiedFor,
 	}
 }
@@ -104,6 +105,20 @@ func (t *nullTime) ScanTimestamptz(v pgtype.Timestamptz) error {
 	if v.Valid {
 		*t = nullTime(v.Time.UTC())
 	}
+	return nil
+}
+
+// number reads a numeric as the stream does (wal.Tuple.Float): what is beyond a float64 is infinite. A cast by the server would be an error, and the end of all
+// rows that are read together with this one.
+type number float64
+
+// ScanText implements pgtype.TextScanner.
+func (n *number) ScanText(v pgtype.Text) error {
+	f, err := strconv.ParseFloat(v.String, 64)
+	if err != nil && !errors.Is(err, strconv.ErrRange) {
+		return err
+	}
+	*n = number(f)
 	return nil
 }
 

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"fmt"
+	"math"
 	"testing"
 	"time"
 
@@ -84,6 +85,33 @@ END $$`)
 	assert.False(t, e.SecondarySecretExpires.IsZero())
 	assert.Len(t, reg.Tenants[0].EventTypes, 1)
 	assert.Len(t, reg.Tenants[0].Subscriptions, 2)
+}
+
+// TestLoadShardOfNumbersBeyondFloats: a numeric holds more than a float64 does. One row with such a number must not be the end of its tenant, whose tables could
+// not be read any more, and is what the stream makes of it.
+func TestLoadShardOfNumbersBeyondFloats(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	want := make(map[outbox.UUID]float64)
+	for text, rate := range map[string]float64{"1e400": math.Inf(1), "Infinity": math.Inf(1), "1e-400": 0, "0.1": 0.1, "1.7976931348623157e308": math.MaxFloat64} {
+		e := b.endpoint("a")
+		b.exec("UPDATE a.webhook_endpoints SET rate_limit_per_second = $2::text::numeric WHERE id = $1", e, text)
+		want[e] = rate
+	}
+	want[b.endpoint("a")] = 0
+	for e := range want {
+		b.record(deferred(deliver("a", e), 0))
+	}
+	assert.Len(t, b.claim(b.owner, 10, time.Hour), len(want), "deliveries of the tenant that are claimed together")
+	reg, err := b.store.LoadShard(t.Context(), nil, 0, nil)
+	require.NoError(t, err)
+	require.NoError(t, reg.Tenants[0].Err)
+	got := make(map[outbox.UUID]float64)
+	for _, e := range reg.Tenants[0].Endpoints {
+		got[e.ID] = e.RatePerSecond
+		assert.Equal(t, 2.0, e.BackoffMultiplier) //nolint:testifylint // it is exact
+	}
+	assert.Equal(t, want, got)
 }
 
 // BenchmarkLoadShard starts as a relay does: on a fresh connection.
