@@ -137,10 +137,11 @@ type Settings struct {
 	UpdatedAt         Time        `json:"updated_at,omitzero"`
 }
 
+// selectSettings shows a rate that no float8 is near, and that makes the row invalid, as the nearest there is.
 const selectSettings = `
 SELECT coalesce(e.http_method, '')::text, coalesce(e.payload_format, '')::text, coalesce(e.timeout_seconds, 0)::int4, coalesce(e.max_retry_attempts, -1)::int4,
   coalesce(e.retry_backoff_seconds, 0)::int4, coalesce(e.retry_backoff_multiplier, 0)::float8, coalesce(e.max_concurrency, 0)::int4,
-  coalesce(e.rate_limit_per_second, 0)::float8, coalesce(e.follow_redirects, false), coalesce(e.verify_ssl, true), coalesce(e.is_verified, false), e.context_id,
+  CASE WHEN e.rate_limit_per_second IS NULL THEN 0 ELSE least(greatest(e.rate_limit_per_second, 5e-324), 1.7976931348623157e308)::float8 END, coalesce(e.follow_redirects, false), coalesce(e.verify_ssl, true), coalesce(e.is_verified, false), e.context_id,
   coalesce(e.signature_header, '')::text,
   ARRAY(SELECT k FROM jsonb_object_keys(CASE WHEN jsonb_typeof(e.custom_headers) = 'object' THEN e.custom_headers ELSE '{}' END) k ORDER BY 1)::text[],
   coalesce(e.secondary_secret_token, '') <> '', e.secondary_secret_expires_at::timestamptz, e.created_at::timestamptz, e.updated_at::timestamptz

@@ -2,6 +2,7 @@ package desk_test
 
 import (
 	"encoding/json"
+	"math"
 	"slices"
 	"testing"
 	"time"
@@ -93,6 +94,12 @@ func TestEndpointShowsItsSettingsAndNoSecret(t *testing.T) {
 	assert.True(t, x.Settings.SecondSecret)
 	assert.Equal(t, 3, x.Settings.Concurrency)
 	assert.InEpsilon(t, 2.5, x.Settings.Rate, 1e-9)
+	for text, rate := range map[string]float64{"1e400": math.MaxFloat64, "1e-400": math.SmallestNonzeroFloat64, "NaN": math.MaxFloat64} {
+		b.exec(`UPDATE acme.webhook_endpoints SET rate_limit_per_second = $2::text::numeric WHERE id = $1::uuid`, id, text)
+		y, err := b.desk.Endpoint(b.ctx, rows, desk.Routing(rows, defaults()), id)
+		require.NoError(t, err, text)
+		assert.Equal(t, rate, y.Settings.Rate, text) //nolint:testifylint // it is exact
+	}
 	for i, sub := range x.Subscriptions {
 		if sub.ID == unusable {
 			assert.Contains(t, sub.Fault, "$above")
