@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -39,6 +40,10 @@ type Trouble struct {
 const (
 	steadily = `h.pause <= (h.failed_at - h.failing_since) / 3`
 	goesOn   = `h.failing_since IS NOT NULL AND excluded.failing_since - h.failed_at <= interval '3 days'`
+
+	// lockHealth comes first: of two replicas, one may have seen fail what the other has seen recover, and each would hold what the other waits for.
+	lockHealth = `
+SELECT FROM outbox_relay.endpoint_health h WHERE (h.tenant, h.endpoint_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[])) ORDER BY h.tenant, h.endpoint_id FOR UPDATE`
 
 	saveFailing = `
 INSERT INTO outbox_relay.endpoint_health AS h (tenant, endpoint_id, failing_since, failed_at, open_until, last_error)
@@ -78,6 +83,9 @@ func (s *Store) SaveHealth(ctx context.Context, seen []Health) (recovered []Endp
 		}
 	}
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, lockHealth, slices.Concat(wellTenants, tenants), slices.Concat(wellIDs, ids)); err != nil {
+			return err
+		}
 		rows, _ := tx.Query(ctx, saveRecovered, wellTenants, wellIDs, succeeded)
 		var e Endpoint
 		var warned bool

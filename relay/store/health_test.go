@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
@@ -260,4 +261,25 @@ func TestDisableBesideALock(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, disabled)
 	require.Zero(t, b.count("outbox_relay.endpoint_health"))
+}
+
+// TestHealthOfTwoReplicas: what one has seen to recover the other may have seen to fail, and each writes both.
+func TestHealthOfTwoReplicas(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	x, y := store.Endpoint{Tenant: "a", ID: b.endpoint("a")}, store.Endpoint{Tenant: "a", ID: b.endpoint("a")}
+	stores := []*store.Store{b.store, b.open()}
+	for range 200 {
+		began := time.Now()
+		b.saveHealth(store.Health{Endpoint: x, Failing: began.Add(-time.Minute)}, store.Health{Endpoint: y, Failing: began.Add(-time.Minute)})
+		var group errgroup.Group
+		for i, e := range []store.Endpoint{x, y} {
+			other := []store.Endpoint{y, x}[i]
+			group.Go(func() error {
+				_, err := stores[i].SaveHealth(t.Context(), []store.Health{{Endpoint: e, Succeeded: began}, {Endpoint: other, Failing: began}})
+				return err
+			})
+		}
+		require.NoError(t, group.Wait())
+	}
 }
