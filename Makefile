@@ -1,4 +1,4 @@
-# outbox-relay: `make help` lists what there is to do. Nothing but Go is needed: the targets get the rest by themselves.
+# outbox-relay: `make help` lists what there is to do. Nothing but Go and git is needed: the targets get the rest by themselves.
 # Where there is a C compiler, tests run with the race detector, which is the one thing that asks for it.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -44,12 +44,13 @@ go:
 build: go ## build the command into .bin/outbox-relay
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.stamped=$(VERSION)" -o .bin/outbox-relay ./cmd/outbox-relay
 
-demo: go ## see it work: PostgreSQL, three tenants, three receivers, half a minute
-	$(GO) run ./cmd/outbox-relay demo
+demo: build ## see it work: PostgreSQL, three tenants, three receivers, half a minute
+	.bin/outbox-relay demo
 
 # Image and chart without the race detector: there is no concurrency in either, and Kubernetes' types take minutes to compile with it.
 test: go ## run all tests, with the race detector, against a real PostgreSQL
 	$(if $(RACE),,@echo 'There is no C compiler, so this goes without the race detector.' >&2)
+	@echo 'The slowest packages take some ten minutes, and are told of in their order.' >&2
 	$(GO) test $(TESTFLAGS) ./...
 	cd bench && $(GO) test $(TESTFLAGS) ./...
 	cd image && $(GO) test -timeout 20m ./...

@@ -35,6 +35,15 @@ func (f *faults) add(key string, value any, format string, args ...any) {
 	*f = append(*f, &FieldError{Key: key, Value: fmt.Sprint(value), Remedy: fmt.Sprintf(format, args...)})
 }
 
+// maxCount is more than any number of things may be: some are 32 bits wide where they are computed with, and are multiplied there.
+const maxCount = 100_000_000
+
+func count(f *faults, key string, value, least int) {
+	if atLeast(f, key, value, least); value > maxCount {
+		f.add(key, value, "must be at most %d", maxCount)
+	}
+}
+
 func atLeast[T int | time.Duration | ByteSize](f *faults, key string, value, least T) {
 	if value < least {
 		f.add(key, value, "must be at least %v", least)
@@ -64,25 +73,25 @@ func (c Config) Validate() error {
 		atLeast(&f, "retry.schedule", wait, time.Millisecond)
 	}
 
-	atLeast(&f, "breaker.failures", c.Breaker.Failures, 1)
+	count(&f, "breaker.failures", c.Breaker.Failures, 1)
 	if r := c.Breaker.FailureRatio; !(r >= 0 && r <= 1) {
 		f.add("breaker.failure_ratio", r, "must be 0 to 1: 0.9 opens the breaker when nine of ten attempts fail, 0 switches this off")
 	}
-	atLeast(&f, "breaker.min_attempts", c.Breaker.MinAttempts, 1)
+	count(&f, "breaker.min_attempts", c.Breaker.MinAttempts, 1)
 	atLeast(&f, "breaker.window", c.Breaker.Window, time.Second)
 	atLeast(&f, "breaker.open_for", c.Breaker.OpenFor, time.Millisecond)
-	atLeast(&f, "breaker.half_open", c.Breaker.HalfOpen, 1)
+	count(&f, "breaker.half_open", c.Breaker.HalfOpen, 1)
 
-	atLeast(&f, "window.deliveries", c.Window.Deliveries, 1)
+	count(&f, "window.deliveries", c.Window.Deliveries, 1)
 	atLeast(&f, "window.bytes", c.Window.Bytes, MiB)
 	atLeast(&f, "window.hold", c.Window.Hold, time.Millisecond)
 
-	atLeast(&f, "record.batch", c.Record.Batch, 1)
+	count(&f, "record.batch", c.Record.Batch, 1)
 	atLeast(&f, "record.interval", c.Record.Interval, time.Millisecond)
 	atLeast(&f, "record.timeout", c.Record.Timeout, time.Second)
 
 	atLeast(&f, "queue.poll", c.Queue.Poll, 10*time.Millisecond)
-	atLeast(&f, "queue.batch", c.Queue.Batch, 1)
+	count(&f, "queue.batch", c.Queue.Batch, 1)
 	atLeast(&f, "queue.lease", c.Queue.Lease, time.Second)
 	c.Health.validate(&f)
 	c.Verification.validate(&f)
@@ -117,7 +126,7 @@ func (d Database) validate(f *faults) {
 	case len(d.Slot) <= maxName && len(d.ShardSlot(d.Shards-1)) > maxName:
 		f.add("database.slot", strconv.Quote(d.Slot), "must be shorter: the slot of the last shard is %s, and a slot's name has at most %d characters", d.ShardSlot(d.Shards-1), maxName)
 	}
-	atLeast(f, "database.max_connections", d.MaxConnections, 3) // one records, and one is held by a heal that needs another
+	count(f, "database.max_connections", d.MaxConnections, 3) // one records, and one is held by a heal that needs another
 	atLeast(f, "database.connect_timeout", d.ConnectTimeout, time.Millisecond)
 	atLeast(f, "database.wal_budget", d.WALBudget, 0)
 }
@@ -151,12 +160,12 @@ func patternFault(p string) string {
 }
 
 func (d Delivery) validate(f *faults) {
-	atLeast(f, "delivery.workers", d.Workers, 1)
-	atLeast(f, "delivery.endpoint_concurrency", d.EndpointConcurrency, 1)
+	count(f, "delivery.workers", d.Workers, 1)
+	count(f, "delivery.endpoint_concurrency", d.EndpointConcurrency, 1)
 	if r := d.EndpointRate; !(r >= 0) || math.IsInf(r, 0) {
 		f.add("delivery.endpoint_rate", r, "must be a number of attempts a second, or 0 for no limit")
 	}
-	atLeast(f, "delivery.host_concurrency", d.HostConcurrency, 1)
+	count(f, "delivery.host_concurrency", d.HostConcurrency, 1)
 	atLeast(f, "delivery.default_timeout", d.DefaultTimeout, time.Millisecond)
 	if d.DefaultTimeout > delivery.MaxTimeout {
 		f.add("delivery.default_timeout", d.DefaultTimeout, "must not be more than %v", delivery.MaxTimeout)

@@ -165,6 +165,7 @@ func (s *session) event(ctx context.Context, rel *relation, c *wal.Change) error
 	for _, j := range jobs {
 		s.dispatch(ctx, t, j)
 	}
+	clear(jobs) // they are others' now; of an event with many endpoints they would be kept until another has as many
 	return s.stream.Beat(ctx)
 }
 

@@ -84,6 +84,7 @@ func faultCases() []struct{ name, yaml, want string } {
 		{"switch", "delivery: {allow_insecure_tls: sometimes}", `delivery.allow_insecure_tls: "sometimes": must be true or false`},
 		{"not a list", "tenants: {auto_adopt: [1]}", "tenants.auto_adopt: [1]: must be a list of texts: [a, b] in the file, a,b in the environment"},
 		{"pattern", "tenants: {include: ['[a-']}", `tenants.include: "[a-": is not a name or a pattern: * stands for any characters, ? for one, [a-z] for one of a set`},
+		{"number that is too large", "queue: {batch: 600000000}", "queue.batch: 600000000: must be at most 100000000"},
 		{"pattern twice", "tenants: {auto_adopt: [a*, b, ' a*']}", `tenants.auto_adopt: "a*": is in the list twice: drop one of the two, or let it be the name that was meant`},
 		{"schema of the server", "tenants: {include: [acme, 'pg_*']}", `tenants.include: "pg_*": can match no tenant, as the server keeps pg_… and information_schema for itself, and the relay outbox_relay: name the schemas with the tables of webhooks`},
 		{"schema of the relay", "tenants: {auto_adopt: [outbox_relay]}", `tenants.auto_adopt: "outbox_relay": can match no tenant, as the server keeps pg_… and information_schema for itself, and the relay outbox_relay: name the schemas with the tables of webhooks`},

@@ -77,10 +77,11 @@ func dial(ctx context.Context, key, dsn string, timeout time.Duration, params ma
 	return conn, nil
 }
 
-// lent is a connection whose times can be read: they come as text, and a role or a database may have another style for them. The session may be a pooler's, and
+// lent is a connection whose times can be read: they come as text, and a role or a database may have another style for them. Nor does the server compile what
+// it is asked once: that took it seven seconds for the questions of check, which have their answers after some milliseconds. The session may be a pooler's, and
 // stays as it is.
 func lent(conn *pgx.Conn) *guest.Conn {
-	return guest.New(conn, "BEGIN", "SELECT pg_catalog.set_config('DateStyle', 'ISO', true)")
+	return guest.New(conn, "BEGIN", "SELECT pg_catalog.set_config('DateStyle', 'ISO', true), pg_catalog.set_config('jit', 'off', true)")
 }
 
 // withDatabase runs f with a connection to the database of the configuration.

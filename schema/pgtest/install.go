@@ -47,7 +47,7 @@ func lockFile(ctx context.Context, file string) (unlock func(), err error) {
 const createCluster = "/etc/postgresql-common/createcluster.conf"
 
 // aptInstall installs the PostgreSQL of the distribution.
-func aptInstall(ctx context.Context, log io.Writer) error {
+func aptInstall(ctx context.Context, log io.Writer) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("apt-get install postgresql: only root can do that")
 	}
@@ -55,9 +55,12 @@ func aptInstall(ctx context.Context, log io.Writer) error {
 		return errors.New("apt-get install postgresql: not a Debian-like system")
 	}
 	_, _ = fmt.Fprintln(log, "PostgreSQL is not there yet: apt-get install postgresql")
-	if err := withoutCluster(log); err != nil {
+	restore, err := withoutCluster()
+	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, restore()) }()
+	_, _ = fmt.Fprintln(log, "The package starts no server by itself now. One of your own on port 5432 takes, later: pg_createcluster VERSION main --start")
 	install := []string{"install", "-y", "--no-install-recommends", "postgresql"}
 	if aptGet(ctx, install...) == nil {
 		return nil
@@ -70,21 +73,20 @@ func aptInstall(ctx context.Context, log io.Writer) error {
 	return aptGet(ctx, install...)
 }
 
-// withoutCluster keeps the package from starting a server on port 5432. A file that is there already is the owner's will.
-func withoutCluster(log io.Writer) error {
+// withoutCluster keeps the package from starting a server on port 5432, until restore is called. A file that is there already is the owner's will.
+func withoutCluster() (restore func() error, err error) {
 	if err := os.MkdirAll(filepath.Dir(createCluster), 0o755); err != nil {
-		return err
+		return nil, err
 	}
 	f, err := os.OpenFile(createCluster, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if errors.Is(err, os.ErrExist) {
-		return nil
+		return func() error { return nil }, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	_, _ = fmt.Fprintln(log, "no server is started by the package: create_main_cluster = false in", createCluster)
-	_, err = f.WriteString("# Written by the tests of outbox-relay, which start servers of their own.\ncreate_main_cluster = false\n")
-	return errors.Join(err, f.Close())
+	_, err = f.WriteString("create_main_cluster = false\n")
+	return func() error { return os.Remove(createCluster) }, errors.Join(err, f.Close())
 }
 
 func aptGet(ctx context.Context, args ...string) error {
