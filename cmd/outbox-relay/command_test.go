@@ -268,6 +268,9 @@ func TestConnectionsOfCommandsSetNothing(t *testing.T) {
 	require.NoError(t, err)
 	var now time.Time
 	require.NoError(t, lent(conn).QueryRow(t.Context(), "SELECT now()").Scan(&now))
+	var jit string
+	require.NoError(t, lent(conn).QueryRow(t.Context(), "SHOW jit").Scan(&jit))
+	assert.Equal(t, "off", jit)
 	var set []string
 	require.NoError(t, conn.QueryRow(t.Context(), `SELECT ARRAY(SELECT name FROM pg_settings WHERE source = 'session'
 		UNION ALL SELECT statement FROM pg_prepared_statements)`).Scan(&set))
