@@ -6,14 +6,20 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 const (
-	// wakeEvery is how often the leader looks for rows that are parked for no reason: somebody may have changed the tables by hand.
+	// wakeEvery is how long the leader pauses between two rounds in which it looks for rows that are parked for no reason: somebody may have changed the tables by
+	// hand. A round is one look where few are parked. In a large queue it goes through all of it, a part every second: wakePause is what must lie between two,
+	// however often the leader is called.
 	wakeEvery = 30 * time.Second
-	// wakeAgain is for how long it looks every second once there is a reason: what was parked for it may be locked at the first look, or not be written yet.
+	wakePause = 500 * time.Millisecond
+	// wakeAgain is for how long it begins a round every second once there is a reason: what was parked for it may be locked at the first look, or not be written
+	// yet. These rounds do not pause between their parts but to let the other chores have their turn, after wakeTime.
 	wakeAgain = 10 * time.Second
+	wakeTime  = 250 * time.Millisecond
 	// wakeWithin is the time over which the deliveries of an endpoint come back that takes them again.
 	wakeWithin = time.Second
 	// keysLooks is how often in a row it asks for blocked keys.
@@ -21,7 +27,12 @@ const (
 )
 
 // A waker ends waits: of keys whose rows are gone, and of rows whose endpoint takes deliveries again.
-type waker struct{ looked, reason time.Time }
+type waker struct {
+	place         outbox.UUID // of the next part of the round under way; zero: there is none
+	began, looked time.Time   // the last round, the last of its parts
+	reason        time.Time
+	hurried       bool // the round is for a reason
+}
 
 func (w *waker) wake(ctx context.Context, s *session) error {
 	var failed error // of some endpoints; it is no reason to leave out the others
@@ -46,23 +57,52 @@ func (w *waker) wake(ctx context.Context, s *session) error {
 	if err := errors.Join(s.lookAtCrowds(ctx), s.freeKeys(ctx)); err != nil {
 		return err
 	}
-	if s.resumed.Swap(false) {
-		w.reason = time.Now()
-	}
-	if time.Since(w.reason) > wakeAgain && time.Since(w.looked) < wakeEvery {
-		return failed
-	}
-	w.looked = time.Now()
-	more, err := s.store.WakeParkedHeads(ctx)
-	if err != nil {
+	if err := w.wakeParked(ctx, s); err != nil {
 		return fmt.Errorf("look for deliveries parked for no reason: %w", err)
 	}
-	if more {
-		s.resumed.Store(true)
-		signal(s.attention)
-	}
-	signal(s.claim)
 	return failed
+}
+
+// wakeParked goes on with the round under way, or begins one when it is time.
+func (w *waker) wakeParked(ctx context.Context, s *session) error {
+	began := time.Now()
+	if !w.due(began, s.resumed.Swap(false)) {
+		return nil
+	}
+	for {
+		next, woken, err := s.store.WakeParkedHeads(ctx, w.place)
+		w.place, w.looked = next, time.Now()
+		if err != nil {
+			return err // the next round is to begin anew
+		}
+		if woken > 0 {
+			signal(s.claim)
+		}
+		switch {
+		case next.IsZero() || !w.hurried:
+			return nil
+		case w.looked.Sub(began) > wakeTime:
+			signal(s.attention)
+			return nil
+		}
+	}
+}
+
+// due tells whether the next part is to be looked at now. A reason that comes in the middle of a round has it hurry to its end, and another one follow that
+// begins after the reason.
+func (w *waker) due(now time.Time, reason bool) bool {
+	if reason {
+		w.reason, w.hurried = now, true
+	}
+	if !w.place.IsZero() {
+		return w.hurried || now.Sub(w.looked) >= wakePause
+	}
+	w.hurried = w.began.Before(w.reason) || now.Sub(w.reason) <= wakeAgain
+	if !w.hurried && now.Sub(w.looked) < wakeEvery {
+		return false
+	}
+	w.began = now
+	return true
 }
 
 // freeKeys looks for blocked keys that have no rows any more. Where most of those it has asked for are free, as after a recovery, it asks for the next.

@@ -229,7 +229,7 @@ func TestReplayWaitsForWhatIsInFlight(t *testing.T) {
 	b.exec("UPDATE outbox_relay.retry_queue SET leased_by = gen_random_uuid(), due_at = now() + interval '1 h' WHERE delivery_id = $1", delivery("4"))
 	require.True(t, get[bool](b, "SELECT outbox_relay.resend('acme', $1)", delivery("1")))
 	b.exec("UPDATE outbox_relay.retry_queue SET due_at = now() - interval '1 s' WHERE delivery_id = $1", delivery("4"))
-	require.Equal(t, int64(1), get[int64](b, "SELECT outbox_relay.wake_parked_heads()"), "the lease has run out")
+	require.Equal(t, int64(1), get[int64](b, "SELECT woken FROM outbox_relay.wake_parked_heads()"), "the lease has run out")
 	require.Equal(t, "1 4 5*", get[string](b, waiting))
 }
 
@@ -262,19 +262,19 @@ func TestRowsOfTheLogWaitForABackfill(t *testing.T) {
 	b := controlled(t)
 	b.exec("UPDATE outbox_relay.retry_queue SET due_at = 'infinity'")
 	b.exec("UPDATE outbox_relay.tenants SET backfill = 'missed', backfill_upto = pg_current_snapshot(), backfill_done_at = NULL")
-	wakes := []string{"wake_parked_heads()", "wake('acme', '" + endpointID + "')", "wake_next('acme', ARRAY['" + endpointID + "'::uuid], ARRAY['" + endpointID + "'::uuid])"}
+	wakes := []string{"wake_parked_heads() w", "wake('acme', '" + endpointID + "') w (woken)", "wake_next('acme', ARRAY['" + endpointID + "'::uuid], ARRAY['" + endpointID + "'::uuid]) w (woken)"}
 	for _, wake := range wakes {
-		require.Zero(t, get[int64](b, "SELECT outbox_relay."+wake), wake)
+		require.Zero(t, get[int64](b, "SELECT w.woken FROM outbox_relay."+wake), wake)
 	}
 	b.exec("UPDATE outbox_relay.retry_queue SET order_lsn = '0/0' WHERE delivery_id = $1", delivery("1"))
 	for _, wake := range wakes {
-		require.Equal(t, int64(1), get[int64](b, "SELECT outbox_relay."+wake), wake)
+		require.Equal(t, int64(1), get[int64](b, "SELECT w.woken FROM outbox_relay."+wake), wake)
 		require.Equal(t, "1 2* 3* 4* 5*", get[string](b, waiting), wake)
 		b.exec("UPDATE outbox_relay.retry_queue SET due_at = 'infinity'")
 	}
 	b.exec("UPDATE outbox_relay.retry_queue SET order_lsn = '0/1' WHERE delivery_id = $1", delivery("1"))
 	b.exec("UPDATE outbox_relay.tenants SET backfill_done_at = now()")
-	require.Equal(t, int64(1), get[int64](b, "SELECT outbox_relay.wake_parked_heads()"), "the last event is queued")
+	require.Equal(t, int64(1), get[int64](b, "SELECT woken FROM outbox_relay.wake_parked_heads()"), "the last event is queued")
 }
 
 // TestReplaySeesAClaimUnderWay: a claim that has not committed counts, and one that comes later does not get the first row.
@@ -335,13 +335,13 @@ func TestWakingWaitsForNobody(t *testing.T) {
 	b.exec("SELECT outbox_relay.lock_order('f', ARRAY(SELECT id FROM f.webhook_endpoints))")
 	began := time.Now()
 	var n int64
-	require.NoError(t, relay.QueryRow(b.ctx, "SELECT outbox_relay.wake_parked_heads()").Scan(&n))
+	require.NoError(t, relay.QueryRow(b.ctx, "SELECT woken FROM outbox_relay.wake_parked_heads()").Scan(&n))
 	require.Less(t, time.Since(began), 2*time.Second)
 	b.exec("ROLLBACK")
 	parked := "SELECT tenant FROM outbox_relay.retry_queue WHERE due_at = 'infinity' ORDER BY 1"
 	require.Equal(t, []string{"b", "c", "e", "f"}, list(b, parked), "locked, paused, broken, taken")
 	require.EqualValues(t, 3, n)
-	require.NoError(t, relay.QueryRow(b.ctx, "SELECT outbox_relay.wake_parked_heads()").Scan(&n))
+	require.NoError(t, relay.QueryRow(b.ctx, "SELECT woken FROM outbox_relay.wake_parked_heads()").Scan(&n))
 	require.Equal(t, []string{"c", "e"}, list(b, parked))
 }
 
@@ -607,7 +607,7 @@ func TestNoTenantsCodeRunsWithTheOwnersRights(t *testing.T) {
 		require.Equal(t, []string{role}, list(b, "SELECT DISTINCT who FROM acme.spied"), sql)
 	}
 	b.exec("TRUNCATE acme.spied; UPDATE outbox_relay.retry_queue SET due_at = 'infinity'; GRANT " + schema.RunnerRole + " TO " + role)
-	_, err := app.Exec(b.ctx, "SELECT outbox_relay.wake_parked_heads()")
+	_, err := app.Exec(b.ctx, "SELECT woken FROM outbox_relay.wake_parked_heads()")
 	require.NoError(t, err)
 	require.Equal(t, []string{role}, list(b, "SELECT DISTINCT who FROM acme.spied"))
 }

@@ -196,11 +196,10 @@ func (s *Store) Wake(ctx context.Context, tenant string, endpoint outbox.UUID, w
 }
 
 // WakeParkedHeads makes due what is parked and waits for nothing: of endpoints that take deliveries, rows without an order and first rows of
-// their key. more tells that there may be others: call it again.
-func (s *Store) WakeParkedHeads(ctx context.Context) (more bool, err error) {
-	var n int64
-	if err := s.pool.QueryRow(ctx, `SELECT outbox_relay.wake_parked_heads()`).Scan(&n); err != nil {
-		return false, fmt.Errorf("wake parked deliveries: %w", err)
+// their key. It looks at a part of the queue, from a place on, which is the zero value at first, and returns the place of the next; zero: that was the last.
+func (s *Store) WakeParkedHeads(ctx context.Context, place outbox.UUID) (next outbox.UUID, woken int64, err error) {
+	if err := s.pool.QueryRow(ctx, `SELECT w.place, w.woken FROM outbox_relay.wake_parked_heads($1::uuid) w`, place).Scan(&next, &woken); err != nil {
+		return outbox.UUID{}, 0, fmt.Errorf("wake parked deliveries: %w", err)
 	}
-	return n >= wakePart, nil
+	return next, woken, nil
 }

@@ -227,23 +227,47 @@ END
 $$;
 -- +goose StatementEnd
 
--- Makes due what is parked and waits for nothing: somebody may have changed tables by hand. It waits for nobody long, and holds nothing meanwhile that
--- somebody may wait for: what a tenant's table says is read before any order is locked, and what is locked is left for the next time.
+-- Which of the deliveries are parked and wait for no other row: those without an order, and the first of a key of which nothing is in flight.
+CREATE OR REPLACE FUNCTION outbox_relay.parked_for_nothing(deliveries uuid[]) RETURNS SETOF uuid
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+  SELECT q.delivery_id FROM outbox_relay.retry_queue q
+   WHERE q.delivery_id = ANY(deliveries) AND (q.due_at = 'infinity') IS TRUE
+     AND CASE WHEN q.order_key IS NULL THEN true
+       WHEN q.delivery_id = (SELECT h.delivery_id FROM outbox_relay.retry_queue h WHERE h.lane = q.lane AND h.order_key = q.order_key
+                              ORDER BY h.order_lsn, h.order_n, h.delivery_id LIMIT 1) -- few are, and the others are not asked the rest
+       THEN NOT outbox_relay.in_flight(q.lane, q.order_key) AND (q.order_lsn <= outbox_relay.filling_place(q.tenant)) IS NOT FALSE END
+$$;
+
+-- Makes due what is parked and waits for nothing: somebody may have changed tables by hand. Each call looks at 5,000 rows, from place on, and returns the place
+-- of the next call, null after the last row: a million may be parked for good reason, for days, and to look at all of them takes seconds. Where no more
+-- than that are parked, it looks at these alone, however many others the queue has.
+--
+-- It waits for nobody long, and holds nothing meanwhile that somebody may wait for: what a tenant's table says is read before any order is locked, and what is
+-- locked is left for the next time. (The settings keep a server that saw a small queue, when the plan was made, from going through all of a large one.)
 -- +goose StatementBegin
-CREATE OR REPLACE FUNCTION outbox_relay.wake_parked_heads() RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms' AS $$
+CREATE OR REPLACE FUNCTION outbox_relay.wake_parked_heads(INOUT place uuid DEFAULT NULL, OUT woken bigint)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms' SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
+  most CONSTANT int := 5000;
+  look outbox_relay.retry_queue[] := ARRAY(SELECT q FROM outbox_relay.retry_queue q WHERE q.due_at = 'infinity' LIMIT most + 1);
   g record;
-  p record;
   ready uuid[];
-  tenants text[] := '{}';
-  endpoints uuid[] := '{}';
-  n bigint := 0;
+  idle uuid[] := '{}';
+  held uuid[] := '{}';
+  locks int := 0;
 BEGIN
-  FOR g IN SELECT q.tenant, array_agg(DISTINCT q.endpoint_id) AS endpoints FROM outbox_relay.retry_queue q JOIN outbox_relay.tenants t ON t.schema = q.tenant
-            WHERE q.due_at = 'infinity' AND t.state = 'active' GROUP BY 1 LOOP
+  IF cardinality(look) <= most THEN
+    look := ARRAY(SELECT q FROM unnest(look) q WHERE place IS NULL OR q.delivery_id >= place);
+    place := NULL;
+  ELSE
+    look := ARRAY(SELECT q FROM outbox_relay.retry_queue q WHERE q.delivery_id >= coalesce(place, '00000000-0000-0000-0000-000000000000')
+      ORDER BY q.delivery_id LIMIT most + 1);
+    place := (look[most + 1]).delivery_id;
+  END IF;
+  FOR g IN SELECT q.tenant, array_agg(q.delivery_id) AS deliveries, array_agg(q.endpoint_id) AS endpoints FROM unnest(look) q
+            WHERE q.due_at = 'infinity' GROUP BY 1 HAVING (SELECT t.state FROM outbox_relay.tenants t WHERE t.schema = q.tenant) = 'active' LOOP
     BEGIN
-      EXECUTE format('SELECT array_agg(x.id) FROM unnest($1) x (id) LEFT JOIN %I.webhook_endpoints e ON e.id = x.id
+      EXECUTE format('SELECT array_agg(x.id) FROM (SELECT DISTINCT id FROM unnest($1) id) x LEFT JOIN %I.webhook_endpoints e ON e.id = x.id
         WHERE e.id IS NULL OR e.is_active AND e.paused_at IS NULL', g.tenant) INTO ready USING g.endpoints;
     EXCEPTION
       WHEN undefined_table OR undefined_column OR invalid_schema_name THEN
@@ -251,18 +275,24 @@ BEGIN
       WHEN OTHERS THEN
         ready := NULL; -- it is locked, or in trouble of its own, which is no reason for the others to wait
     END;
-    endpoints := endpoints || ready;
-    tenants := tenants || array_fill(g.tenant, ARRAY[coalesce(cardinality(ready), 0)]);
+    idle := idle || ARRAY(SELECT u.d FROM unnest(g.deliveries, g.endpoints) u (d, e) WHERE u.e IN (SELECT r FROM unnest(ready) r));
   END LOOP;
-  -- Each lock is kept to the end, and there is room for so many only.
-  FOR p IN SELECT u.tenant, u.id FROM unnest(tenants, endpoints) u (tenant, id)
-            WHERE (SELECT outbox_relay.parked_heads(u.tenant, u.id) LIMIT 1) IS NOT NULL LIMIT 500 LOOP
-    IF pg_try_advisory_xact_lock(hashtextextended(outbox_relay.lane(p.tenant, p.id)::text, 8245937120485516401)) THEN -- as lock_order does
-      n := n + outbox_relay.wake(p.tenant, p.id, '1 s');
+  idle := ARRAY(SELECT outbox_relay.parked_for_nothing(idle));
+  FOR g IN SELECT q.lane, array_agg(q.delivery_id) AS deliveries, (array_agg(q.delivery_id ORDER BY q.delivery_id))[1] AS first
+             FROM outbox_relay.retry_queue q WHERE q.delivery_id = ANY(idle) GROUP BY 1 ORDER BY 3 LOOP
+    IF locks = 500 THEN -- each is kept to the end, and there is room for so many only
+      place := g.first;
+      EXIT;
     END IF;
-    EXIT WHEN n >= 20000;
+    IF pg_try_advisory_xact_lock(hashtextextended(g.lane::text, 8245937120485516401)) THEN -- as lock_order does
+      locks := locks + 1;
+      held := held || g.deliveries;
+    END IF;
   END LOOP;
-  RETURN n;
+  UPDATE outbox_relay.retry_queue q SET due_at = now() + random() * interval '1 s' WHERE q.delivery_id = ANY(ARRAY(
+    SELECT l.delivery_id FROM outbox_relay.retry_queue l
+     WHERE l.delivery_id = ANY(ARRAY(SELECT outbox_relay.parked_for_nothing(held))) AND (l.due_at = 'infinity') IS TRUE FOR UPDATE SKIP LOCKED));
+  GET DIAGNOSTICS woken = ROW_COUNT;
 END
 $$;
 -- +goose StatementEnd
@@ -541,11 +571,11 @@ $$;
 -- +goose StatementEnd
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox_relay FROM PUBLIC;
--- An application needs all of these but filling_place, wake_next, in_flight, parked_heads and wake_parked_heads: the functions that it calls call the others with its rights.
+-- An application needs all of these but filling_place, wake_next, in_flight, parked_heads, parked_for_nothing and wake_parked_heads: the functions that it calls call the others with its rights.
 GRANT EXECUTE ON FUNCTION outbox_relay.check_control(text), outbox_relay.lock_order(text, uuid[]), outbox_relay.wake_next(text, uuid[], uuid[]),
   outbox_relay.filling_place(text), outbox_relay.in_flight(uuid, uuid), outbox_relay.parked_heads(text, uuid), outbox_relay.wake(text, uuid, interval),
   outbox_relay.enqueue(text, uuid, uuid, timestamptz, uuid, pg_lsn, int), outbox_relay.unqueue(text, uuid),
-  outbox_relay.forget_health(text, uuid), outbox_relay.request_recovery(text, uuid, timestamptz, numeric), outbox_relay.wake_parked_heads(),
+  outbox_relay.forget_health(text, uuid), outbox_relay.request_recovery(text, uuid, timestamptz, numeric), outbox_relay.wake_parked_heads(uuid), outbox_relay.parked_for_nothing(uuid[]),
   outbox_relay.pause_endpoint(text, uuid, text), outbox_relay.resume_endpoint(text, uuid), outbox_relay.requeue(text, uuid, timestamptz),
   outbox_relay.resend(text, uuid), outbox_relay.replay(text, uuid, uuid, text, timestamptz, timestamptz, int, interval), outbox_relay.skip(text, uuid, text),
   outbox_relay.discard(text, uuid), outbox_relay.recover_endpoint(text, uuid, timestamptz, uuid, numeric) TO outbox_relay_runner;
