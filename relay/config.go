@@ -206,7 +206,7 @@ type Health struct {
 // Retention says how long rows are kept that only record what has happened. Zero: for ever.
 type Retention struct {
 	// Deliveries is for deliveries that have ended well, were cancelled, or failed and lost their endpoint since, Attempts for failed attempts,
-	// DeadLetters for dead letters that were replayed or discarded; others are kept. Stats is for daily statistics.
+	// DeadLetters for dead letters that were replayed or discarded; others are kept. Stats is for daily statistics. Deliveries is for ended recoveries as well.
 	Deliveries  time.Duration `mapstructure:"deliveries"`
 	Attempts    time.Duration `mapstructure:"attempts"`
 	DeadLetters time.Duration `mapstructure:"dead_letters"`

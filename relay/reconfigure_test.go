@@ -190,7 +190,7 @@ func TestPurgerFollows(t *testing.T) {
 	keeps := Retention{Deliveries: time.Hour}
 	p := purger{began: time.Now(), keeps: keeps, todo: purges(&keeps, []string{"a", "b"})}
 	p.follow(keeps)
-	assert.Len(t, p.todo, 2)
+	assert.Len(t, p.todo, 8, "deliveries of each tenant; recoveries and health of each, and of none")
 	p.follow(Retention{Deliveries: 90 * day})
 	assert.Empty(t, p.todo)
 	assert.True(t, p.began.IsZero(), "the next one begins at once")

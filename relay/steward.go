@@ -20,6 +20,8 @@ const (
 	purgeLook  = 20 * time.Millisecond
 	purgeTime  = 250 * time.Millisecond
 	purgeBatch = 1000
+	// healthKept is how long the health of an endpoint is kept that is gone: it may be back in a moment, as where a tool writes its row anew.
+	healthKept = time.Hour
 )
 
 // A steward gives up endpoints that have only failed for too long, and tries tenants again that are suspended. Only the leader has one.
@@ -238,6 +240,12 @@ func purges(cfg *Retention, tenants []string) (todo []purge) {
 				todo = append(todo, p)
 			}
 		}
+	}
+	for _, tenant := range append(slices.Clone(tenants), "") { // and of none that is registered any more
+		if cfg.Deliveries > 0 {
+			todo = append(todo, purge{tenant: tenant, kind: store.KeptRecoveries, age: cfg.Deliveries})
+		}
+		todo = append(todo, purge{tenant: tenant, kind: store.KeptHealth, age: healthKept})
 	}
 	return todo
 }

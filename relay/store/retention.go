@@ -20,6 +20,8 @@ const (
 	KeptAttempts    Kept = "attempts"     // that failed
 	KeptDeadLetters Kept = "dead letters" // that were replayed or discarded
 	KeptStats       Kept = "statistics"
+	KeptRecoveries  Kept = "recoveries" // that have ended
+	KeptHealth      Kept = "health"     // of endpoints that are gone
 )
 
 // The ids of deliveries are version 7: their order is that of time, and so the primary key finds the old ones. $1 is the greatest id of the time
@@ -54,14 +56,38 @@ DELETE FROM {tenant}.webhook_delivery_stats s WHERE s.id = ANY(ARRAY(
   LIMIT $3::int4)) RETURNING coalesce($4::uuid, $1::uuid)`
 )
 
+// Rows of the relay's own tables are of a tenant, $5, or, where that is empty, of none that is registered any more. There are few: $1 and $4 are of no use.
+const (
+	purgeRecoveries = `
+DELETE FROM outbox_relay.recoveries r WHERE r.id = ANY(ARRAY(
+  SELECT o.id FROM outbox_relay.recoveries o WHERE o.done_at < now() - $2::int8 * interval '1 microsecond'
+    AND (o.tenant = $5::text OR $5::text = '' AND NOT EXISTS (SELECT FROM outbox_relay.tenants t WHERE t.schema = o.tenant))
+  ORDER BY o.id LIMIT $3::int4)) RETURNING coalesce($4::uuid, $1::uuid)`
+	purgeHealth = `
+DELETE FROM outbox_relay.endpoint_health h WHERE h.tenant = $5::text AND h.endpoint_id = ANY(ARRAY(
+  SELECT o.endpoint_id FROM outbox_relay.endpoint_health o WHERE o.tenant = $5::text AND o.updated_at < now() - $2::int8 * interval '1 microsecond'
+    AND NOT EXISTS (SELECT FROM {tenant}.webhook_endpoints e WHERE e.id = o.endpoint_id)
+  ORDER BY 1 LIMIT $3::int4)) RETURNING coalesce($4::uuid, $1::uuid)`
+	// What a replica had seen before the tenant was removed, and saved afterwards.
+	purgeStrayHealth = `
+DELETE FROM outbox_relay.endpoint_health h WHERE (h.tenant, h.endpoint_id) IN (
+  SELECT o.tenant, o.endpoint_id FROM outbox_relay.endpoint_health o WHERE $5::text = '' AND o.updated_at < now() - $2::int8 * interval '1 microsecond'
+    AND NOT EXISTS (SELECT FROM outbox_relay.tenants t WHERE t.schema = o.tenant)
+  LIMIT $3::int4) RETURNING coalesce($4::uuid, $1::uuid)`
+)
+
 // Purge deletes up to limit rows of a kind that are older than age, and returns how many there were. They are looked for from a delivery on, which is the zero value
-// at first, and moved past what has gone. What is wrong with the tenant's own tables is a *TenantError.
+// at first, and moved past what has gone. No tenant: what recoveries and health there are of none that is registered. What is wrong with the tenant's own tables is a *TenantError.
 func (s *Store) Purge(ctx context.Context, tenant string, kind Kept, age time.Duration, limit int, from *outbox.UUID) (n int, err error) {
 	sql := map[Kept]string{
 		KeptDeliveries: purgeDeliveries, KeptAttempts: purgeAttempts, KeptDeadLetters: purgeDeadLetters, KeptStats: purgeStats,
+		KeptRecoveries: purgeRecoveries, KeptHealth: purgeHealth,
 	}[kind]
+	if kind == KeptHealth && tenant == "" {
+		sql = purgeStrayHealth
+	}
 	args := []any{FirstID(time.Now().Add(-age)), age.Microseconds(), limit, *from}
-	if kind == KeptDeliveries {
+	if kind == KeptDeliveries || kind == KeptRecoveries || kind == KeptHealth {
 		args = append(args, tenant)
 	}
 	rows, err := s.pool.Query(ctx, forTenant(sql, tenant), args...)

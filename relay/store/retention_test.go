@@ -102,6 +102,36 @@ func TestPurgeStatsByDaysOfUTC(t *testing.T) {
 	}
 }
 
+// TestPurgeOfOwnTables: recoveries that have ended, and the health of endpoints that are gone, of the tenant alone, or of tenants that are gone.
+func TestPurgeOfOwnTables(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a", "b")
+	e := b.endpoint("a")
+	for _, tenant := range []string{"a", "b", "gone"} {
+		b.exec(`INSERT INTO outbox_relay.recoveries (tenant, endpoint_id, since, requested_at, done_at) SELECT $1, $2, now(), now() - interval '200 days', now() - ago
+			FROM unnest('{100 days,95 days,80 days,NULL}'::interval[]) ago`, tenant, e)
+		b.exec(`INSERT INTO outbox_relay.endpoint_health (tenant, endpoint_id, failing_since, updated_at) SELECT $1, gen_random_uuid(), now(), now() - ago FROM unnest('{2 h,3 h,30 min}'::interval[]) ago`, tenant)
+	}
+	b.exec("INSERT INTO outbox_relay.endpoint_health (tenant, endpoint_id, failing_since, updated_at) VALUES ('a', $1, now(), now() - interval '4 days')", e)
+	left := func(table, tenant string) int { return b.count("outbox_relay."+table+" WHERE tenant = $1", tenant) }
+	for _, tenant := range []string{"a", ""} {
+		for kind, age := range map[store.Kept]time.Duration{store.KeptRecoveries: 90 * 24 * time.Hour, store.KeptHealth: time.Hour} {
+			for _, want := range []int{1, 1, 0} {
+				n, err := b.store.Purge(t.Context(), tenant, kind, age, 1, new(outbox.UUID))
+				require.NoError(t, err)
+				assert.Equal(t, want, n, "%s of %q", kind, tenant)
+			}
+		}
+	}
+	for tenant, want := range map[string][2]int{"a": {2, 2}, "b": {4, 3}, "gone": {2, 1}} {
+		assert.Equal(t, want, [2]int{left("recoveries", tenant), left("endpoint_health", tenant)}, tenant)
+	}
+	assert.Equal(t, 1, b.count("outbox_relay.endpoint_health WHERE endpoint_id = $1", e), "the endpoint is there")
+	b.exec("DROP SCHEMA b CASCADE")
+	_, err := b.store.Purge(t.Context(), "b", store.KeptHealth, time.Hour, 1, new(outbox.UUID))
+	require.ErrorAs(t, err, new(*store.TenantError))
+}
+
 func TestFirstID(t *testing.T) {
 	t.Parallel()
 	before := time.Now()
