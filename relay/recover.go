@@ -27,7 +27,7 @@ func (s *session) recoverMissed(ctx context.Context, left aside) error {
 				s.recorder.writePosition() // or a quiet log keeps it waiting
 				continue
 			}
-			err := s.recoverPage(ctx, r)
+			done, err := s.recoverPage(ctx, r)
 			var broken *store.TenantError
 			isTenants := errors.As(err, &broken)
 			if !isTenants && store.IsDataException(err) { // what was asked for cannot be computed, and will not be by the next try
@@ -45,7 +45,7 @@ func (s *session) recoverMissed(ctx context.Context, left aside) error {
 			case isTenants:
 				err = s.store.EndRecovery(ctx, s.epoch, r.Number, broken.Err.Error())
 			case err == nil:
-				worked = true
+				worked = worked || done
 			}
 			faults = errors.Join(faults, err)
 		}
@@ -58,27 +58,28 @@ func (s *session) recoverMissed(ctx context.Context, left aside) error {
 // errNotYet puts a recovery off until the stream has come to where its tenant is, or the tenant is resumed.
 var errNotYet = errors.New("the tenant is not known yet, or suspended")
 
-func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
+// recoverPage tells whether it has done a page. One that ends the recovery has not: of a leader whose epoch is over it changes nothing.
+func (s *session) recoverPage(ctx context.Context, r store.Recovery) (done bool, err error) {
 	t := s.tenant(r.Tenant)
 	switch {
 	case t == nil && r.Registered: // it has just come, and the stream has not brought that yet
-		return errNotYet
+		return false, errNotYet
 	case t == nil:
-		return s.store.EndRecovery(ctx, s.epoch, r.Number, "the tenant is not served any more")
+		return false, s.store.EndRecovery(ctx, s.epoch, r.Number, "the tenant is not served any more")
 	}
 	if t.is(store.StateSuspended) {
-		return errNotYet
+		return false, errNotYet
 	}
 	ep := t.endpoint(r.ID)
 	switch {
 	case ep == nil:
-		return s.store.EndRecovery(ctx, s.epoch, r.Number, "the endpoint is gone, or its row cannot be used")
+		return false, s.store.EndRecovery(ctx, s.epoch, r.Number, "the endpoint is gone, or its row cannot be used")
 	case !ep.Active:
-		return s.store.EndRecovery(ctx, s.epoch, r.Number, "the endpoint is not active: resume it first")
+		return false, s.store.EndRecovery(ctx, s.epoch, r.Number, "the endpoint is not active: resume it first")
 	}
 	page, err := s.store.RecoveryPage(ctx, r, backfillPage)
 	if err != nil {
-		return err
+		return false, err
 	}
 	var out []store.Outcome
 	for i := range page.Events {
@@ -95,13 +96,13 @@ func (s *session) recoverPage(ctx context.Context, r store.Recovery) error {
 		out = append(out, o)
 	}
 	if err := s.store.RecordRecovery(ctx, s.epoch, page, out); err != nil {
-		return fmt.Errorf("recover endpoint %s: %w", r.ID, err)
+		return false, fmt.Errorf("recover endpoint %s: %w", r.ID, err)
 	}
 	s.queued(out)
 	if page.Done {
 		s.log.Info("recovery done", "tenant", r.Tenant, "endpoint", r.ID, "recovery", r.Number)
 	}
-	return nil
+	return true, nil
 }
 
 // queued wakes the claimer for rows that were written past the recorder, and makes the stream queue behind those that are ordered.
