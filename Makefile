@@ -47,11 +47,12 @@ build: go ## build the command into .bin/outbox-relay
 demo: build ## see it work: PostgreSQL, three tenants, three receivers, half a minute
 	.bin/outbox-relay demo
 
-# Image and chart without the race detector: there is no concurrency in either, and Kubernetes' types take minutes to compile with it.
+# delivery also without the race detector, with which it makes other system calls. Image and chart without: there is no concurrency in either, and Kubernetes' types take minutes to compile with it.
 test: go ## run all tests, with the race detector, against a real PostgreSQL
 	$(if $(RACE),,@echo 'There is no C compiler, so this goes without the race detector.' >&2)
 	@echo 'The slowest packages take some ten minutes, and are told of in their order.' >&2
 	$(GO) test $(TESTFLAGS) ./...
+	$(if $(RACE),$(GO) test -timeout 20m ./delivery)
 	cd bench && $(GO) test $(TESTFLAGS) ./...
 	cd image && $(GO) test -timeout 20m ./...
 	cd charts && $(GO) test -timeout 20m ./...
