@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -71,7 +72,7 @@ func (w *waker) wakeParked(ctx context.Context, s *session) error {
 	}
 	for {
 		next, woken, err := s.store.WakeParkedHeads(ctx, w.place)
-		w.place, w.looked = next, time.Now()
+		w.reached(next, time.Now())
 		if err != nil {
 			return err // the next round is to begin anew
 		}
@@ -79,13 +80,21 @@ func (w *waker) wakeParked(ctx context.Context, s *session) error {
 			signal(s.claim)
 		}
 		switch {
-		case next.IsZero() || !w.hurried:
+		case w.place.IsZero() || !w.hurried:
 			return nil
 		case w.looked.Sub(began) > wakeTime:
 			signal(s.attention)
 			return nil
 		}
 	}
+}
+
+// reached ends the round at ids that were made after it was begun: a queue may grow faster than it is read.
+func (w *waker) reached(next outbox.UUID, now time.Time) {
+	if end := store.FirstID(w.began); bytes.Compare(next[:], end[:]) >= 0 {
+		next = outbox.UUID{}
+	}
+	w.place, w.looked = next, now
 }
 
 // due tells whether the next part is to be looked at now. A reason that comes in the middle of a round has it hurry to its end, and another one follow that

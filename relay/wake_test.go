@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/neo-commons/outbox-relay/outbox"
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // TestWakerRounds: a round goes through a large queue part by part, at leisure; one for a reason does not rest, and sees all that was there when the reason came.
@@ -14,8 +15,8 @@ func TestWakerRounds(t *testing.T) {
 	t.Parallel()
 	var w waker
 	at := time.Now()
-	more := outbox.NewUUID()
-	look := func(next outbox.UUID) { w.place, w.looked = next, at }
+	more := store.FirstID(at.Add(-time.Hour))
+	look := func(next outbox.UUID) { w.reached(next, at) }
 	pass := func(d time.Duration) { at = at.Add(d) }
 
 	require.True(t, w.due(at, false), "the first of a leader")
@@ -53,4 +54,12 @@ func TestWakerRounds(t *testing.T) {
 	look(outbox.UUID{})
 	pass(time.Second)
 	require.False(t, w.due(at, false))
+
+	pass(wakeEvery)
+	require.True(t, w.due(at, false))
+	look(store.FirstID(at.Add(time.Millisecond)))
+	pass(time.Second)
+	require.False(t, w.due(at, false), "what came meanwhile is the next round's")
+	pass(wakeEvery)
+	require.True(t, w.due(at, false))
 }

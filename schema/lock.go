@@ -96,7 +96,7 @@ func tryLock(ctx context.Context, c *guest.Conn) (held pgx.Tx, holder int32, err
 		return nil, 0, err
 	}
 	// In the simple protocol: a portal of the other one would stay open, and the snapshot with it.
-	got, err := c.Conn().PgConn().Exec(ctx, fmt.Sprintf("SELECT pg_catalog.pg_try_advisory_xact_lock(%d)", installLock)).ReadAll()
+	got, err := c.Conn().PgConn().Exec(ctx, fmt.Sprintf("SELECT pg_catalog.pg_try_advisory_xact_lock(%d)", int64(installLock))).ReadAll()
 	if err != nil {
 		return nil, 0, err
 	}
