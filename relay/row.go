@@ -2,6 +2,7 @@ package relay
 
 import (
 	"errors"
+	"math"
 	"strings"
 	"time"
 
@@ -59,13 +60,14 @@ func (r *row) object(name string, field *[]byte) {
 	}, field)
 }
 
+// int32 reads a column that is wider in an adopted table, too: as store does, which has the greatest or the least for what is beyond.
 func (r *row) int32(name string, field *int32, null int32) {
 	column(r, name, func(t *wal.Tuple, i int) (int32, error) {
 		if t.IsNull(i) {
 			return null, nil
 		}
 		n, err := t.Int(i)
-		return int32(n), err //nolint:gosec // the columns are int4
+		return int32(min(max(n, math.MinInt32), math.MaxInt32)), err
 	}, field)
 }
 

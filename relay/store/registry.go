@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -62,10 +63,10 @@ const (
 	endpointColumns = `e.id, coalesce(e.endpoint_url, '')::text, coalesce(e.http_method, '')::text, coalesce(e.secret_token, '')::text,
   coalesce(e.secondary_secret_token, '')::text,
   CASE WHEN e.secondary_secret_expires_at IS NOT NULL THEN least(greatest(e.secondary_secret_expires_at::timestamptz, ` + firstTime + `), ` + lastTime + `) END,
-  coalesce(e.signature_header, '')::text, coalesce(e.custom_headers, '{}')::text, coalesce(e.timeout_seconds, 0)::int4, coalesce(e.max_retry_attempts, -1)::int4,
-  coalesce(e.retry_backoff_seconds, 0)::int4, coalesce(e.retry_backoff_multiplier, 0)::text, coalesce(e.follow_redirects, false),
+  coalesce(e.signature_header, '')::text, coalesce(e.custom_headers, '{}')::text, coalesce(e.timeout_seconds, 0)::text, coalesce(e.max_retry_attempts, -1)::text,
+  coalesce(e.retry_backoff_seconds, 0)::text, coalesce(e.retry_backoff_multiplier, 0)::text, coalesce(e.follow_redirects, false),
   coalesce(e.verify_ssl, true), coalesce(e.is_active, true), coalesce(e.is_verified, false), e.context_id, coalesce(e.payload_format, '')::text,
-  coalesce(e.delivery_order, '')::text, coalesce(e.max_concurrency, 0)::int4, coalesce(e.rate_limit_per_second, 0)::text,
+  coalesce(e.delivery_order, '')::text, coalesce(e.max_concurrency, 0)::text, coalesce(e.rate_limit_per_second, 0)::text,
   e.paused_at IS NOT NULL, v.verified_for`
 
 	// verificationOf is the join of endpointColumns, on the tenant in an argument.
@@ -90,8 +91,8 @@ const (
 func endpointFields(r *delivery.EndpointRow) []any {
 	return []any{
 		&r.ID, &r.URL, &r.Method, &r.SecretToken, &r.SecondarySecret, (*nullTime)(&r.SecondarySecretExpires), &r.SignatureHeader,
-		&r.CustomHeaders, &r.TimeoutSeconds, &r.MaxRetryAttempts, &r.BackoffSeconds, (*number)(&r.BackoffMultiplier), &r.FollowRedirects,
-		&r.VerifySSL, &r.Active, &r.Verified, &r.ContextID, &r.PayloadFormat, &r.Order, &r.MaxConcurrency, (*number)(&r.RatePerSecond),
+		&r.CustomHeaders, (*integer)(&r.TimeoutSeconds), (*integer)(&r.MaxRetryAttempts), (*integer)(&r.BackoffSeconds), (*number)(&r.BackoffMultiplier), &r.FollowRedirects,
+		&r.VerifySSL, &r.Active, &r.Verified, &r.ContextID, &r.PayloadFormat, &r.Order, (*integer)(&r.MaxConcurrency), (*number)(&r.RatePerSecond),
 		&r.Paused, &r.VerifiedFor,
 	}
 }
@@ -120,6 +121,17 @@ func (n *number) ScanText(v pgtype.Text) error {
 	}
 	*n = number(f)
 	return nil
+}
+
+// integer is number for a whole number, which an adopted table may have in a column that is wider than an int4: what is beyond it is the greatest or the least.
+type integer int32
+
+// ScanText implements pgtype.TextScanner.
+func (n *integer) ScanText(v pgtype.Text) error {
+	var f number
+	err := f.ScanText(v)
+	*n = integer(min(max(math.Round(float64(f)), math.MinInt32), math.MaxInt32))
+	return err
 }
 
 // Tenants lists the registered tenants of the shard, whatever their state.
