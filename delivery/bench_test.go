@@ -189,27 +189,28 @@ func BenchmarkAttempt(b *testing.B) {
 	}
 }
 
-// BenchmarkAttemptTLS compares attempts over TLS by HTTP/2 and by HTTP/1.1 with attempts without it, all to servers of net/http: what there would be to
-// gain if http1 sent to https:// endpoints, too.
+// BenchmarkAttemptTLS compares attempts by http1 with those by net/http, over TLS and without it, all to servers of net/http.
 func BenchmarkAttemptTLS(b *testing.B) {
 	m := Encode(nil, FormatStandard, benchEvent(300), "src")
-	ours := setup(b, func(c *Config) { c.AllowInsecureTLS = true })
-	slow := setup(b, func(c *Config) { c.AllowInsecureTLS, c.netHTTP = true, true })
+	ours := setup(b, unchecked)
+	theirs := setup(b, unchecked, func(c *Config) { c.netHTTP = true })
 	answer := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
-	over := func(h2 bool) string {
-		s := httptest.NewUnstartedServer(answer)
-		s.EnableHTTP2 = h2
-		s.StartTLS()
-		b.Cleanup(s.Close)
-		return s.URL
-	}
-	plain := httptest.NewServer(answer)
-	b.Cleanup(plain.Close)
+	h2 := httptest.NewUnstartedServer(answer)
+	h2.EnableHTTP2 = true
+	h2.StartTLS()
+	b.Cleanup(h2.Close)
+	h1, plain := serveOver(b, "https", answer), serve(b, answer)
 	for _, c := range []struct {
 		name, url string
 		by        *bundle
-	}{{"https-h2", over(true), ours}, {"https-h1", over(false), ours}, {"http-net-http", plain.URL, slow}, {"http", plain.URL, ours}} {
-		ep := c.by.endpoint(c.url, func(row *EndpointRow) { row.VerifySSL = false })
+	}{
+		{"http/http1", plain.URL, ours},
+		{"http/net-http", plain.URL, theirs},
+		{"https/http1", h1.URL, ours},
+		{"https/net-http-1", h1.URL, theirs},
+		{"https/net-http-2", h2.URL, theirs},
+	} {
+		ep := c.by.endpoint(c.url, uncheckedEndpoint)
 		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()
 			b.SetParallelism(32)

@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -36,7 +37,7 @@ type Client struct {
 
 	log      *slog.Logger
 	dialer   *dialer
-	plain    *http1
+	plain    *http1                  // for http://; nil: net/http does all requests
 	common   *profile                // of endpoints that have none of their own
 	profiles map[profileKey]*profile // not written to
 	insecure func()                  // says once that an endpoint is not checked
@@ -109,10 +110,10 @@ func (c *Client) open(life context.Context) error {
 		return err
 	}
 	if canLook && !c.config.netHTTP && !c.dialer.proxy.secure() {
-		c.plain = newHTTP1(&c.config, c.dialer)
-		c.background.Go(func() { c.plain.sweep(life) })
+		c.plain = newHTTP1(&c.config, c.dialer, nil)
+		c.background.Go(func() { every(life, max(c.config.IdleTimeout/4, time.Second), c.sweep) })
 	}
-	c.background.Go(func() { c.watch(life) })
+	c.background.Go(func() { every(life, cmp.Or(c.config.reload, reloadEvery), c.reload) })
 	return nil
 }
 
@@ -181,6 +182,28 @@ func (c *Client) closeIdle() {
 	}
 }
 
+// sweep closes connections of http1 that have been idle for too long. Those of net/http have timers.
+func (c *Client) sweep(now time.Time) {
+	c.plain.sweep(now)
+	for _, p := range c.allProfiles() {
+		p.now.Load().sweep(now)
+	}
+}
+
+// every calls f again and again, until ctx is done.
+func every(ctx context.Context, d time.Duration, f func(now time.Time)) {
+	tick := time.NewTicker(d)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			f(now)
+		}
+	}
+}
+
 // Close ends name lookups, connections being opened and idle connections. Call it after the last Attempt has returned.
 func (c *Client) Close() {
 	c.cancel()
@@ -221,17 +244,19 @@ func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt 
 	signed := ep.sign(m, res.Started)
 	res.Signature = signed.legacy
 	target, redirects := ep.url, 0
-	if c.plain.suits(ep, m) {
-		status, resp, err := c.sendPlain(ctx, deadline, sent, ep, m, attempt, signed) //nolint:bodyclose // settle does
+	if t := c.small(ep, m); t != nil {
+		status, resp, err := c.sendSmall(ctx, t, deadline, sent, ep, m, attempt, signed) //nolint:bodyclose // settle does
 		if status > 0 {
 			res.Status, res.Class = status, ClassSuccess
 			return
 		}
-		if target = c.settle(ctx, deadline, sent, ep, target, redirects, resp, err, res); target == nil {
-			return
+		if !errors.Is(err, errNotHTTP1) {
+			if target = c.settle(ctx, deadline, sent, ep, target, redirects, resp, err, res); target == nil {
+				return
+			}
+			redirects++
+			sent.hops++
 		}
-		redirects++
-		sent.hops++
 	}
 	limited, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
@@ -244,7 +269,7 @@ func (c *Client) deliver(ctx context.Context, ep *Endpoint, m *Message, attempt 
 			header = c.foreignHeader(m, attempt, signed)
 		}
 		elsewhere := redirects > 0 && strings.ToLower(hostPort(target)) != ep.Host
-		resp, err := c.send(limited, profile.http(ep.verifyTLS, elsewhere), sent, request(ep, target, header), m.Body) //nolint:bodyclose // settle does
+		resp, err := c.send(limited, profile.road(ep.verifyTLS, elsewhere).http(), sent, request(ep, target, header), m.Body) //nolint:bodyclose // settle does
 		target = c.settle(ctx, deadline, sent, ep, target, redirects, resp, err, res)
 		if c.dialer.crowded() {
 			c.closeIdle()

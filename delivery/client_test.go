@@ -280,7 +280,7 @@ func TestHTTP2(t *testing.T) {
 	s.EnableHTTP2 = true
 	s.StartTLS()
 	t.Cleanup(s.Close)
-	b := setup(t, func(c *Config) { c.AllowInsecureTLS = true })
+	b := setup(t, func(c *Config) { c.AllowInsecureTLS, c.netHTTP = true, true })
 	for range 3 {
 		res := b.attempt(b.endpoint(s.URL, func(r *EndpointRow) { r.VerifySSL = false }))
 		require.True(t, res.OK(), "%+v", res)

@@ -68,22 +68,31 @@ func (d *dialer) dialTLS(config *tls.Config) func(ctx context.Context, network, 
 		if err != nil {
 			return nil, err
 		}
-		cfg := config.Clone()
-		if cfg.ServerName == "" {
-			cfg.ServerName, _, _ = net.SplitHostPort(addr) // net/http made addr of host and port
-		}
-		if counted, ok := conn.(*countedConn); ok {
-			cfg.GetClientCertificate = counted.noteAsked(cfg.GetClientCertificate)
-		}
-		secure := tls.Client(conn, cfg)
-		ctx, cancel := d.bound(ctx, d.live.Load().tlsHandshakeTimeout)
-		defer cancel()
-		if err := secure.HandshakeContext(ctx); err != nil {
-			_ = conn.Close()
-			return nil, d.failed(&dialError{stageTLS, err})
+		secure, err := d.shake(ctx, conn, addr, config)
+		if err != nil {
+			return nil, err
 		}
 		return secure, nil
 	}
+}
+
+// shake shakes hands over a connection to addr, and closes it where that fails.
+func (d *dialer) shake(ctx context.Context, conn net.Conn, addr string, config *tls.Config) (*tls.Conn, error) {
+	cfg := config.Clone()
+	if cfg.ServerName == "" {
+		cfg.ServerName, _, _ = net.SplitHostPort(addr) // it was made of host and port
+	}
+	if counted := countedOf(conn); counted != nil {
+		cfg.GetClientCertificate = counted.noteAsked(cfg.GetClientCertificate)
+	}
+	secure := tls.Client(conn, cfg)
+	ctx, cancel := d.bound(ctx, d.live.Load().tlsHandshakeTimeout)
+	defer cancel()
+	if err := secure.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		return nil, d.failed(&dialError{stageTLS, err})
+	}
+	return secure, nil
 }
 
 // failed counts err by its stage and returns it.
@@ -214,6 +223,15 @@ type countedConn struct {
 	net.Conn
 	release func()
 	asked   atomic.Bool // for a client certificate
+}
+
+// countedOf returns what is beneath conn; nil: nothing that was dialed.
+func countedOf(conn net.Conn) *countedConn {
+	if b, ok := conn.(*beneath); ok {
+		conn = b.Conn
+	}
+	counted, _ := conn.(*countedConn)
+	return counted
 }
 
 // noteAsked has the connection know that the server has asked for a client certificate.

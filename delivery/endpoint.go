@@ -145,7 +145,7 @@ type Endpoint struct {
 	followRedirects  bool
 	verifyTLS        bool
 	keepAnswer       bool          // also that of a success
-	head             []byte        // see plainHead
+	head             []byte        // see requestHead
 	like             *http.Request // has the method, which the parser of an answer asks for
 }
 
@@ -197,7 +197,7 @@ func NewEndpoint(row EndpointRow, d Defaults) (*Endpoint, error) {
 	if strings.EqualFold(ep.signatureHeader, "Authorization") {
 		ep.url.User = nil // there is one header of the name
 	}
-	ep.head, ep.like = ep.plainHead(), &http.Request{Method: ep.Method}
+	ep.head, ep.like = ep.requestHead(), &http.Request{Method: ep.Method}
 	return ep, nil
 }
 

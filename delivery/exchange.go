@@ -104,11 +104,12 @@ func (x *exchange) connected(reused bool) {
 }
 
 func isAsked(conn net.Conn) bool {
-	if secure, ok := conn.(*tls.Conn); ok {
-		counted, ok := secure.NetConn().(*countedConn)
-		return ok && counted.asked.Load()
+	secure, ok := conn.(*tls.Conn)
+	if !ok {
+		return false
 	}
-	return false
+	counted := countedOf(secure.NetConn())
+	return counted != nil && counted.asked.Load()
 }
 
 func (x *exchange) gotFirstByte() {

@@ -21,8 +21,21 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// rawConn is the server's side of a connection. What is written goes through TLS where there is one; its end comes without a farewell.
+type rawConn struct {
+	net.Conn
+
+	tcp *net.TCPConn
+}
+
 // rawServer gives every connection to handle, with its number from 1, and closes it afterwards.
-func rawServer(t *testing.T, handle func(c *net.TCPConn, r *bufio.Reader, n int)) (url string) {
+func rawServer(t *testing.T, handle func(c *rawConn, r *bufio.Reader, n int)) (url string) {
+	t.Helper()
+	return rawServerOf(t, "http", handle)
+}
+
+// rawServerOf is rawServer for http or https, whose certificate is to be left unchecked.
+func rawServerOf(t *testing.T, scheme string, handle func(c *rawConn, r *bufio.Reader, n int)) (url string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test's own listener
 	require.NoError(t, err)
@@ -36,13 +49,31 @@ func rawServer(t *testing.T, handle func(c *net.TCPConn, r *bufio.Reader, n int)
 			wg.Go(func() {
 				defer func() { _ = conn.Close() }()
 				tcp, _ := conn.(*net.TCPConn)
-				handle(tcp, bufio.NewReader(conn), n)
+				c := &rawConn{conn, tcp}
+				if scheme == "https" { // in whole records, whatever their size
+					over := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{testCertificate()}, DynamicRecordSizingDisabled: true})
+					if over.HandshakeContext(t.Context()) != nil {
+						return
+					}
+					c.Conn = over
+				}
+				handle(c, bufio.NewReader(c), n)
 			})
 		}
 	})
 	t.Cleanup(func() { _ = l.Close(); wg.Wait() })
-	return "http://" + l.Addr().String()
+	return scheme + "://" + l.Addr().String()
 }
+
+var testCertificate = sync.OnceValue(func() tls.Certificate { //nolint:gochecknoglobals // made once
+	s := httptest.NewTLSServer(nil)
+	defer s.Close()
+	return s.TLS.Certificates[0]
+})
+
+// unchecked has endpoints of rawServerOf delivered to.
+func unchecked(c *Config)                { c.AllowInsecureTLS = true }
+func uncheckedEndpoint(row *EndpointRow) { row.VerifySSL = false }
 
 // readRequest reads one request with its body.
 func readRequest(r *bufio.Reader) error {
@@ -57,10 +88,10 @@ func readRequest(r *bufio.Reader) error {
 // hold keeps a connection open until the other side closes it.
 func hold(r *bufio.Reader) { _, _ = io.Copy(io.Discard, r) }
 
-func reset(c *net.TCPConn) { _ = c.SetLinger(0) }
+func reset(c *rawConn) { _ = c.tcp.SetLinger(0) }
 
 // flood writes the same over and over until the other side has enough.
-func flood(c *net.TCPConn, text string) {
+func flood(c *rawConn, text string) {
 	chunk := []byte(strings.Repeat(text, 1+4096/len(text)))
 	for err := error(nil); err == nil; {
 		_, err = c.Write(chunk)
@@ -80,34 +111,34 @@ const limit = 300 * time.Millisecond
 
 // fault is something a receiver does wrong, and what it has to be taken for.
 type fault struct {
-	handle func(c *net.TCPConn, r *bufio.Reader, n int)
+	handle func(c *rawConn, r *bufio.Reader, n int)
 	class  Class
 	status int
 }
 
 func faultList() map[string]fault { //nolint:funlen // a table
 	return map[string]fault{
-		"closed at once": {func(*net.TCPConn, *bufio.Reader, int) {}, ClassReset, 0},
-		"reset at once":  {func(c *net.TCPConn, _ *bufio.Reader, _ int) { reset(c) }, ClassReset, 0},
-		"reset after the request": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"closed at once": {func(*rawConn, *bufio.Reader, int) {}, ClassReset, 0},
+		"reset at once":  {func(c *rawConn, _ *bufio.Reader, _ int) { reset(c) }, ClassReset, 0},
+		"reset after the request": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			reset(c)
 		}, ClassReset, 0},
-		"no answer": {func(_ *net.TCPConn, r *bufio.Reader, _ int) { hold(r) }, ClassTimeout, 0},
-		"half a head, then closed": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"no answer": {func(_ *rawConn, r *bufio.Reader, _ int) { hold(r) }, ClassTimeout, 0},
+		"half a head, then closed": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n")
 		}, ClassReset, 0},
-		"half a line, then closed": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"half a line, then closed": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-")
 		}, ClassProtocol, 0},
-		"half a head, then silence": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"half a head, then silence": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-")
 			hold(r)
 		}, ClassTimeout, 0},
-		"a head of one byte at a time": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"a head of one byte at a time": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			for range 1000 {
 				if _, err := io.WriteString(c, "H"); err != nil {
@@ -116,68 +147,68 @@ func faultList() map[string]fault { //nolint:funlen // a table
 				<-time.After(limit / 10)
 			}
 		}, ClassTimeout, 0},
-		"not HTTP": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"not HTTP": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "SSH-2.0-OpenSSH_9.0 planted-secret-value\r\n")
 			hold(r)
 		}, ClassProtocol, 0},
-		"an impossible status": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"an impossible status": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 abc planted-secret-value\r\n\r\n")
 			hold(r)
 		}, ClassProtocol, 0},
-		"a head without end": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"a head without end": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n")
 			flood(c, "X-Filler: "+strings.Repeat("x", 1000)+"\r\n")
 		}, ClassProtocol, 0},
-		"1xx without end": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"1xx without end": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			flood(c, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
 		}, ClassProtocol, 0},
-		"ten 1xx": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"ten 1xx": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, strings.Repeat("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", 10)+"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 		}, ClassSuccess, 200},
-		"a status below 100": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"a status below 100": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 099 Odd\r\nContent-Length: 0\r\n\r\n")
 			hold(r)
 		}, ClassProtocol, 99},
-		"another protocol": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"another protocol": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
 			hold(r)
 		}, ClassProtocol, 101},
-		"success, then the body breaks off": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"success, then the body breaks off": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
 		}, ClassSuccess, 200},
-		"failure, then a reset": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"failure, then a reset": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 500 Oops\r\nContent-Length: 100\r\n\r\nabc")
 			reset(c)
 		}, Class5xx, 500},
-		"a success that tells of an error": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"a success that tells of an error": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n{\"error\": \"oops\"}")
 		}, ClassSuccess, 200},
-		"a gigabyte": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"a gigabyte": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 500 Oops\r\nContent-Length: 1073741824\r\n\r\n")
 			flood(c, "x")
 		}, Class5xx, 500},
-		"a body without end": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"a body without end": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 502 Oops\r\nTransfer-Encoding: chunked\r\n\r\n")
 			flood(c, "5\r\nhello\r\n")
 		}, Class5xx, 502},
-		"a gzip bomb": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"a gzip bomb": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 500 Oops\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n")
 			flood(c, bomb())
 		}, Class5xx, 500},
-		"a body of one byte at a time": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"a body of one byte at a time": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 503 Busy\r\nContent-Length: 1000\r\n\r\n")
 			for range 1000 {
@@ -187,7 +218,7 @@ func faultList() map[string]fault { //nolint:funlen // a table
 				<-time.After(limit / 10)
 			}
 		}, Class5xx, 503},
-		"answered before the request is read": {func(c *net.TCPConn, r *bufio.Reader, _ int) {
+		"answered before the request is read": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_, _ = r.ReadByte() // before it, net/http takes the answer for a stray one
 			_, _ = io.WriteString(c, "HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 			hold(r)
@@ -200,16 +231,39 @@ func transports() map[string]func(*Config) {
 	return map[string]func(*Config){"http1": func(*Config) {}, "net/http": func(c *Config) { c.netHTTP = true }}
 }
 
+// byBoth has a test run with each of them.
+func byBoth(t *testing.T, test func(t *testing.T, change func(*Config))) {
+	t.Helper()
+	for transport, change := range transports() {
+		t.Run(transport, func(t *testing.T) {
+			t.Parallel()
+			test(t, change)
+		})
+	}
+}
+
+// secureTransports are transports by scheme and name: "https http1".
+func secureTransports() map[string]func(*Config) {
+	list := make(map[string]func(*Config))
+	for name, change := range transports() {
+		for _, scheme := range []string{"http", "https"} {
+			list[scheme+" "+name] = change
+		}
+	}
+	return list
+}
+
 // TestFaults has every fault end in its class, within the endpoint's timeout and with little memory, whatever the receiver sends: all that was
 // allocated meanwhile, by either side, is less than the bound. So one runs at a time.
 func TestFaults(t *testing.T) { //nolint:paralleltest // it counts what is allocated
 	bomb()
 	const memory, slack = 2 << 20, 10 * time.Second
-	for transport, change := range transports() { //nolint:paralleltest // see above
+	for transport, change := range secureTransports() { //nolint:paralleltest // see above
 		for name, c := range faultList() {
 			t.Run(transport+"/"+name, func(t *testing.T) {
-				b := setup(t, change)
-				ep := b.endpointWithin(limit, rawServer(t, c.handle))
+				b := setup(t, change, unchecked)
+				scheme, _, _ := strings.Cut(transport, " ")
+				ep := b.endpointWithin(limit, rawServerOf(t, scheme, c.handle), uncheckedEndpoint)
 				var before, after runtime.MemStats
 				runtime.ReadMemStats(&before)
 				res := b.attempt(ep)
@@ -241,16 +295,20 @@ func TestConnectFaults(t *testing.T) {
 
 func TestTLSFaults(t *testing.T) {
 	t.Parallel()
-	unchecked := func(r *EndpointRow) { r.VerifySSL = false }
-	b := setup(t, func(c *Config) { c.AllowInsecureTLS = true })
+	byBoth(t, testTLSFaults)
+}
+
+func testTLSFaults(t *testing.T, change func(*Config)) {
+	t.Helper()
+	b := setup(t, change, unchecked)
 
 	plain := serve(t, func(http.ResponseWriter, *http.Request) {})
 	res := b.attempt(b.endpoint(strings.Replace(plain.URL, "http", "https", 1)))
 	assert.Equal(t, ClassTLS, res.Class)
 	assert.Equal(t, "the server does not speak TLS on this port", res.Err)
 
-	silent := rawServer(t, func(_ *net.TCPConn, r *bufio.Reader, _ int) { hold(r) })
-	hasty := setup(t, func(c *Config) { c.TLSHandshakeTimeout = limit })
+	silent := rawServer(t, func(_ *rawConn, r *bufio.Reader, _ int) { hold(r) })
+	hasty := setup(t, change, func(c *Config) { c.TLSHandshakeTimeout = limit })
 	res = hasty.attempt(hasty.endpoint(strings.Replace(silent, "http", "https", 1)))
 	assert.Equal(t, ClassTimeout, res.Class)
 	assert.Equal(t, "the TLS handshake took too long", res.Err)
@@ -260,7 +318,7 @@ func TestTLSFaults(t *testing.T) {
 	old.TLS = &tls.Config{MaxVersion: tls.VersionTLS11}
 	old.StartTLS()
 	t.Cleanup(old.Close)
-	res = b.attempt(b.endpoint(old.URL, unchecked))
+	res = b.attempt(b.endpoint(old.URL, uncheckedEndpoint))
 	assert.Equal(t, ClassTLS, res.Class)
 	assert.Equal(t, "the server refused the TLS handshake: tls: protocol version not supported", res.Err)
 
@@ -282,45 +340,48 @@ func TestStaleConnection(t *testing.T) {
 	t.Parallel()
 	answer := "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 	for name, c := range map[string]struct {
-		end     func(*net.TCPConn)
+		end     func(*rawConn)
 		alive   int // connections from this number on answer twice
 		class   Class
 		resends int
 		conns   int
 	}{
-		"closed":          {func(*net.TCPConn) {}, 2, ClassSuccess, 1, 2},
+		"closed":          {func(*rawConn) {}, 2, ClassSuccess, 1, 2},
 		"reset":           {reset, 2, ClassSuccess, 1, 2},
-		"half an answer":  {func(c *net.TCPConn) { _, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n") }, 2, ClassReset, 0, 1},
-		"never any alive": {func(*net.TCPConn) {}, 99, ClassReset, 1, 2},
+		"half an answer":  {func(c *rawConn) { _, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n") }, 2, ClassReset, 0, 1},
+		"never any alive": {func(*rawConn) {}, 99, ClassReset, 1, 2},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			url := rawServer(t, func(conn *net.TCPConn, r *bufio.Reader, n int) {
-				if n > 1 && n < c.alive {
-					return
-				}
-				for served := 0; readRequest(r) == nil; served++ {
-					if served == 1 && n < c.alive {
-						c.end(conn)
+		for transport, change := range secureTransports() {
+			t.Run(transport+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				scheme, _, _ := strings.Cut(transport, " ")
+				url := rawServerOf(t, scheme, func(conn *rawConn, r *bufio.Reader, n int) {
+					if n > 1 && n < c.alive {
 						return
 					}
-					_, _ = io.WriteString(conn, answer)
+					for served := 0; readRequest(r) == nil; served++ {
+						if served == 1 && n < c.alive {
+							c.end(conn)
+							return
+						}
+						_, _ = io.WriteString(conn, answer)
+					}
+				})
+				b := setup(t, change, unchecked)
+				ep := b.endpoint(url, uncheckedEndpoint)
+				first := b.attempt(ep)
+				require.True(t, first.OK(), first.Err)
+				second := b.attempt(ep)
+				assert.Equal(t, c.class, second.Class, second.Err)
+				assert.Equal(t, c.resends, b.count(b.m.resends))
+				assert.Equal(t, c.conns, b.count(b.m.connOpened))
+				total := 0
+				for _, counter := range b.m.attempts {
+					total += b.count(counter)
 				}
+				assert.Equal(t, 2, total, "the second request of an attempt is no attempt")
 			})
-			b := setup(t)
-			ep := b.endpoint(url)
-			first := b.attempt(ep)
-			require.True(t, first.OK(), first.Err)
-			second := b.attempt(ep)
-			assert.Equal(t, c.class, second.Class, second.Err)
-			assert.Equal(t, c.resends, b.count(b.m.resends))
-			assert.Equal(t, c.conns, b.count(b.m.connOpened))
-			total := 0
-			for _, counter := range b.m.attempts {
-				total += b.count(counter)
-			}
-			assert.Equal(t, 2, total, "the second request of an attempt is no attempt")
-		})
+		}
 	}
 }
 
@@ -328,7 +389,7 @@ func TestStaleConnection(t *testing.T) {
 func TestFailureKeepsOtherConnections(t *testing.T) {
 	t.Parallel()
 	good := serve(t, func(http.ResponseWriter, *http.Request) {})
-	bad := rawServer(t, func(*net.TCPConn, *bufio.Reader, int) {})
+	bad := rawServer(t, func(*rawConn, *bufio.Reader, int) {})
 	b := setup(t)
 	for range 3 {
 		res := b.attempt(b.endpoint(good.URL))

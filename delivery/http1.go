@@ -1,15 +1,12 @@
 package delivery
 
 import (
-	"bufio"
-	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 	"sync"
 	"time"
 )
@@ -18,13 +15,15 @@ import (
 // for a receiver that answers before it has read: a larger one needs net/http, which reads meanwhile.
 const http1MaxBody = 32 << 10
 
-// http1 sends requests with small bodies to http:// URLs. The caller's goroutine writes a request that is one piece of memory and reads the answer
-// itself, with the standard library's parser. net/http makes a request out of a dozen, hands it to two goroutines of the connection and back: half
-// of what an attempt to a fast receiver costs (BenchmarkAttempt). https:// stays with net/http, for HTTP/2.
+// http1 sends requests with small bodies. The caller's goroutine writes a request that is one piece of memory and reads the answer itself, with the standard
+// library's parser. net/http makes a request out of a dozen, hands it to two goroutines of the connection and back: half of what an attempt to a fast
+// receiver costs, with TLS or without, and HTTP/2 costs no less (BenchmarkAttempt, BenchmarkAttemptTLS). Who speaks nothing but that is left to net/http.
 //
 // A connection is used by one request at a time: idle ──conn──► in use ──body read to its end──► idle.
 type http1 struct {
 	dial        func(ctx context.Context, network, addr string) (net.Conn, error)
+	tls         *tls.Config // nil: for http://
+	shake       func(ctx context.Context, conn net.Conn, addr string, config *tls.Config) (*tls.Conn, error)
 	crowded     func() bool // somebody waits for the place of a connection
 	perHost     int
 	idlePerHost int
@@ -39,51 +38,28 @@ type http1 struct {
 type http1Host struct {
 	idle  []*http1Conn  // the one used last at the end; under the transport's lock, as users is
 	users int           // requests that are in it, or wait to be
+	other bool          // it speaks no HTTP/1.1; forgotten with the rest of the host once nobody uses it
 	used  chan struct{} // holds one element per request: with no more requests than connections allowed, there are no more connections
 }
 
-// http1Conn is one connection.
-type http1Conn struct {
-	wire
-
-	in    *bufio.Reader // reads through head, below
-	head  int64         // bytes that the head of an answer may still have; negative: any number
-	err   error         // of the last read: the parser calls a head that breaks off malformed
-	since time.Time
-	age   int
-	stale bool // it was of another age when it was taken
-
-	watched <-chan struct{} // ends the context that is watched
-	unwatch func() bool     // false: the end of ctx may still end what comes next
-}
-
-var errHeadTooLarge = errors.New("the head of the answer is too large")
-
-// Read bounds the head of an answer, which the parser does not.
-func (c *http1Conn) Read(p []byte) (int, error) {
-	if c.head == 0 {
-		return 0, errHeadTooLarge
-	}
-	if c.head > 0 && int64(len(p)) > c.head {
-		p = p[:c.head]
-	}
-	var n int
-	n, c.err = c.wire.Read(p)
-	if c.head > 0 {
-		c.head -= int64(n)
-	}
-	return n, c.err
-}
-
-func newHTTP1(cfg *Config, d *dialer) *http1 {
-	return &http1{
-		dial: d.dial, crowded: d.crowded, perHost: cfg.MaxConnsPerHost, idlePerHost: cfg.MaxIdlePerHost, idleTimeout: cfg.IdleTimeout,
+// newHTTP1 is for https:// where there is a config, which it takes over.
+func newHTTP1(cfg *Config, d *dialer, config *tls.Config) *http1 {
+	t := &http1{
+		dial: d.dial, tls: config, shake: d.shake, crowded: d.crowded, perHost: cfg.MaxConnsPerHost, idlePerHost: cfg.MaxIdlePerHost, idleTimeout: cfg.IdleTimeout,
 		hosts: make(map[string]*http1Host),
 	}
+	if config != nil {
+		config.NextProtos = []string{"http/1.1"}
+		config.ClientSessionCache = tls.NewLRUClientSessionCache(cfg.MaxIdlePerHost)
+	}
+	return t
 }
 
+// errNotHTTP1 is the answer of a receiver that wants another protocol than HTTP/1.1.
+var errNotHTTP1 = errors.New("the server does not speak HTTP/1.1")
+
 // send writes a request to addr and reads the head of its answer; like is its method. It does not send again what met a dead connection. An answer
-// that is nothing but a success has only its status; the body of any other has to be closed.
+// that is nothing but a success has only its status; the body of any other has to be closed. errNotHTTP1: it is for net/http to send.
 func (t *http1) send(ctx context.Context, addr string, deadline time.Time, request []byte, like *http.Request, x *exchange) (status int, resp *http.Response, err error) {
 	h, err := t.enter(ctx, addr, deadline)
 	if err != nil {
@@ -95,6 +71,7 @@ func (t *http1) send(ctx context.Context, addr string, deadline time.Time, reque
 		return 0, nil, err
 	}
 	x.connected(reused)
+	x.asked.Store(!reused && c.secure != nil && isAsked(c.secure))
 	c.watch(ctx)
 	if err := ctx.Err(); err != nil { // before the deadline was set, perhaps
 		t.drop(h, c)
@@ -128,152 +105,8 @@ func (t *http1) giveBack(ctx context.Context, h *http1Host, c *http1Conn) {
 }
 
 func (t *http1) drop(h *http1Host, c *http1Conn) {
-	c.close()
+	c.abort()
 	t.leave(h, nil)
-}
-
-// watch has the end of ctx end what the connection is used for. Most attempts have the same one: it is watched as long as the connection is there.
-func (c *http1Conn) watch(ctx context.Context) {
-	if c.watched == ctx.Done() {
-		return
-	}
-	c.unwatch()
-	c.watched = ctx.Done()
-	c.unwatch = context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-}
-
-func (c *http1Conn) close() {
-	c.unwatch()
-	_ = c.Close()
-}
-
-// exchange writes the request and reads the head of its answer. The 1xx answers before it are passed over; together with it they may be as large as
-// a head, however many they are. So does net/http since Go 1.26.
-func (c *http1Conn) exchange(request []byte, like *http.Request, x *exchange) (status int, resp *http.Response, err error) {
-	if _, err := c.Write(request); err != nil {
-		return 0, nil, err
-	}
-	c.head = maxResponseHeaderBytes
-	defer func() { c.head = -1 }()
-	if _, err := c.in.Peek(1); err != nil {
-		return 0, nil, err
-	}
-	x.gotFirstByte()
-	if status := c.success(); status > 0 {
-		return status, nil, nil
-	}
-	for {
-		resp, err := http.ReadResponse(c.in, like)
-		if err != nil && c.err != nil && !errors.Is(c.err, io.EOF) {
-			return 0, nil, c.err
-		}
-		if err != nil {
-			return 0, nil, err
-		}
-		if resp.StatusCode < 100 || resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols {
-			return 0, resp, nil
-		}
-	}
-}
-
-// success reads an answer that has arrived whole and is a plain success, and returns its status. It makes nothing of it, which is what most answers
-// need. Zero: it has read nothing, the answer is one for the standard library's parser; so is everything that two parsers could take for two things.
-func (c *http1Conn) success() (status int) {
-	all, _ := c.in.Peek(c.in.Buffered())
-	end := bytes.Index(all, []byte("\r\n\r\n"))
-	if end < len("HTTP/1.1 200") {
-		return 0
-	}
-	line, rest, _ := bytes.Cut(all[:end+2], []byte("\r\n"))
-	if len(line) < len("HTTP/1.1 200") || string(line[:10]) != "HTTP/1.1 2" || !isDigit(line[10]) || !isDigit(line[11]) || len(line) > 12 && line[12] != ' ' ||
-		!validHeaderValue(string(line)) {
-		return 0
-	}
-	status = 200 + int(line[10]-'0')*10 + int(line[11]-'0')
-	length := -1
-	for len(rest) > 0 {
-		line, rest, _ = bytes.Cut(rest, []byte("\r\n"))
-		name, value, ok := bytes.Cut(line, []byte(":"))
-		if !ok || !validHeaderName(string(name)) || !validHeaderValue(string(value)) {
-			return 0
-		}
-		value = bytes.Trim(value, " \t")
-		switch len(name) {
-		case len("Content-Length"):
-			if !bytes.EqualFold(name, []byte("Content-Length")) {
-				continue
-			}
-			n, ok := decimal(value)
-			if !ok || length >= 0 {
-				return 0
-			}
-			length = n
-		case len("Connection"):
-			if bytes.EqualFold(name, []byte("Connection")) && !bytes.EqualFold(value, []byte("keep-alive")) {
-				return 0
-			}
-		case len("Transfer-Encoding"), len(headerDelivery), len("Upgrade"): // and Trailer
-			if isSpecial(name) {
-				return 0
-			}
-		}
-	}
-	bodiless := status == http.StatusNoContent
-	if bodiless != (length < 0) || end+4+max(length, 0) > len(all) {
-		return 0
-	}
-	_, _ = c.in.Discard(end + 4 + max(length, 0)) // it is there
-	return status
-}
-
-// isSpecial tells whether a header changes what an answer means.
-func isSpecial(name []byte) bool {
-	for _, special := range [...]string{"Transfer-Encoding", headerDelivery, "Upgrade", "Trailer"} {
-		if strings.EqualFold(string(name), special) {
-			return true
-		}
-	}
-	return false
-}
-
-func isDigit(c byte) bool { return c >= '0' && c <= '9' }
-
-// decimal reads a number of up to nine digits.
-func decimal(text []byte) (n int, ok bool) {
-	if len(text) == 0 || len(text) > 9 {
-		return 0, false
-	}
-	for _, c := range text {
-		if !isDigit(c) {
-			return 0, false
-		}
-		n = n*10 + int(c-'0')
-	}
-	return n, true
-}
-
-// http1Body gives the connection back once.
-type http1Body struct {
-	io.ReadCloser
-
-	atEnd bool
-	done  func(reusable bool)
-}
-
-// Read implements io.Reader.
-func (b *http1Body) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	b.atEnd = b.atEnd || errors.Is(err, io.EOF)
-	return n, err
-}
-
-// Close ends the use of the connection. It does not read what is left of the body: that may never end.
-func (b *http1Body) Close() error {
-	if b.done != nil {
-		b.done(b.atEnd)
-		b.done = nil
-	}
-	return nil
 }
 
 // enter waits for a place among the requests to addr.
@@ -283,6 +116,10 @@ func (t *http1) enter(ctx context.Context, addr string, deadline time.Time) (*ht
 	if h == nil {
 		h = &http1Host{used: make(chan struct{}, t.perHost)}
 		t.hosts[addr] = h
+	}
+	if h.other {
+		t.mu.Unlock()
+		return nil, errNotHTTP1
 	}
 	h.users++
 	t.mu.Unlock()
@@ -338,9 +175,18 @@ func (t *http1) conn(ctx context.Context, h *http1Host, addr string, deadline ti
 	if err != nil {
 		return nil, false, err
 	}
-	c = &http1Conn{head: -1, age: age, unwatch: func() bool { return true }}
-	c.prepare(conn)
-	c.in = bufio.NewReader(c)
+	c = newHTTP1Conn(conn, age)
+	if t.tls != nil {
+		if c.secure, err = t.shake(ctx, &c.beneath, addr, t.tls); err != nil {
+			if isNotHTTP1(err) {
+				t.mu.Lock()
+				h.other, err = true, errNotHTTP1
+				t.mu.Unlock()
+			}
+			return nil, false, err
+		}
+		c.way = c.secure
+	}
 	_ = c.SetDeadline(deadline) // fails only for a connection that is closed, as the request will
 	return c, false, nil
 }
@@ -391,18 +237,9 @@ func portOf(u *url.URL) string {
 // CloseIdleConnections closes what is not in use.
 func (t *http1) CloseIdleConnections() { t.closeIdle(func(*http1Conn) bool { return true }) }
 
-// sweep closes connections that have been idle for too long, until ctx is done.
-func (t *http1) sweep(ctx context.Context) {
-	tick := time.NewTicker(max(t.idleTimeout/4, time.Second))
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case now := <-tick.C:
-			t.closeIdle(func(c *http1Conn) bool { return now.Sub(c.since) > t.idleTimeout })
-		}
-	}
+// sweep closes connections that have been idle for too long.
+func (t *http1) sweep(now time.Time) {
+	t.closeIdle(func(c *http1Conn) bool { return now.Sub(c.since) > t.idleTimeout })
 }
 
 func (t *http1) closeIdle(which func(*http1Conn) bool) {

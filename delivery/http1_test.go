@@ -3,9 +3,13 @@ package delivery
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,29 +25,41 @@ import (
 func TestUnaskedAnswer(t *testing.T) {
 	t.Parallel()
 	const ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-	for name, late := range map[string]time.Duration{"with the first": 0, "a moment later": 10 * time.Millisecond} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			twice := make(chan struct{})
-			url := rawServer(t, func(c *net.TCPConn, r *bufio.Reader, n int) {
-				_ = readRequest(r)
-				if n > 1 {
-					_, _ = io.WriteString(c, "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")
-					return
-				}
-				_, _ = io.WriteString(c, ok)
-				<-time.After(late)
-				_, _ = io.WriteString(c, ok)
-				close(twice)
-				hold(r)
+	const head, size = "HTTP/1.1 200 OK\r\nContent-Length: %04d\r\n\r\n", 4096 // of the buffer that it is read into: TLS has the rest
+	for name, c := range map[string]struct {
+		first string
+		late  time.Duration
+	}{
+		"with the first":                  {ok + ok, 0},
+		"with the first, in another read": {fmt.Sprintf(head, size-len(head)) + strings.Repeat("x", size-len(head)) + ok, 0},
+		"a moment later":                  {ok, 10 * time.Millisecond},
+	} {
+		for _, scheme := range []string{"http", "https"} {
+			t.Run(scheme+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				twice := make(chan struct{})
+				url := rawServerOf(t, scheme, func(conn *rawConn, r *bufio.Reader, n int) {
+					_ = readRequest(r)
+					if n > 1 {
+						_, _ = io.WriteString(conn, "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")
+						return
+					}
+					_, _ = io.WriteString(conn, c.first)
+					if c.late > 0 {
+						<-time.After(c.late)
+						_, _ = io.WriteString(conn, ok)
+					}
+					close(twice)
+					hold(r)
+				})
+				b := setup(t, unchecked)
+				first := b.attempt(b.endpoint(url+"/one", uncheckedEndpoint))
+				require.True(t, first.OK(), first.Err)
+				<-twice
+				second := b.attempt(b.endpoint(url+"/other", uncheckedEndpoint))
+				assert.Equal(t, Class5xx, second.Class, "the answer of the request before was taken for its own")
 			})
-			b := setup(t)
-			first := b.attempt(b.endpoint(url + "/one"))
-			require.True(t, first.OK(), first.Err)
-			<-twice
-			second := b.attempt(b.endpoint(url + "/other"))
-			assert.Equal(t, Class5xx, second.Class, "the answer of the request before was taken for its own")
-		})
+		}
 	}
 }
 
@@ -63,55 +79,67 @@ func TestSameRequest(t *testing.T) {
 		"binary":        {PayloadFormat: "cloudevents-binary"},
 		"no older one":  {SecretToken: privatePrefix + rfcSeed},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			type seen struct {
-				Method, URI, Host, Body string
-				Length                  int64
-				Encoding                []string
-				Header                  http.Header
-			}
-			var got []seen
-			s := serve(t, func(_ http.ResponseWriter, r *http.Request) {
-				body, err := io.ReadAll(r.Body)
-				assert.NoError(t, err)
-				for _, changes := range []string{"Webhook-Timestamp", "Webhook-Signature"} {
-					assert.NotEmpty(t, r.Header.Get(changes))
-					r.Header.Del(changes)
+		for _, scheme := range []string{"http", "https"} {
+			t.Run(scheme+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				type seen struct {
+					Method, URI, Host, Body string
+					Length                  int64
+					Encoding                []string
+					Header                  http.Header
 				}
-				got = append(got, seen{r.Method, r.RequestURI, r.Host, string(body), r.ContentLength, r.TransferEncoding, r.Header})
-			})
-			url := s.URL
-			if userinfo, ok := strings.CutSuffix(row.URL, "@"); ok {
-				url = strings.Replace(url, "//", "//"+userinfo+"@", 1)
-			} else {
-				url += row.URL
-			}
-			for _, netHTTP := range []bool{false, true} {
-				b := setup(t, func(c *Config) { c.netHTTP = netHTTP })
-				res := b.attempt(b.endpoint(url, func(r *EndpointRow) {
-					r.CustomHeaders, r.SignatureHeader, r.Method, r.PayloadFormat = row.CustomHeaders, row.SignatureHeader, row.Method, row.PayloadFormat
-					if row.SecretToken != "" {
-						r.SecretToken = row.SecretToken
+				var got []seen
+				s := serveOver(t, scheme, func(_ http.ResponseWriter, r *http.Request) {
+					body, err := io.ReadAll(r.Body)
+					assert.NoError(t, err)
+					for _, changes := range []string{"Webhook-Timestamp", "Webhook-Signature"} {
+						assert.NotEmpty(t, r.Header.Get(changes))
+						r.Header.Del(changes)
 					}
-				}))
-				require.True(t, res.OK(), res.Err)
-			}
-			require.Len(t, got, 2)
-			assert.Equal(t, got[1], got[0])
-		})
+					got = append(got, seen{r.Method, r.RequestURI, r.Host, string(body), r.ContentLength, r.TransferEncoding, r.Header})
+				})
+				url := s.URL
+				if userinfo, ok := strings.CutSuffix(row.URL, "@"); ok {
+					url = strings.Replace(url, "//", "//"+userinfo+"@", 1)
+				} else {
+					url += row.URL
+				}
+				for _, netHTTP := range []bool{false, true} {
+					b := setup(t, unchecked, func(c *Config) { c.netHTTP = netHTTP })
+					res := b.attempt(b.endpoint(url, uncheckedEndpoint, func(r *EndpointRow) {
+						r.CustomHeaders, r.SignatureHeader, r.Method, r.PayloadFormat = row.CustomHeaders, row.SignatureHeader, row.Method, row.PayloadFormat
+						if row.SecretToken != "" {
+							r.SecretToken = row.SecretToken
+						}
+					}))
+					require.True(t, res.OK(), res.Err)
+				}
+				require.Len(t, got, 2)
+				assert.Equal(t, got[1], got[0])
+			})
+		}
 	}
 }
 
 // TestReceiverReloads closes many kept connections at once: an attempt sends again only once, and would find the next dead one.
 func TestReceiverReloads(t *testing.T) {
 	t.Parallel()
+	for _, scheme := range []string{"http", "https"} {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			testReceiverReloads(t, scheme)
+		})
+	}
+}
+
+func testReceiverReloads(t *testing.T, scheme string) {
+	t.Helper()
 	const conns = 20
 	var together, closed sync.WaitGroup
 	together.Add(conns)
 	closed.Add(conns)
 	reload := make(chan struct{})
-	url := rawServer(t, func(c *net.TCPConn, r *bufio.Reader, n int) {
+	url := rawServerOf(t, scheme, func(c *rawConn, r *bufio.Reader, n int) {
 		for readRequest(r) == nil {
 			if n <= conns { // one request on each connection before any is answered
 				together.Done()
@@ -126,11 +154,11 @@ func TestReceiverReloads(t *testing.T) {
 			}
 		}
 	})
-	b := setup(t)
+	b := setup(t, unchecked)
 	var warm sync.WaitGroup
 	for range conns {
 		warm.Go(func() {
-			res := b.attempt(b.endpoint(url))
+			res := b.attempt(b.endpoint(url, uncheckedEndpoint))
 			assert.True(t, res.OK(), res.Err)
 		})
 	}
@@ -138,11 +166,64 @@ func TestReceiverReloads(t *testing.T) {
 	close(reload)
 	closed.Wait()
 	for range 3 {
-		res := b.attempt(b.endpoint(url))
+		res := b.attempt(b.endpoint(url, uncheckedEndpoint))
 		assert.True(t, res.OK(), "%s: %s", res.Class, res.Err)
 	}
 	assert.Zero(t, b.count(b.m.resends), "they were seen to be dead")
 	assert.Equal(t, conns+1, b.count(b.m.connOpened))
+}
+
+// TestOnlyHTTP2 has a receiver that refuses who does not offer HTTP/2: it is asked once whether it speaks HTTP/1.1, not for each request.
+func TestOnlyHTTP2(t *testing.T) {
+	t.Parallel()
+	var refused atomic.Int32
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor != 2 {
+			w.WriteHeader(http.StatusBadRequest)
+		}
+	}))
+	s.Config.ErrorLog = discardLog()
+	s.TLS = &tls.Config{GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		own := &tls.Config{Certificates: []tls.Certificate{testCertificate()}, NextProtos: []string{"h2"}}
+		if !slices.Contains(hello.SupportedProtos, "h2") {
+			refused.Add(1)
+			own.NextProtos = []string{"none of yours"}
+		}
+		return own, nil
+	}}
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	b := setup(t, unchecked)
+	ep := b.endpoint(s.URL, uncheckedEndpoint)
+	for range 3 {
+		res := b.attempt(ep)
+		require.True(t, res.OK(), "%s: %s", res.Class, res.Err)
+	}
+	if canLook {
+		assert.EqualValues(t, 1, refused.Load())
+	}
+	b.client.closeIdle()
+	res := b.attempt(ep)
+	require.True(t, res.OK(), res.Err)
+	assert.Zero(t, b.count(b.m.resends))
+}
+
+// TestIdleConnectionsEnd: what nobody has used for a while is closed, and nothing before that.
+func TestIdleConnectionsEnd(t *testing.T) {
+	t.Parallel()
+	for how, change := range secureTransports() {
+		if strings.Contains(how, "net/http") {
+			continue // has timers of its own
+		}
+		s := serveOver(t, how, func(http.ResponseWriter, *http.Request) {})
+		b := setup(t, change, unchecked)
+		require.Equal(t, ClassSuccess, b.attempt(b.endpoint(s.URL, uncheckedEndpoint)).Class)
+		b.client.sweep(time.Now().Add(b.client.config.IdleTimeout - time.Second))
+		assert.Equal(t, 1, b.count(b.m.connOpen), how)
+		b.client.sweep(time.Now().Add(b.client.config.IdleTimeout + time.Second))
+		assert.Zero(t, b.count(b.m.connOpen), how)
+	}
 }
 
 // endedConn tells when the end of a context has reached it.

@@ -17,17 +17,17 @@ import (
 // TestReconfiguredAddresses: nothing is sent any more to an address that is denied from now on, over no connection of before; what is under way ends well.
 func TestReconfiguredAddresses(t *testing.T) {
 	t.Parallel()
-	for transport, change := range transports() {
+	for transport, change := range secureTransports() {
 		arrived, answer := make(chan struct{}), make(chan struct{})
-		s := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		s := serveOver(t, transport, func(_ http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/slow" {
 				arrived <- struct{}{}
 				<-answer
 			}
 		})
-		b := setup(t, change, func(c *Config) { c.reload = 10 * time.Millisecond })
+		b := setup(t, change, unchecked, func(c *Config) { c.reload = 10 * time.Millisecond })
 		open := func() int { return b.count(b.m.connOpen) }
-		ep, slow := b.endpoint(s.URL), b.endpoint(s.URL+"/slow")
+		ep, slow := b.endpoint(s.URL, uncheckedEndpoint), b.endpoint(s.URL+"/slow", uncheckedEndpoint)
 		require.Equal(t, ClassSuccess, b.attempt(ep).Class)
 		require.Equal(t, 1, open())
 		denying := b.client.config

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -90,7 +91,18 @@ func testEvent() *outbox.Event {
 // serve runs an HTTP server for the test.
 func serve(t testing.TB, h http.HandlerFunc) *httptest.Server {
 	t.Helper()
-	s := httptest.NewServer(h)
+	return serveOver(t, "http", h)
+}
+
+// serveOver is serve, with a certificate that is to be left unchecked if how begins with https.
+func serveOver(t testing.TB, how string, h http.HandlerFunc) *httptest.Server {
+	t.Helper()
+	s := httptest.NewUnstartedServer(h)
+	if strings.HasPrefix(how, "https") {
+		s.StartTLS()
+	} else {
+		s.Start()
+	}
 	t.Cleanup(s.Close)
 	return s
 }

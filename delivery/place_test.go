@@ -55,7 +55,7 @@ func TestNoPlaceIsNoTimeout(t *testing.T) {
 			res = <-done
 			assert.True(t, res.OK(), res.Err)
 
-			stuck := rawServer(t, func(_ *net.TCPConn, r *bufio.Reader, _ int) { hold(r) })
+			stuck := rawServer(t, func(_ *rawConn, r *bufio.Reader, _ int) { hold(r) })
 			res = b.attempt(b.endpointWithin(200*time.Millisecond, stuck))
 			assert.Equal(t, ClassTimeout, res.Class, transport)
 		}
@@ -130,13 +130,18 @@ func TestRedirectedTakeNoPlaces(t *testing.T) {
 // TestHTTP2GivesWay has one connection for two hosts: net/http does not say that one of HTTP/2 is idle.
 func TestHTTP2GivesWay(t *testing.T) {
 	t.Parallel()
+	byBoth(t, testHTTP2GivesWay)
+}
+
+func testHTTP2GivesWay(t *testing.T, change func(*Config)) {
+	t.Helper()
 	a := certtest.New(t, "all")
 	ca := certtest.Write(t, t.TempDir(), "ca.pem", a.PEM())
 	var servers []*secureServer
 	for range 2 {
 		servers = append(servers, secure(t, a.Pair(t, "receiver", "127.0.0.1"), x509.NewCertPool(), tls.NoClientCert, nil))
 	}
-	b := setup(t, func(c *Config) {
+	b := setup(t, change, func(c *Config) {
 		c.MaxConns, c.MaxConnsPerHost, c.MaxIdlePerHost, c.ConnectTimeout, c.TLS.CAFile = 1, 1, 1, 4*time.Second, ca
 	})
 	for i := range 60 {

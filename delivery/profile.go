@@ -1,8 +1,6 @@
 package delivery
 
 import (
-	"cmp"
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -43,11 +41,18 @@ type generation struct {
 	redirected roads // to another host and port than the endpoint's, where nobody counts them: they take none of the connections of direct requests
 	mu         sync.Mutex
 	transports []*http.Transport // those that an endpoint has asked for
+	small      []*http1
 }
 
-// roads are the HTTP clients with and without a check of the certificate.
+// roads lead to receivers, with and without a check of their certificate.
 type roads struct {
-	verified, insecure func() *retryablehttp.Client
+	verified, insecure road
+}
+
+// road is made when it is asked for.
+type road struct {
+	http  func() *retryablehttp.Client
+	small func() *http1 // for requests with small bodies
 }
 
 // profileOf returns that of the endpoint, or the one for all others.
@@ -63,17 +68,16 @@ func (c *Client) profileOf(ep *Endpoint) *profile {
 	return c.common
 }
 
-// http returns the HTTP client of the profile.
-func (p *profile) http(verify, redirected bool) *retryablehttp.Client {
+func (p *profile) road(verify, redirected bool) *road {
 	g := p.now.Load()
 	r := &g.direct
 	if redirected {
 		r = &g.redirected
 	}
 	if verify {
-		return r.verified()
+		return &r.verified
 	}
-	return r.insecure()
+	return &r.insecure
 }
 
 // readProfiles makes the profiles of the configuration.
@@ -131,18 +135,30 @@ func (c *Client) again(g *generation) *generation { return c.generation(g.base, 
 
 func (c *Client) generation(base *tls.Config, roots *x509.CertPool) *generation {
 	g := &generation{base: base, roots: roots}
-	client := func(insecure bool) func() *retryablehttp.Client {
-		return sync.OnceValue(func() *retryablehttp.Client {
+	made := func(insecure bool) road {
+		config := func() *tls.Config {
 			config := base.Clone()
 			config.InsecureSkipVerify = insecure
-			made, t := c.newHTTP(config)
-			g.mu.Lock()
-			g.transports = append(g.transports, t)
-			g.mu.Unlock()
-			return made
-		})
+			return config
+		}
+		return road{
+			http: sync.OnceValue(func() *retryablehttp.Client {
+				client, t := c.newHTTP(config())
+				g.mu.Lock()
+				defer g.mu.Unlock()
+				g.transports = append(g.transports, t)
+				return client
+			}),
+			small: sync.OnceValue(func() *http1 {
+				t := newHTTP1(&c.config, c.dialer, config())
+				g.mu.Lock()
+				defer g.mu.Unlock()
+				g.small = append(g.small, t)
+				return t
+			}),
+		}
 	}
-	g.direct, g.redirected = roads{client(false), client(true)}, roads{client(false), client(true)}
+	g.direct, g.redirected = roads{made(false), made(true)}, roads{made(false), made(true)}
 	return g
 }
 
@@ -152,24 +168,21 @@ func (g *generation) closeIdle() {
 	for _, t := range g.transports {
 		t.CloseIdleConnections()
 	}
+	for _, t := range g.small {
+		t.CloseIdleConnections()
+	}
+}
+
+func (g *generation) sweep(now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, t := range g.small {
+		t.sweep(now)
+	}
 }
 
 // reloadEvery is the time between two looks at the files.
 const reloadEvery = 5 * time.Second
-
-// watch looks for changed files until ctx is done.
-func (c *Client) watch(ctx context.Context) {
-	tick := time.NewTicker(cmp.Or(c.config.reload, reloadEvery))
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case now := <-tick.C:
-			c.reload(now)
-		}
-	}
-}
 
 // reload takes on what has changed, and ends what is left of generations before.
 func (c *Client) reload(now time.Time) {

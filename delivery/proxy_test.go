@@ -264,7 +264,7 @@ func TestProxyFaults(t *testing.T) {
 func TestReceiverThatSpeaksFirst(t *testing.T) {
 	t.Parallel()
 	const banner = "SSH-2.0-x\r\n"
-	direct := rawServer(t, func(c *net.TCPConn, r *bufio.Reader, _ int) {
+	direct := rawServer(t, func(c *rawConn, r *bufio.Reader, _ int) {
 		_, _ = io.WriteString(c, banner)
 		hold(r)
 	})

@@ -47,6 +47,11 @@ func tlsServer(t *testing.T, proto string, handle func(c *tls.Conn)) (url, ca st
 // that it may send until there is no kept connection left.
 func TestOneMoreRequest(t *testing.T) {
 	t.Parallel()
+	byBoth(t, testOneMoreRequest)
+}
+
+func testOneMoreRequest(t *testing.T, change func(*Config)) {
+	t.Helper()
 	const kept = 5
 	for _, headers := range []string{`{}`, `{"Idempotency-Key": "x"}`, `{"X-Idempotency-Key": "x"}`} {
 		var broken atomic.Bool
@@ -72,7 +77,7 @@ func TestOneMoreRequest(t *testing.T) {
 				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 			}
 		})
-		b := setup(t, func(c *Config) { c.TLS.CAFile = ca })
+		b := setup(t, change, func(c *Config) { c.TLS.CAFile = ca })
 		ep := b.endpoint(url, func(r *EndpointRow) { r.CustomHeaders = []byte(headers) })
 		var wg sync.WaitGroup
 		for range kept {
@@ -126,7 +131,7 @@ func TestRefusedStreams(t *testing.T) {
 			_ = f.WriteRSTStream(stream, http2.ErrCodeRefusedStream)
 			return true
 		})
-		b := setup(t, func(c *Config) { c.TLS.CAFile = ca })
+		b := setup(t, func(c *Config) { c.TLS.CAFile, c.netHTTP = ca, true })
 		res := b.attempt(b.endpoint(url))
 		assert.Equal(t, class, res.Class, res.Err)
 		assert.EqualValues(t, 2, requests.Load())
@@ -150,7 +155,7 @@ func TestGoAway(t *testing.T) {
 			}
 			return true
 		})
-		b := setup(t, func(c *Config) { c.TLS.CAFile = ca })
+		b := setup(t, func(c *Config) { c.TLS.CAFile, c.netHTTP = ca, true })
 		ep := b.endpoint(url)
 		require.Equal(t, ClassSuccess, b.attempt(ep).Class)
 		var wg sync.WaitGroup

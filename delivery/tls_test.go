@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
@@ -94,11 +95,16 @@ func clientFiles(t testing.TB, a *certtest.Authority, dir, name string) TLSSetti
 
 func TestClientCertificates(t *testing.T) {
 	t.Parallel()
+	byBoth(t, testClientCertificates)
+}
+
+func testClientCertificates(t *testing.T, change func(*Config)) {
+	t.Helper()
 	servers, clients, dir := certtest.New(t, "servers"), certtest.New(t, "clients"), t.TempDir()
 	ca := certtest.Write(t, dir, "ca.pem", servers.PEM())
 	s := secure(t, servers.Pair(t, "receiver", "127.0.0.1", "hooks.acme.internal"), clients.Pool(), tls.RequireAndVerifyClientCert, nil)
 	special := outbox.NewUUID()
-	b := setup(t, func(c *Config) {
+	b := setup(t, change, func(c *Config) {
 		c.AllowInsecureTLS = true
 		c.TLS.TLSSettings = clientFiles(t, clients, dir, "relay")
 		c.TLS.CAFile = ca
@@ -135,7 +141,7 @@ func TestClientCertificates(t *testing.T) {
 		assert.Equal(t, c.want, s.last(), name)
 	}
 
-	none := setup(t, func(c *Config) { c.TLS.CAFile = ca })
+	none := setup(t, change, func(c *Config) { c.TLS.CAFile = ca })
 	for range 3 { // of the race between the alert and the request
 		res := none.attempt(none.of("acme", s.URL))
 		assert.Equal(t, ClassTLS, res.Class, res.Err)
@@ -145,9 +151,32 @@ func TestClientCertificates(t *testing.T) {
 	}
 }
 
+// TestClientCertificateAskedFor has a receiver that asks for a certificate, takes none for an answer, and ends the connection without the alert that says so.
+func TestClientCertificateAskedFor(t *testing.T) {
+	t.Parallel()
+	byBoth(t, testClientCertificateAskedFor)
+}
+
+func testClientCertificateAskedFor(t *testing.T, change func(*Config)) {
+	t.Helper()
+	url := rawServer(t, func(c *rawConn, _ *bufio.Reader, _ int) {
+		over := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{testCertificate()}, ClientAuth: tls.RequestClientCert})
+		_, _ = over.Read(make([]byte, 1))
+	})
+	b := setup(t, change, unchecked)
+	res := b.attempt(b.endpoint(strings.Replace(url, "http", "https", 1), uncheckedEndpoint))
+	assert.Equal(t, ClassTLS, res.Class)
+	assert.Equal(t, "the server asked for a client certificate and ended the connection", res.Err)
+}
+
 // TestRedirectTakesNoCertificateAlong: what is between the relay and a tenant's receiver is not for the host that it points to.
 func TestRedirectTakesNoCertificateAlong(t *testing.T) {
 	t.Parallel()
+	byBoth(t, testRedirectTakesNoCertificateAlong)
+}
+
+func testRedirectTakesNoCertificateAlong(t *testing.T, change func(*Config)) {
+	t.Helper()
 	a, dir := certtest.New(t, "all"), t.TempDir()
 	elsewhere := secure(t, a.Pair(t, "elsewhere", "127.0.0.1"), a.Pool(), tls.VerifyClientCertIfGiven, nil)
 	var next string
@@ -157,7 +186,7 @@ func TestRedirectTakesNoCertificateAlong(t *testing.T) {
 			w.WriteHeader(http.StatusTemporaryRedirect)
 		}
 	})
-	b := setup(t, func(c *Config) {
+	b := setup(t, change, func(c *Config) {
 		c.TLS.CAFile = certtest.Write(t, dir, "ca.pem", a.PEM())
 		c.TLS.Profiles = []TLSProfile{{Tenant: "acme", ServerName: "hooks.acme.internal", TLSSettings: clientFiles(t, a, dir, "acme")}}
 	})
@@ -174,13 +203,18 @@ func TestRedirectTakesNoCertificateAlong(t *testing.T) {
 
 func TestMinimumVersion(t *testing.T) {
 	t.Parallel()
+	byBoth(t, testMinimumVersion)
+}
+
+func testMinimumVersion(t *testing.T, change func(*Config)) {
+	t.Helper()
 	a, dir := certtest.New(t, "all"), t.TempDir()
 	old := httptest.NewUnstartedServer(http.NotFoundHandler())
 	old.Config.ErrorLog = discardLog()
 	old.TLS = &tls.Config{MaxVersion: tls.VersionTLS12, Certificates: []tls.Certificate{a.Pair(t, "old", "127.0.0.1")}}
 	old.StartTLS()
 	t.Cleanup(old.Close)
-	b := setup(t, func(c *Config) {
+	b := setup(t, change, func(c *Config) {
 		c.TLS.MinVersion, c.TLS.CAFile = "1.3", certtest.Write(t, dir, "ca.pem", a.PEM())
 		c.TLS.Profiles = []TLSProfile{{Tenant: "patient", TLSSettings: TLSSettings{MinVersion: "1.2"}}}
 	})
@@ -268,6 +302,11 @@ func (r *rotation) swap(files map[string][]byte) {
 // one alone, nothing is left of the old one.
 func TestCertificatesChange(t *testing.T) {
 	t.Parallel()
+	byBoth(t, testCertificatesChange)
+}
+
+func testCertificatesChange(t *testing.T, change func(*Config)) {
+	t.Helper()
 	before, after := certtest.New(t, "authority"), certtest.New(t, "authority")
 	files := &rotation{t: t, dir: t.TempDir()}
 	issue := func(a *certtest.Authority, name string, trusted ...*certtest.Authority) map[string][]byte {
@@ -286,6 +325,7 @@ func TestCertificatesChange(t *testing.T) {
 
 	var log bytes.Buffer
 	cfg := testConfig()
+	change(&cfg)
 	cfg.Allow, cfg.reload = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, time.Hour // here, it is called
 	path := func(name string) string { return filepath.Join(files.dir, "..data", name) }
 	cfg.TLS.Profiles = []TLSProfile{{Tenant: "acme", TLSSettings: TLSSettings{CAFile: path("ca.pem"), CAOnly: true, CertFile: path("tls.crt"), KeyFile: path("tls.key")}}}
@@ -384,6 +424,11 @@ func TestFilesAreWatched(t *testing.T) {
 // TestConnectionsOfReplacedFiles: a connection that was made with files of before is closed once nothing uses it, and not before.
 func TestConnectionsOfReplacedFiles(t *testing.T) {
 	t.Parallel()
+	byBoth(t, testConnectionsOfReplacedFiles)
+}
+
+func testConnectionsOfReplacedFiles(t *testing.T, change func(*Config)) {
+	t.Helper()
 	a, dir := certtest.New(t, "one"), t.TempDir()
 	arrived, answer := make(chan struct{}), make(chan struct{})
 	s := secure(t, a.Pair(t, "receiver", "127.0.0.1"), a.Pool(), tls.RequireAndVerifyClientCert, func(_ http.ResponseWriter, r *http.Request) {
@@ -392,7 +437,7 @@ func TestConnectionsOfReplacedFiles(t *testing.T) {
 			<-answer
 		}
 	})
-	b := setup(t, func(c *Config) {
+	b := setup(t, change, func(c *Config) {
 		c.TLS.TLSSettings, c.reload = clientFiles(t, a, dir, "relay"), time.Hour // here, it is called
 		c.TLS.CAFile = certtest.Write(t, dir, "ca.pem", a.PEM())
 	})

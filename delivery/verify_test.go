@@ -129,7 +129,7 @@ func TestVerifyByHead(t *testing.T) {
 // attemptStays tells whether the endpoint is still one that http1 delivers to.
 func (b *bundle) attemptStays(t *testing.T, ep *Endpoint) bool {
 	t.Helper()
-	return b.client.plain.suits(ep, &Message{}) == canLook
+	return (b.client.small(ep, &Message{}) != nil) == canLook
 }
 
 // TestVerifyIsGuarded: what is not to be delivered to is not asked either.

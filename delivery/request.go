@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-// plainHead is the beginning of every request to an endpoint that http1 may send: the request line, Host, and what the endpoint's row adds.
-// Empty: there is none, as for https.
-func (ep *Endpoint) plainHead() []byte {
-	if ep.url == nil || ep.url.Scheme != "http" || strings.Contains(ep.url.Host, "%") { // the zone of an IPv6 address is not sent
+// requestHead is the beginning of every request to an endpoint that http1 may send: the request line, Host, and what the endpoint's row adds.
+// Empty: it may send none.
+func (ep *Endpoint) requestHead() []byte {
+	if ep.url == nil || strings.Contains(ep.url.Host, "%") { // the zone of an IPv6 address is not sent
 		return nil
 	}
 	b := append([]byte(ep.Method), ' ')
@@ -49,22 +49,29 @@ func appendHeader(b []byte, name, value string) []byte {
 	return append(append(b, value...), "\r\n"...)
 }
 
-// suits tells whether http1 sends m to ep. A nil http1 sends nothing.
-func (t *http1) suits(ep *Endpoint, m *Message) bool {
-	return t != nil && len(ep.head) > 0 && len(m.Body) <= http1MaxBody
+// small returns the http1 that sends m to ep; nil: net/http does.
+func (c *Client) small(ep *Endpoint, m *Message) *http1 {
+	switch {
+	case c.plain == nil || len(ep.head) == 0 || len(m.Body) > http1MaxBody:
+		return nil
+	case ep.url.Scheme == "http":
+		return c.plain
+	default:
+		return c.profileOf(ep).road(ep.verifyTLS, false).small()
+	}
 }
 
-// sendPlain makes one request through http1, or two if the first met a dead kept connection. It is what header and send are for net/http. See
+// sendSmall makes one request through t, or two if the first met a dead kept connection. It is what header and send are for net/http. See
 // http1.send for what it returns.
-func (c *Client) sendPlain(
-	ctx context.Context, deadline time.Time, sent *exchange, ep *Endpoint, m *Message, attempt int, s signatures,
+func (c *Client) sendSmall(
+	ctx context.Context, t *http1, deadline time.Time, sent *exchange, ep *Endpoint, m *Message, attempt int, s signatures,
 ) (status int, resp *http.Response, err error) {
 	buf, _ := c.requests.Get().(*[]byte)
 	defer c.requests.Put(buf)
 	*buf = c.appendRequest((*buf)[:0], ep, m, attempt, s)
-	status, resp, err = c.plain.send(ctx, ep.Host, deadline, *buf, ep.like, sent)
+	status, resp, err = t.send(ctx, ep.Host, deadline, *buf, ep.like, sent)
 	if err != nil && sent.resend(ctx, err) {
-		status, resp, err = c.plain.send(ctx, ep.Host, deadline, *buf, ep.like, sent)
+		status, resp, err = t.send(ctx, ep.Host, deadline, *buf, ep.like, sent)
 	}
 	if resp != nil {
 		hideLocation(resp)
