@@ -23,6 +23,7 @@ type benchOptions struct {
 	tenants, endpoints int     // endpoints in each tenant
 	size               int     // of event_data, in bytes, about
 	answer             time.Duration
+	tls                bool
 	dsn, output        string
 }
 
@@ -65,10 +66,11 @@ yours, which is dropped at the end. On one machine receiver, writers and Postgre
 with the relay: compare runs with each other rather than with the figures of other machines.
 
 The relay's configuration comes from --config and the environment as usual, apart from the keys under
-database, server and network, which this command sets.`,
+database, server and network, which this command sets, and with --tls delivery.tls.ca_file.`,
 		Example: `  outbox-relay bench
   outbox-relay bench --rate 1000 --events 30000
   outbox-relay bench --answer 100ms --tenants 10 --endpoints 10
+  outbox-relay bench --tls
   OUTBOX_RELAY_RECORD_BATCH=4000 outbox-relay bench -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -88,6 +90,7 @@ database, server and network, which this command sets.`,
 	flags.IntVar(&o.endpoints, "endpoints", 1, "send each to `N` endpoints of its tenant")
 	flags.IntVar(&o.size, "size", 300, "write event_data of about `BYTES`")
 	flags.DurationVar(&o.answer, "answer", 0, "have the receiver answer after `TIME`, such as 100ms")
+	flags.BoolVar(&o.tls, "tls", false, "have the receiver speak TLS")
 	flags.StringVar(&o.dsn, "dsn", "", "use the server of this `DSN`, in a database of its own that is dropped at the end")
 	flags.VarP(oneOf(&o.output, "FORM", "table", "json"), "output", "o", "`FORM` of the result: table or json")
 	return cmd

@@ -3,12 +3,20 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	stdlog "log"
+	"math/big"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -27,6 +35,7 @@ const benchType = "bench.event"
 type benchReceiver struct {
 	server   *http.Server
 	url      string
+	caFile   string // with its certificate; empty: it does not speak TLS
 	expected int64
 	answer   time.Duration
 	complete chan struct{} // closed by the last request that is expected
@@ -45,18 +54,54 @@ type benchArrival struct {
 	at time.Time
 }
 
-func newBenchReceiver(ctx context.Context, o benchOptions) (*benchReceiver, error) {
+func newBenchReceiver(ctx context.Context, o benchOptions) (_ *benchReceiver, err error) {
+	r := &benchReceiver{expected: int64(o.deliveries()), answer: o.answer, keep: o.rate > 0, complete: make(chan struct{}), served: make(chan error, 1)}
+	r.server = &http.Server{Handler: r, ReadHeaderTimeout: 10 * time.Second, ErrorLog: stdlog.New(io.Discard, "", 0)}
+	scheme, serve := "http", r.server.Serve
+	if o.tls {
+		scheme, serve = "https", func(l net.Listener) error { return r.server.ServeTLS(l, "", "") }
+		if err := r.certify(); err != nil {
+			return nil, fmt.Errorf("make a certificate for the receiver: %w", err)
+		}
+	}
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, fmt.Errorf("listen for the receiver: %w", err)
+		return nil, errors.Join(fmt.Errorf("listen for the receiver: %w", err), r.forget())
 	}
-	r := &benchReceiver{
-		url: "http://" + listener.Addr().String(), expected: int64(o.deliveries()), answer: o.answer, keep: o.rate > 0,
-		complete: make(chan struct{}), served: make(chan error, 1),
-	}
-	r.server = &http.Server{Handler: r, ReadHeaderTimeout: 10 * time.Second, ErrorLog: stdlog.New(io.Discard, "", 0)}
-	go func() { r.served <- r.server.Serve(listener) }()
+	r.url = scheme + "://" + listener.Addr().String()
+	go func() { r.served <- serve(listener) }()
 	return r, nil
+}
+
+// certify gives the receiver a certificate, and the relay a file to know it by.
+func (r *benchReceiver) certify() error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(1, 0, 0),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return err
+	}
+	r.server.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	file, err := os.CreateTemp("", "outbox-relay-bench-*.pem")
+	if err != nil {
+		return err
+	}
+	r.caFile = file.Name()
+	return errors.Join(pem.Encode(file, &pem.Block{Type: "CERTIFICATE", Bytes: der}), file.Close())
+}
+
+func (r *benchReceiver) forget() error {
+	if r.caFile == "" {
+		return nil
+	}
+	return os.Remove(r.caFile)
 }
 
 // ServeHTTP takes one delivery.
@@ -89,7 +134,7 @@ func (r *benchReceiver) close() error {
 	if e := <-r.served; !errors.Is(e, http.ErrServerClosed) {
 		err = errors.Join(err, e)
 	}
-	return err
+	return errors.Join(err, r.forget())
 }
 
 // benchCommits notes when the COMMIT of an event returned.

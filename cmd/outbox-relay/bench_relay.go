@@ -42,6 +42,9 @@ func (r *benchRelay) start(b *bench) error {
 	}
 	r.cmd.Env = append(r.cmd.Env, envPrefix+"_DATABASE_URL="+b.db.dsn, envPrefix+"_DATABASE_SLOT="+b.db.slot,
 		envPrefix+"_NETWORK_ALLOW=127.0.0.0/8", envPrefix+"_SERVER_LISTEN=127.0.0.1:0")
+	if b.receiver.caFile != "" {
+		r.cmd.Env = append(r.cmd.Env, envPrefix+"_DELIVERY_TLS_CA_FILE="+b.receiver.caFile)
+	}
 	r.cmd.Stdout, r.cmd.Stderr = r.log, r.log
 	if err := r.cmd.Start(); err != nil {
 		return fmt.Errorf("start the relay: %w", err)
