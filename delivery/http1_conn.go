@@ -18,7 +18,7 @@ import (
 type beneath struct {
 	wire
 
-	shut bool // to have TLS say what it has read already: there is nothing more to read
+	shut bool // nothing is read, and nothing waits to be written
 }
 
 // Read implements io.Reader.
@@ -27,6 +27,14 @@ func (b *beneath) Read(p []byte) (int, error) {
 		return 0, os.ErrDeadlineExceeded // which leaves TLS as it is
 	}
 	return b.wire.Read(p)
+}
+
+// SetWriteDeadline implements net.Conn. TLS would give its farewell five seconds, in which a receiver that does not read holds up whoever closes what is idle.
+func (b *beneath) SetWriteDeadline(at time.Time) error {
+	if b.shut {
+		at = time.Now().Add(time.Millisecond)
+	}
+	return b.wire.SetWriteDeadline(at)
 }
 
 // http1Conn is one connection.
@@ -87,13 +95,14 @@ func (c *http1Conn) watch(ctx context.Context) {
 func (c *http1Conn) close() {
 	c.unwatch()
 	if c.secure != nil {
+		c.shut = true
 		_ = c.secure.Close()
 		return
 	}
 	_ = c.Close()
 }
 
-// abort ends a connection in the middle of something. There is no farewell, which a receiver that does not read would let wait.
+// abort ends a connection in the middle of something. There is no farewell, which would have to wait.
 func (c *http1Conn) abort() {
 	c.unwatch()
 	_ = c.Close()
@@ -108,7 +117,7 @@ func (c *http1Conn) alive() bool {
 	if c.secure == nil {
 		return true
 	}
-	c.shut = true
+	c.shut = true // so it says what it has read already
 	n, err := c.secure.Read(c.one[:])
 	c.shut = false
 	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)

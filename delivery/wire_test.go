@@ -4,6 +4,7 @@ package delivery
 
 import (
 	"bytes"
+	"crypto/tls"
 	"io"
 	"net"
 	"os"
@@ -18,6 +19,15 @@ import (
 // wired returns the two ends of a connection, of which the first is a wire.
 func wired(t *testing.T) (*wire, *net.TCPConn) {
 	t.Helper()
+	conn, other := ends(t)
+	w := new(wire)
+	w.prepare(conn)
+	require.NotNil(t, w.raw)
+	return w, other
+}
+
+func ends(t *testing.T) (*countedConn, *net.TCPConn) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // of this machine
 	require.NoError(t, err)
 	defer func() { _ = l.Close() }()
@@ -25,14 +35,11 @@ func wired(t *testing.T) (*wire, *net.TCPConn) {
 	require.NoError(t, err)
 	other, err := l.Accept()
 	require.NoError(t, err)
-	w := new(wire)
-	w.prepare(&countedConn{Conn: conn, release: func() {}})
-	require.NotNil(t, w.raw)
 	t.Cleanup(func() {
-		_ = w.Close()
+		_ = conn.Close()
 		_ = other.Close()
 	})
-	return w, other.(*net.TCPConn)
+	return &countedConn{Conn: conn, release: func() {}}, other.(*net.TCPConn)
 }
 
 // TestWireWaits: what does not fit into the buffers of the sockets is written as they are emptied, and what has not come yet is read when it has.
@@ -137,4 +144,27 @@ func TestWireAllocatesNothing(t *testing.T) { //nolint:paralleltest // AllocsPer
 		_, _ = other.Write(echo)
 		_, _ = w.Read(one)
 	}))
+}
+
+// TestFarewellDoesNotWait: a receiver that reads nothing more does not hold up whoever closes its connection.
+func TestFarewellDoesNotWait(t *testing.T) {
+	t.Parallel()
+	conn, other := ends(t)
+	shaken := make(chan error, 1)
+	go func() {
+		shaken <- tls.Server(other, &tls.Config{Certificates: []tls.Certificate{testCertificate()}}).HandshakeContext(t.Context())
+	}()
+	c := newHTTP1Conn(conn, 0)
+	c.secure = tls.Client(&c.beneath, &tls.Config{InsecureSkipVerify: true})
+	require.NoError(t, c.secure.HandshakeContext(t.Context()))
+	require.NoError(t, <-shaken)
+	for n := 1; n > 0; { // until there is no room
+		require.NoError(t, c.SetDeadline(time.Now().Add(100*time.Millisecond)))
+		var err error
+		n, err = c.Write(make([]byte, 64<<20))
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	}
+	began := time.Now()
+	c.close()
+	assert.Less(t, time.Since(began), 3*time.Second, "crypto/tls waits for five")
 }
