@@ -86,6 +86,7 @@ func newClient(
 		slots: make(chan struct{}, cfg.MaxConns),
 		evict: c.closeIdle,
 		bound: bound,
+		start: c.background.Go,
 		m:     m,
 		log:   log,
 	}

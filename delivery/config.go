@@ -17,8 +17,8 @@ type Config struct {
 	// MaxConns bounds the open connections, idle ones included. When all are taken, a new one waits until another closes.
 	MaxConns int
 	// MaxConnsPerHost bounds the open connections to one host and port, MaxIdlePerHost the idle ones among them. An attempt waits
-	// within its timeout for a connection. Both count for each transport on its own: http1, and net/http with and without a check of
-	// certificates, for direct and for redirected requests.
+	// within its timeout for a connection. Both count for each transport on its own: http1 for http://, and http1 and net/http with and without a
+	// check of certificates, net/http also for direct and for redirected requests.
 	MaxConnsPerHost, MaxIdlePerHost int
 	// IdleTimeout closes a connection that has not been used for so long. It should be below what receivers use (often 60 s or
 	// more): who closes first avoids a request on a dead connection.

@@ -44,6 +44,7 @@ type dialer struct {
 	evict  func()                                                                     // closes idle connections
 	queued atomic.Int32                                                               // how many wait for a slot
 	bound  func(context.Context, time.Duration) (context.Context, context.CancelFunc) // a timeout that also ends with the Client
+	start  func(func())                                                               // a goroutine that the Client waits for
 	m      *Metrics
 	log    *slog.Logger
 }
@@ -76,7 +77,7 @@ func (d *dialer) dialTLS(config *tls.Config) func(ctx context.Context, network, 
 	}
 }
 
-// shake shakes hands over a connection to addr, and closes it where that fails.
+// shake shakes hands over a connection to addr, and closes it where that fails. A config with one protocol insists on it: errNotHTTP1.
 func (d *dialer) shake(ctx context.Context, conn net.Conn, addr string, config *tls.Config) (*tls.Conn, error) {
 	cfg := config.Clone()
 	if cfg.ServerName == "" {
@@ -88,11 +89,22 @@ func (d *dialer) shake(ctx context.Context, conn net.Conn, addr string, config *
 	secure := tls.Client(conn, cfg)
 	ctx, cancel := d.bound(ctx, d.live.Load().tlsHandshakeTimeout)
 	defer cancel()
-	if err := secure.HandshakeContext(ctx); err != nil {
-		_ = conn.Close()
-		return nil, d.failed(&dialError{stageTLS, err})
+	err := secure.HandshakeContext(ctx)
+	agreed := err == nil && secure.ConnectionState().NegotiatedProtocol != ""
+	if err == nil && (agreed || len(cfg.NextProtos) > 1) {
+		return secure, nil
 	}
-	return secure, nil
+	_ = conn.Close()
+	if err == nil || len(cfg.NextProtos) == 1 && isNoProtocol(err) {
+		return nil, errNotHTTP1
+	}
+	return nil, d.failed(&dialError{stageTLS, err})
+}
+
+// isNoProtocol tells whether the other side has ended a handshake since it speaks none of the protocols that it was offered (RFC 7301, section 3.2).
+func isNoProtocol(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error" && op.Err.Error() == "tls: no application protocol" // crypto/tls has no name for it
 }
 
 // failed counts err by its stage and returns it.

@@ -51,7 +51,9 @@ func rawServerOf(t *testing.T, scheme string, handle func(c *rawConn, r *bufio.R
 				tcp, _ := conn.(*net.TCPConn)
 				c := &rawConn{conn, tcp}
 				if scheme == "https" { // in whole records, whatever their size
-					over := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{testCertificate()}, DynamicRecordSizingDisabled: true})
+					over := tls.Server(conn, &tls.Config{
+						Certificates: []tls.Certificate{testCertificate()}, NextProtos: []string{"http/1.1"}, DynamicRecordSizingDisabled: true,
+					})
 					if over.HandshakeContext(t.Context()) != nil {
 						return
 					}

@@ -17,14 +17,15 @@ const http1MaxBody = 32 << 10
 
 // http1 sends requests with small bodies. The caller's goroutine writes a request that is one piece of memory and reads the answer itself, with the standard
 // library's parser. net/http makes a request out of a dozen, hands it to two goroutines of the connection and back: half of what an attempt to a fast
-// receiver costs, with TLS or without, and HTTP/2 costs no less (BenchmarkAttempt, BenchmarkAttemptTLS). Who speaks nothing but that is left to net/http.
+// receiver costs, with TLS or without, and HTTP/2 costs no less (BenchmarkAttempt, BenchmarkAttemptTLS). Who does not agree to HTTP/1.1 is left to net/http.
 //
 // A connection is used by one request at a time: idle ──conn──► in use ──body read to its end──► idle.
 type http1 struct {
 	dial        func(ctx context.Context, network, addr string) (net.Conn, error)
 	tls         *tls.Config // nil: for http://
 	shake       func(ctx context.Context, conn net.Conn, addr string, config *tls.Config) (*tls.Conn, error)
-	crowded     func() bool // somebody waits for the place of a connection
+	start       func(func()) // in a goroutine that the Client waits for
+	crowded     func() bool  // somebody waits for the place of a connection
 	perHost     int
 	idlePerHost int
 	idleTimeout time.Duration
@@ -38,14 +39,14 @@ type http1 struct {
 type http1Host struct {
 	idle  []*http1Conn  // the one used last at the end; under the transport's lock, as users is
 	users int           // requests that are in it, or wait to be
-	other bool          // it speaks no HTTP/1.1; forgotten with the rest of the host once nobody uses it
+	other time.Time     // until then it is left to net/http
 	used  chan struct{} // holds one element per request: with no more requests than connections allowed, there are no more connections
 }
 
 // newHTTP1 is for https:// where there is a config, which it takes over.
 func newHTTP1(cfg *Config, d *dialer, config *tls.Config) *http1 {
 	t := &http1{
-		dial: d.dial, tls: config, shake: d.shake, crowded: d.crowded, perHost: cfg.MaxConnsPerHost, idlePerHost: cfg.MaxIdlePerHost, idleTimeout: cfg.IdleTimeout,
+		dial: d.dial, tls: config, shake: d.shake, start: d.start, crowded: d.crowded, perHost: cfg.MaxConnsPerHost, idlePerHost: cfg.MaxIdlePerHost, idleTimeout: cfg.IdleTimeout,
 		hosts: make(map[string]*http1Host),
 	}
 	if config != nil {
@@ -55,8 +56,11 @@ func newHTTP1(cfg *Config, d *dialer, config *tls.Config) *http1 {
 	return t
 }
 
-// errNotHTTP1 is the answer of a receiver that wants another protocol than HTTP/1.1.
-var errNotHTTP1 = errors.New("the server does not speak HTTP/1.1")
+// errNotHTTP1: the receiver has not agreed to HTTP/1.1 (ALPN, RFC 7301). One that knows nothing but HTTP/2 refuses, or says nothing of it and answers nonsense.
+var errNotHTTP1 = errors.New("the server does not agree to HTTP/1.1")
+
+// otherTime is how long a host is left to net/http after that.
+const otherTime = time.Hour
 
 // send writes a request to addr and reads the head of its answer; like is its method. It does not send again what met a dead connection. An answer
 // that is nothing but a success has only its status; the body of any other has to be closed. errNotHTTP1: it is for net/http to send.
@@ -67,7 +71,6 @@ func (t *http1) send(ctx context.Context, addr string, deadline time.Time, reque
 	}
 	c, reused, err := t.conn(ctx, h, addr, deadline, x)
 	if err != nil {
-		t.leave(h, nil)
 		return 0, nil, err
 	}
 	x.connected(reused)
@@ -95,9 +98,9 @@ func (t *http1) send(ctx context.Context, addr string, deadline time.Time, reque
 	return status, resp, err
 }
 
-// giveBack keeps a connection whose answer has been read to its end, unless there is more in it, or ctx may have cut it short.
+// giveBack keeps a connection whose answer has been read to its end, unless there is more in it, its end among that, or ctx may have cut it short.
 func (t *http1) giveBack(ctx context.Context, h *http1Host, c *http1Conn) {
-	if c.in.Buffered() > 0 || ctx.Err() != nil {
+	if c.in.Buffered() > 0 || c.err != nil || ctx.Err() != nil {
 		t.drop(h, c)
 		return
 	}
@@ -117,27 +120,41 @@ func (t *http1) enter(ctx context.Context, addr string, deadline time.Time) (*ht
 		h = &http1Host{used: make(chan struct{}, t.perHost)}
 		t.hosts[addr] = h
 	}
-	if h.other {
-		t.mu.Unlock()
-		return nil, errNotHTTP1
-	}
 	h.users++
+	other := h.isOther()
 	t.mu.Unlock()
+	err := errNotHTTP1
+	if !other {
+		err = h.wait(ctx, deadline)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err == nil && h.isOther() { // it is by now
+		<-h.used
+		err = errNotHTTP1
+	}
+	if err != nil {
+		h.users--
+		return nil, err
+	}
+	return h, nil
+}
+
+func (h *http1Host) isOther() bool { return !h.other.IsZero() && time.Now().Before(h.other) }
+
+func (h *http1Host) wait(ctx context.Context, deadline time.Time) error {
 	select {
 	case h.used <- struct{}{}:
-		return h, nil
+		return nil
 	default:
 	}
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	select {
 	case h.used <- struct{}{}:
-		return h, nil
+		return nil
 	case <-ctx.Done():
-		t.mu.Lock()
-		h.users--
-		t.mu.Unlock()
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
 }
 
@@ -157,8 +174,8 @@ func (t *http1) leave(h *http1Host, c *http1Conn) {
 	}
 }
 
-// conn returns the idle connection that was used last, or a new one, with the deadline set. Each is looked at first, however short it was idle: a byte
-// that nobody asked for would be taken for the answer of the next request, and a receiver that restarts closes all at once, more than an attempt
+// conn returns the idle connection that was used last, or a new one, with the deadline set; or it leaves. Each is looked at first, however short it was idle: a
+// byte that nobody asked for would be taken for the answer of the next request, and a receiver that restarts closes all at once, more than an attempt
 // sends again for.
 func (t *http1) conn(ctx context.Context, h *http1Host, addr string, deadline time.Time, x *exchange) (c *http1Conn, reused bool, err error) {
 	for c := t.take(h); c != nil; c = t.take(h) {
@@ -168,27 +185,63 @@ func (t *http1) conn(ctx context.Context, h *http1Host, addr string, deadline ti
 		}
 		c.close()
 	}
-	ctx, cancel := context.WithDeadline(x.context(ctx), deadline)
-	defer cancel()
-	age := t.now() // before the address is checked
-	conn, err := t.dial(ctx, "tcp", addr)
-	if err != nil {
+	if c, err = t.await(ctx, h, addr, deadline, x); err != nil {
 		return nil, false, err
-	}
-	c = newHTTP1Conn(conn, age)
-	if t.tls != nil {
-		if c.secure, err = t.shake(ctx, &c.beneath, addr, t.tls); err != nil {
-			if isNotHTTP1(err) {
-				t.mu.Lock()
-				h.other, err = true, errNotHTTP1
-				t.mu.Unlock()
-			}
-			return nil, false, err
-		}
-		c.way = c.secure
 	}
 	_ = c.SetDeadline(deadline) // fails only for a connection that is closed, as the request will
 	return c, false, nil
+}
+
+// await opens a connection, or leaves. One that is not there in time is still made, for the next attempt to use: a receiver that takes long to shake hands would
+// never be delivered to otherwise. Meanwhile it keeps its place.
+func (t *http1) await(ctx context.Context, h *http1Host, addr string, deadline time.Time, x *exchange) (c *http1Conn, err error) {
+	type opened struct {
+		c   *http1Conn
+		err error
+	}
+	wanted, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	made := make(chan opened)
+	t.start(func() {
+		c, err := t.open(context.WithoutCancel(x.context(ctx)), h, addr)
+		select {
+		case made <- opened{c, err}:
+		case <-wanted.Done():
+			t.leave(h, c)
+		}
+	})
+	select {
+	case o := <-made:
+		if o.err != nil {
+			t.leave(h, nil)
+		}
+		return o.c, o.err
+	case <-wanted.Done():
+		return nil, wanted.Err()
+	}
+}
+
+// open opens a connection.
+func (t *http1) open(ctx context.Context, h *http1Host, addr string) (*http1Conn, error) {
+	age := t.now() // before the address is checked
+	conn, err := t.dial(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	c := newHTTP1Conn(conn, age)
+	if t.tls == nil {
+		return c, nil
+	}
+	if c.secure, err = t.shake(ctx, &c.beneath, addr, t.tls); err != nil {
+		if errors.Is(err, errNotHTTP1) {
+			t.mu.Lock()
+			h.other = time.Now().Add(otherTime)
+			t.mu.Unlock()
+		}
+		return nil, err
+	}
+	c.way = c.secure
+	return c, nil
 }
 
 func (t *http1) now() int {
@@ -259,7 +312,7 @@ func (t *http1) closeIdle(which func(*http1Conn) bool) {
 		}
 		clear(h.idle[len(kept):])
 		h.idle = kept
-		if len(kept) == 0 && h.users == 0 {
+		if len(kept) == 0 && h.users == 0 && !h.isOther() {
 			delete(t.hosts, addr)
 		}
 	}

@@ -18,15 +18,20 @@ import (
 type beneath struct {
 	wire
 
-	shut bool // nothing is read, and nothing waits to be written
+	used bool // a request was sent
+	shut bool // nothing waits: of one that was used, nothing is read
 }
 
 // Read implements io.Reader.
 func (b *beneath) Read(p []byte) (int, error) {
-	if b.shut {
+	switch {
+	case !b.shut:
+		return b.wire.Read(p)
+	case b.used:
 		return 0, os.ErrDeadlineExceeded // which leaves TLS as it is
+	default:
+		return b.readNow(p)
 	}
-	return b.wire.Read(p)
 }
 
 // SetWriteDeadline implements net.Conn. TLS would give its farewell five seconds, in which a receiver that does not read holds up whoever closes what is idle.
@@ -109,9 +114,10 @@ func (c *http1Conn) abort() {
 }
 
 // alive tells whether an idle connection can be used again: neither has the receiver closed it, nor is there anything that nobody asked for, on the wire or
-// in what TLS has read ahead. What comes by itself in TLS 1.3 (tickets, new keys) is read with the answer before it, and later costs the connection.
+// in what TLS has read ahead; but for a part of a record, of which TLS does not tell. What comes by itself in TLS 1.3 is read with the answer before it, and later
+// costs the connection. Of one that no request was sent over yet it is read here: tickets.
 func (c *http1Conn) alive() bool {
-	if !c.wire.alive() {
+	if (c.used || c.secure == nil) && !c.wire.alive() {
 		return false
 	}
 	if c.secure == nil {
@@ -123,15 +129,10 @@ func (c *http1Conn) alive() bool {
 	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// isNotHTTP1 tells whether the other side has ended a handshake since it speaks none of the protocols that it was offered (RFC 7301, section 3.2).
-func isNotHTTP1(err error) bool {
-	var op *net.OpError
-	return errors.As(err, &op) && op.Op == "remote error" && op.Err.Error() == "tls: no application protocol" // crypto/tls has no name for it
-}
-
 // exchange writes the request and reads the head of its answer. The 1xx answers before it are passed over; together with it they may be as large as
 // a head, however many they are. So does net/http since Go 1.26.
 func (c *http1Conn) exchange(request []byte, like *http.Request, x *exchange) (status int, resp *http.Response, err error) {
+	c.used = true
 	if _, err := c.way.Write(request); err != nil {
 		return 0, nil, err
 	}

@@ -173,40 +173,107 @@ func testReceiverReloads(t *testing.T, scheme string) {
 	assert.Equal(t, conns+1, b.count(b.m.connOpened))
 }
 
-// TestOnlyHTTP2 has a receiver that refuses who does not offer HTTP/2: it is asked once whether it speaks HTTP/1.1, not for each request.
+// TestOnlyHTTP2 has receivers that know nothing else: one refuses who does not offer it, the other says nothing of protocols and answers nonsense. Each is asked
+// once whether it speaks HTTP/1.1, not for each request.
 func TestOnlyHTTP2(t *testing.T) {
 	t.Parallel()
-	var refused atomic.Int32
-	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ProtoMajor != 2 {
-			w.WriteHeader(http.StatusBadRequest)
+	for name, protocols := range map[string][]string{"refuses": {"none of yours"}, "says nothing": nil} {
+		var asked atomic.Int32
+		s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.ProtoMajor != 2 {
+				w.WriteHeader(http.StatusForbidden)
+			}
+		}))
+		s.Config.ErrorLog = discardLog()
+		s.TLS = &tls.Config{GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			own := &tls.Config{Certificates: []tls.Certificate{testCertificate()}, NextProtos: []string{"h2"}}
+			if !slices.Contains(hello.SupportedProtos, "h2") {
+				asked.Add(1)
+				own.NextProtos = protocols
+			}
+			return own, nil
+		}}
+		s.EnableHTTP2 = true
+		s.StartTLS()
+		t.Cleanup(s.Close)
+		b := setup(t, unchecked)
+		ep := b.endpoint(s.URL, uncheckedEndpoint)
+		for range 3 {
+			res := b.attempt(ep)
+			require.True(t, res.OK(), "%s: %s: %s", name, res.Class, res.Err)
+			b.client.closeIdle()
 		}
-	}))
-	s.Config.ErrorLog = discardLog()
-	s.TLS = &tls.Config{GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		own := &tls.Config{Certificates: []tls.Certificate{testCertificate()}, NextProtos: []string{"h2"}}
-		if !slices.Contains(hello.SupportedProtos, "h2") {
-			refused.Add(1)
-			own.NextProtos = []string{"none of yours"}
-		}
-		return own, nil
+		assert.LessOrEqual(t, asked.Load(), int32(1), name)
+		assert.Zero(t, b.count(b.m.resends), name)
+		assert.Zero(t, b.count(b.m.connErrors[stageTLS]), name)
+	}
+}
+
+// TestSlowToOpen has a receiver that needs longer to shake hands than an attempt has time. The connection is made all the same, for the next attempt to use; what
+// has come over it meanwhile, as the tickets of TLS 1.3, is no answer.
+func TestSlowToOpen(t *testing.T) {
+	t.Parallel()
+	slow := make(chan struct{})
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	s.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { // so tickets come last
+		<-slow
+		return nil, nil //nolint:nilnil // as it is
 	}}
-	s.EnableHTTP2 = true
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	b := setup(t, unchecked)
+	res := b.attempt(b.endpointWithin(limit, s.URL, uncheckedEndpoint))
+	assert.Equal(t, ClassTimeout, res.Class, res.Err)
+	close(slow)
 	ep := b.endpoint(s.URL, uncheckedEndpoint)
+	require.Eventually(t, func() bool {
+		transport := b.client.small(ep, &Message{})
+		transport.mu.Lock()
+		defer transport.mu.Unlock()
+		return len(transport.hosts[ep.Host].idle) == 1
+	}, 5*time.Second, time.Millisecond)
 	for range 3 {
-		res := b.attempt(ep)
-		require.True(t, res.OK(), "%s: %s", res.Class, res.Err)
+		res = b.attempt(ep)
+		require.True(t, res.OK(), res.Err)
 	}
-	if canLook {
-		assert.EqualValues(t, 1, refused.Load())
-	}
-	b.client.closeIdle()
-	res := b.attempt(ep)
-	require.True(t, res.OK(), res.Err)
+	assert.Equal(t, 1, b.count(b.m.connOpened))
+	assert.Equal(t, 3, b.count(b.m.connReused))
 	assert.Zero(t, b.count(b.m.resends))
+}
+
+// trailed adds the beginning of an alert to what is written.
+type trailed struct {
+	net.Conn
+
+	on bool
+}
+
+func (c *trailed) Write(p []byte) (int, error) {
+	if !c.on {
+		return c.Conn.Write(p)
+	}
+	_, err := c.Conn.Write(append(slices.Clone(p), 0x15, 0x03))
+	return len(p), err
+}
+
+// TestEndOfOneAnswer: the error that TLS met behind an answer is not that of the next request.
+func TestEndOfOneAnswer(t *testing.T) {
+	t.Parallel()
+	url := rawServer(t, func(c *rawConn, _ *bufio.Reader, n int) {
+		beneath := &trailed{Conn: c}
+		over := tls.Server(beneath, &tls.Config{Certificates: []tls.Certificate{testCertificate()}, NextProtos: []string{"http/1.1"}, MaxVersion: tls.VersionTLS12})
+		r := bufio.NewReader(over)
+		for readRequest(r) == nil {
+			beneath.on = n == 1
+			_, _ = io.WriteString(over, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		}
+	})
+	b := setup(t, unchecked)
+	for range 2 {
+		res := b.attempt(b.endpointWithin(limit, strings.Replace(url, "http", "https", 1), uncheckedEndpoint))
+		assert.True(t, res.OK(), "%s: %s", res.Class, res.Err)
+	}
+	assert.Zero(t, b.count(b.m.connReused))
 }
 
 // TestIdleConnectionsEnd: what nobody has used for a while is closed, and nothing before that.

@@ -104,3 +104,23 @@ func (w *wire) Read(p []byte) (int, error) {
 	}
 	return w.n, nil
 }
+
+// readNow is Read of what is there. os.ErrDeadlineExceeded: there is nothing.
+func (w *wire) readNow(p []byte) (n int, err error) {
+	if w.raw == nil {
+		return 0, io.ErrNoProgress
+	}
+	failed := w.raw.Read(func(fd uintptr) bool {
+		n, err = receiveNow(fd, p)
+		return true
+	})
+	switch {
+	case failed != nil:
+		return 0, failed
+	case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.EINTR):
+		return 0, os.ErrDeadlineExceeded
+	case err == nil && n == 0:
+		return 0, io.EOF
+	}
+	return n, os.NewSyscallError("read", err)
+}

@@ -55,6 +55,7 @@ func secure(t testing.TB, certificate tls.Certificate, clients *x509.CertPool, a
 			return &tls.Config{Certificates: []tls.Certificate{certificate}, ClientCAs: s.trust, ClientAuth: auth, NextProtos: s.TLS.NextProtos}, nil
 		},
 		Certificates: []tls.Certificate{certificate},
+		NextProtos:   []string{"h2", "http/1.1"},
 	}
 	s.EnableHTTP2 = true
 	s.StartTLS()
