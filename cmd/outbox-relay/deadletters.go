@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -268,14 +267,3 @@ sends them, and retention.dead_letters removes them some day.`,
 	b.addTo(cmd)
 	return cmd
 }
-
-// hinted is an error with what to do about it.
-type hinted struct {
-	error
-	hint string
-}
-
-func (e hinted) Hint() string { return e.hint }
-
-// errRefused is for a person who has said no.
-var errRefused = errors.New("nothing was changed")

@@ -122,6 +122,14 @@ func hintOf(err error) string {
 	return ""
 }
 
+// hinted is an error with what to do about it.
+type hinted struct {
+	error
+	hint string
+}
+
+func (e hinted) Hint() string { return e.hint }
+
 // say prints for a person. Who has closed the pipe does not want to know.
 func say(w io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) }
 

@@ -160,6 +160,9 @@ To hold deliveries back without losing any, pause the tenant instead.`,
 	return cmd
 }
 
+// errRefused is for a person who has said no.
+var errRefused = errors.New("nothing was changed")
+
 // ask asks a person whether to go on. It is a fault of usage where there is nobody: or says what else there is but --yes.
 func (a *app) ask(ctx context.Context, question, or string) error {
 	if !terminal(a.in) {
