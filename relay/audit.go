@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
@@ -85,8 +84,7 @@ func Audit(ctx context.Context, st *store.Store, cfg *Config, o AuditOptions) ([
 			if rows.Restored.After(o.Since) {
 				report.Restored = rows.Restored.UTC()
 			}
-			table := route.NewTenant(rows.Schema, cfg.EndpointDefaults())
-			fill(table, rows, func(string, outbox.UUID, error) {})
+			table := rows.Routing(cfg.EndpointDefaults())
 			a := auditor{
 				store: st, cfg: cfg, table: table, inspector: newInspector(cfg, nil, nil), repair: o.Repair, thorough: o.Thorough, found: o.Found,
 				span: store.Range{Tenant: rows.Schema, To: handled, Since: o.Since, Until: o.Until},
@@ -105,22 +103,6 @@ func Audit(ctx context.Context, st *store.Store, cfg *Config, o AuditOptions) ([
 		reports = append(reports, report)
 	}
 	return reports, nil
-}
-
-// fill puts the rows of a tenant into its routing table.
-func fill(table *route.Tenant, rows *store.TenantRows, complain func(kind string, id outbox.UUID, err error)) {
-	for _, r := range rows.EventTypes {
-		complain("event type", r.ID, table.SetEventType(r))
-	}
-	for _, r := range rows.Endpoints {
-		if r.VerifiedFor == nil {
-			attest(&delivery.EndpointRow{}, &r) // somebody else has verified it, with the URL that it has
-		}
-		complain("endpoint", r.ID, table.SetEndpoint(r))
-	}
-	for _, r := range rows.Subscriptions {
-		complain("subscription", r.ID, table.SetSubscription(r))
-	}
 }
 
 // An auditor looks at one tenant.

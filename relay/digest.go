@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"math/rand/v2"
 
-	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
@@ -25,10 +24,10 @@ func (d *digest) add(row any)    { *d += hashRow(row) }
 func (d *digest) remove(row any) { *d -= hashRow(row) }
 func (d *digest) spoil()         { *d = digest(rand.Uint64()) } //nolint:gosec // nobody gains by guessing it
 
-// digestOf is that of a table that was filled with rows and not changed since. An endpoint is not there quite as its row was.
-func digestOf(table *route.Tenant, rows *store.TenantRows) (d digest) {
-	for e := range table.Endpoints() {
-		d.add(e)
+// digestOf is that of a table that was made of rows and not changed since.
+func digestOf(rows *store.TenantRows) (d digest) {
+	for i := range rows.Endpoints {
+		d.add(rows.Endpoints[i])
 	}
 	for i := range rows.EventTypes {
 		d.add(rows.EventTypes[i])

@@ -23,9 +23,8 @@ func TestDigest(t *testing.T) {
 		EventTypes:    []route.EventTypeRow{{ID: outbox.NewUUID(), EventType: "order.paid", Enabled: true}},
 		Subscriptions: []route.SubscriptionRow{{ID: outbox.NewUUID(), EventType: "order.*"}, {ID: outbox.NewUUID(), Source: route.Older}},
 	}
-	loaded := route.NewTenant("acme", endpointDefaults())
-	fill(loaded, &rows, func(string, outbox.UUID, error) {})
-	want := digestOf(loaded, &rows)
+	attestLoaded(rows.Endpoints)
+	want := digestOf(&rows)
 
 	of := &tenant{table: route.NewTenant("acme", endpointDefaults())}
 	seen := map[digest]bool{of.version().digest: true}

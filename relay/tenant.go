@@ -204,16 +204,19 @@ func (s *session) load(ctx context.Context, schemas []string) (loaded int, err e
 		if !s.cfg().Tenants.Includes(rows.Schema) {
 			continue
 		}
+		attestLoaded(rows.Endpoints)
 		t := &tenant{
 			schema: rows.Schema, state: rows.State, filling: rows.Backfilling, snapshot: reg.Snapshot, loaded: reg.LSN,
-			table: route.NewTenant(rows.Schema, *defaults), from: rows.Moved, tables: rows.Tables, saved: rows.Digest,
+			table: rows.Routing(*defaults), from: rows.Moved, tables: rows.Tables, saved: rows.Digest,
 		}
 		if loaded++; rows.Left { // the last leader had not come to its end here: what is missed is in the other shard's hands, so nothing waits for it
 			t.from, t.until, t.filling = 0, rows.Moved, false
 			s.owed = max(s.owed, rows.Moved)
 		}
-		fill(t.table, rows, func(kind string, id outbox.UUID, err error) { s.complain(t, kind, id, err) })
-		t.now.digest = digestOf(t.table, rows)
+		for _, row := range t.table.Invalid() {
+			s.complain(t, row.Table, row.ID, row.Err)
+		}
+		t.now.digest = digestOf(rows)
 		t.steady = rows.Digest != nil && digest(*rows.Digest) == t.now.digest
 		s.mu.Lock()
 		s.tenants[rows.Schema] = t

@@ -34,6 +34,15 @@ func attest(before, now *delivery.EndpointRow) {
 	}
 }
 
+// attestLoaded notes it for the rows that a session begins with. Where nothing is known of one, somebody else has verified it, with the URL that it has.
+func attestLoaded(rows []delivery.EndpointRow) {
+	for i := range rows {
+		if r := &rows[i]; r.VerifiedFor == nil {
+			attest(&delivery.EndpointRow{}, r)
+		}
+	}
+}
+
 // A verifier asks the receivers of endpoints that are not verified whether they want what is sent there. Only the leader has one, beside its stream.
 //
 // It goes by the routing tables. An endpoint whose URL has changed is not verified there from that place of the log on, whatever its row says; the verifier

@@ -211,28 +211,25 @@ func (k *checker) tables(f tenantFacts, faults []string, t *store.TenantRows) bo
 
 // rows puts the tenant's rows through the checks of the relay. An invalid one is left alone by it; everything else goes on.
 func (k *checker) rows(t *store.TenantRows) {
-	table := route.NewTenant(t.Schema, k.config.EndpointDefaults())
+	table := t.Routing(k.config.EndpointDefaults())
 	policy := k.config.policy()
 	denied := 0
-	for _, row := range t.Endpoints {
-		_ = table.SetEndpoint(row) // Invalid has it
-		ep := table.Endpoint(row.ID)
+	for i := range t.Endpoints {
+		id := t.Endpoints[i].ID
+		ep := table.Endpoint(id)
 		if ep == nil || !ep.Active {
 			continue
 		}
 		if why := cmp.Or(policy.Denied(ep), policy.DeniedAddress(ep)); why != "" {
 			if denied++; denied <= invalidShown {
-				k.warn(fmt.Sprintf("tenant %s, webhook_endpoints %s", t.Schema, row.ID), why, "change the endpoint or the configuration: its deliveries become dead letters at once")
+				k.warn(fmt.Sprintf("tenant %s, webhook_endpoints %s", t.Schema, id), why, "change the endpoint or the configuration: its deliveries become dead letters at once")
 			}
 		}
 	}
 	if denied > invalidShown {
 		k.warn("tenant "+t.Schema, fmt.Sprintf("%d more endpoints are denied by the configuration", denied-invalidShown), "see the ones above")
 	}
-	k.eventTypes(t, table)
-	for _, row := range t.Subscriptions {
-		_ = table.SetSubscription(row) // Invalid has it
-	}
+	k.eventTypes(t)
 	invalid := make(map[string]int)
 	for _, row := range table.Invalid() {
 		if invalid[row.Table]++; invalid[row.Table] > invalidShown {
@@ -252,11 +249,10 @@ func (k *checker) rows(t *store.TenantRows) {
 }
 
 // eventTypes names the types whose events become dead letters, whatever is in them.
-func (k *checker) eventTypes(t *store.TenantRows, table *route.Tenant) {
+func (k *checker) eventTypes(t *store.TenantRows) {
 	limits := k.config.EventLimits()
 	broken := 0
 	for _, row := range t.EventTypes {
-		_ = table.SetEventType(row) // Invalid has it
 		err := limits.CheckType(row.EventType)
 		if err == nil || !row.Enabled {
 			continue

@@ -63,7 +63,7 @@ Counting stops at %d.`, desk.CountLimit),
 				if err != nil {
 					return err
 				}
-				list, err := d.Endpoints(ctx, desk.Routing(rows, c.EndpointDefaults()), states, n)
+				list, err := d.Endpoints(ctx, rows.Routing(c.EndpointDefaults()), states, n)
 				if err != nil {
 					return err
 				}
@@ -125,7 +125,7 @@ func (a *app) endpointsShowCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				x, err := d.Endpoint(ctx, rows, desk.Routing(rows, c.EndpointDefaults()), argument(args))
+				x, err := d.Endpoint(ctx, rows, rows.Routing(c.EndpointDefaults()), argument(args))
 				if err != nil {
 					return err
 				}
@@ -310,7 +310,7 @@ func (a *app) probe(ctx context.Context, q *inquiry, d *desk.Desk, c *config, id
 	if err != nil {
 		return err
 	}
-	table := desk.Routing(rows, c.EndpointDefaults())
+	table := rows.Routing(c.EndpointDefaults())
 	row, ok := table.EndpointRow(id)
 	if !ok {
 		_, err := d.Endpoint(ctx, rows, table, id) // says what the id is instead

@@ -82,7 +82,7 @@ func (a *app) verify(ctx context.Context, q *inquiry, d *desk.Desk, c *config, m
 	if err != nil {
 		return err
 	}
-	table := desk.Routing(rows, c.EndpointDefaults())
+	table := rows.Routing(c.EndpointDefaults())
 	client, err := delivery.NewClient(c.ClientConfig(version()), nil, slog.New(slog.DiscardHandler)) //nolint:contextcheck // it lives until Close
 	if err != nil {
 		return err

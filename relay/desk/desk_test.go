@@ -222,6 +222,6 @@ func TestOpenSaysWhatIsMissing(t *testing.T) {
 	paused, err := d.Pause(b.ctx, e, "")
 	require.NoError(t, err, "the group role may do all that an operator does")
 	assert.True(t, paused)
-	_, err = d.Endpoint(b.ctx, b.registry(), desk.Routing(b.registry(), defaults()), e)
+	_, err = d.Endpoint(b.ctx, b.registry(), b.registry().Routing(defaults()), e)
 	require.NoError(t, err)
 }

@@ -9,7 +9,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/route"
 	"github.com/neo-commons/outbox-relay/relay/store"
@@ -247,21 +246,6 @@ func (d *Desk) Rows(ctx context.Context) (*store.TenantRows, error) {
 		return nil, fmt.Errorf("read the routing rows of tenant %s: %w", d.tenant, registry.Tenants[0].Err)
 	}
 	return &registry.Tenants[0], nil
-}
-
-// Routing makes a routing table of a tenant's rows. Those that cannot be used are in its Invalid.
-func Routing(rows *store.TenantRows, defaults delivery.Defaults) *route.Tenant {
-	table := route.NewTenant(rows.Schema, defaults)
-	for _, row := range rows.EventTypes {
-		_ = table.SetEventType(row) // it is not the endpoints'
-	}
-	for _, row := range rows.Endpoints {
-		_ = table.SetEndpoint(row) // Invalid has it
-	}
-	for _, row := range rows.Subscriptions {
-		_ = table.SetSubscription(row) // Invalid has it
-	}
-	return table
 }
 
 // Pause holds an endpoint's deliveries back, which must be active. False: it was paused already.

@@ -43,7 +43,7 @@ func TestEndpointsAreListedWithTheirTrouble(t *testing.T) {
 		}
 	}
 	rows := b.registry()
-	table := desk.Routing(rows, defaults())
+	table := rows.Routing(defaults())
 	list, err := b.desk.Endpoints(b.ctx, table, nil, 10)
 	require.NoError(t, err)
 	require.Len(t, list, 5)
@@ -86,7 +86,7 @@ func TestEndpointShowsItsSettingsAndNoSecret(t *testing.T) {
 	b.exec(`INSERT INTO acme.webhook_delivery_stats (webhook_endpoint_id, date_recorded, total_attempts, successful_deliveries, failed_deliveries, timeout_deliveries)
 		VALUES ($1::uuid, current_date, 9, 3, 2, 4), ($1::uuid, current_date - 6, 10, 10, 0, 0), ($1::uuid, current_date - 7, 100, 0, 50, 50)`, id)
 	rows := b.registry()
-	x, err := b.desk.Endpoint(b.ctx, rows, desk.Routing(rows, defaults()), id)
+	x, err := b.desk.Endpoint(b.ctx, rows, rows.Routing(defaults()), id)
 	require.NoError(t, err)
 	assert.Equal(t, desk.Week{Attempts: 19, Delivered: 13, Failed: 6}, x.Week)
 	assert.Equal(t, time.Now().UTC().Format(time.DateOnly), x.LastSuccess)
@@ -96,7 +96,7 @@ func TestEndpointShowsItsSettingsAndNoSecret(t *testing.T) {
 	assert.InEpsilon(t, 2.5, x.Settings.Rate, 1e-9)
 	for text, rate := range map[string]float64{"1e400": math.MaxFloat64, "1e-400": math.SmallestNonzeroFloat64, "NaN": math.MaxFloat64} {
 		b.exec(`UPDATE acme.webhook_endpoints SET rate_limit_per_second = $2::text::numeric WHERE id = $1::uuid`, id, text)
-		y, err := b.desk.Endpoint(b.ctx, rows, desk.Routing(rows, defaults()), id)
+		y, err := b.desk.Endpoint(b.ctx, rows, rows.Routing(defaults()), id)
 		require.NoError(t, err, text)
 		assert.Equal(t, rate, y.Settings.Rate, text) //nolint:testifylint // it is exact
 	}
@@ -113,7 +113,7 @@ func TestEndpointShowsItsSettingsAndNoSecret(t *testing.T) {
 	assert.NotContains(t, string(text), "s3cret")
 	assert.NotContains(t, string(text), "user:pw")
 
-	_, err = b.desk.Endpoint(b.ctx, rows, desk.Routing(rows, defaults()), outbox.UUID{1})
+	_, err = b.desk.Endpoint(b.ctx, rows, rows.Routing(defaults()), outbox.UUID{1})
 	require.ErrorContains(t, err, "tenant acme has no endpoint")
 }
 
@@ -130,7 +130,7 @@ func TestResumeWakesWhatWaits(t *testing.T) {
 	resumed, err = b.desk.Resume(b.ctx, id)
 	require.NoError(t, err)
 	assert.False(t, resumed)
-	list, err := b.desk.Endpoints(b.ctx, desk.Routing(b.registry(), defaults()), nil, 10)
+	list, err := b.desk.Endpoints(b.ctx, b.registry().Routing(defaults()), nil, 10)
 	require.NoError(t, err)
 	assert.Equal(t, desk.State{State: "active"}, desk.State{State: list[0].State.State, Reason: list[0].State.Reason, Since: list[0].State.Since, FailingSince: list[0].State.FailingSince})
 	assert.Equal(t, []int{1, 0}, []int{list[0].Waiting, list[0].Parked})
@@ -163,7 +163,7 @@ func TestRecover(t *testing.T) {
 	assert.Equal(t, []int64{5, 3}, []int64{r.Scanned, r.Queued})
 	assert.False(t, r.DoneAt.IsZero())
 	rows := b.registry()
-	x, err := b.desk.Endpoint(b.ctx, rows, desk.Routing(rows, defaults()), id)
+	x, err := b.desk.Endpoint(b.ctx, rows, rows.Routing(defaults()), id)
 	require.NoError(t, err)
 	require.Len(t, x.Recoveries, 2)
 	assert.Equal(t, number, x.Recoveries[0].ID)

@@ -95,7 +95,7 @@ func (d *Desk) Explain(ctx context.Context, rows *store.TenantRows, defaults del
 	}
 	concerned := make(map[outbox.UUID]bool)
 	if !x.Gone {
-		for _, v := range Routing(rows, defaults).Explain(x.routed(), endpoint) {
+		for _, v := range rows.Routing(defaults).Explain(x.routed(), endpoint) {
 			a := account(v.Endpoint)
 			concerned[v.Endpoint] = concerned[v.Endpoint] || v.Fits
 			a.Subscriptions = append(a.Subscriptions, judge(&v))

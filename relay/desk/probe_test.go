@@ -52,7 +52,7 @@ func TestProbe(t *testing.T) {
 	b := setup(t)
 	id := b.endpoint("Shop", "none")
 	b.exec(`UPDATE acme.webhook_endpoints SET endpoint_url = $1::text, secret_token = $2::text, is_active = false`, receiver.URL+"/hook?key=s3cret", secret)
-	row, ok := desk.Routing(b.registry(), defaults()).EndpointRow(id)
+	row, ok := b.registry().Routing(defaults()).EndpointRow(id)
 	require.True(t, ok)
 
 	p := probe(cfg, row)

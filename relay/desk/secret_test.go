@@ -180,7 +180,7 @@ func TestSealSecrets(t *testing.T) {
 	// The routing table of the relay opens them, and says what does not open.
 	d := defaults()
 	d.Keys = k2
-	table := desk.Routing(b.registry(), d)
+	table := b.registry().Routing(d)
 	invalid := make(map[outbox.UUID]string)
 	for _, row := range table.Invalid() {
 		invalid[row.ID] = row.Err.Error()

@@ -41,7 +41,7 @@ func TestSessionStaysAsItWas(t *testing.T) {
 	require.NoError(t, err)
 	rows, err := d.Rows(b.ctx)
 	require.NoError(t, err)
-	x, err := d.Endpoint(b.ctx, rows, desk.Routing(rows, defaults()), endpoint)
+	x, err := d.Endpoint(b.ctx, rows, rows.Routing(defaults()), endpoint)
 	require.NoError(t, err)
 	assert.WithinDuration(t, time.Now(), x.Settings.CreatedAt.Time, time.Hour)
 	paused, err := d.Pause(b.ctx, endpoint, "holiday")

@@ -55,6 +55,21 @@ type TenantRows struct {
 	Subscriptions []route.SubscriptionRow // of both tables
 }
 
+// Routing makes a routing table of the rows. Those that cannot be used are in its Invalid.
+func (t *TenantRows) Routing(defaults delivery.Defaults) *route.Tenant {
+	table := route.NewTenant(t.Schema, defaults)
+	for _, row := range t.EventTypes {
+		_ = table.SetEventType(row)
+	}
+	for _, row := range t.Endpoints {
+		_ = table.SetEndpoint(row)
+	}
+	for _, row := range t.Subscriptions {
+		_ = table.SetSubscription(row)
+	}
+	return table
+}
+
 // loadChunk is how many tenants are read in one round trip.
 const loadChunk = 50
 
