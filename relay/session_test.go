@@ -46,7 +46,7 @@ func newSite(t *testing.T) *site {
 	e, err := newEngine(ctx, &o)
 	require.NoError(t, err)
 	t.Cleanup(e.store.Close)
-	s.session = &session{engine: e, tenants: make(map[string]*tenant), gates: make(map[store.Backfill]wal.LSN)}
+	s.session = &session{engine: e, tenants: make(map[string]*tenant), relations: make(map[uint32]*relation), gates: make(map[store.Backfill]wal.LSN)}
 	s.stream, err = wal.Open(ctx, e.streamOptions())
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.close(context.WithoutCancel(ctx))) })
@@ -104,6 +104,26 @@ func TestFinishWaitsForNothingThatHasNotBegun(t *testing.T) {
 			require.Equal(t, s.start, covered, "the log keeps it")
 		})
 	}
+}
+
+// TestRelationsGoWithTheirTenant: of a tenant that is removed nothing stays but what the stream itself knows of its tables.
+func TestRelationsGoWithTheirTenant(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- s.stream.Run(ctx, s, func() wal.LSN { return 0 }) }()
+	s.exec(`INSERT INTO acme.webhook_events (event_type, event_name, aggregate_id, aggregate_type, event_data) VALUES ('a.b', 'a.b', gen_random_uuid(), 'a', '{}')`)
+	s.exec(`SELECT outbox_relay.remove_tenant('acme')`)
+	require.Eventually(t, func() bool { return s.tenant("acme") == nil }, 30*time.Second, time.Millisecond)
+	stop()
+	require.ErrorIs(t, <-ended, context.Canceled)
+	require.Equal(t, uint64(1), s.read.Load(), "the event was its, so its table was known")
+	for _, rel := range s.relations {
+		require.Equal(t, ownSchema, rel.wal.Schema)
+	}
+	require.NotEmpty(t, s.relations)
 }
 
 // TestMovedTenantKeepsWhatIsHeldBack: what was read of a tenant before it went to another shard, and waits for a look into the deliveries, is ours to send.

@@ -323,8 +323,9 @@ func (s *session) movedAway(ctx context.Context, schema string) error {
 	return nil
 }
 
-// leave forgets a tenant, or all of them.
+// leave forgets a tenant, or all of them, and what is known of its tables, which would keep its routing table.
 func (s *session) leave(schema string) {
+	maps.DeleteFunc(s.relations, func(_ uint32, r *relation) bool { return r.wal.Schema == schema || schema == "" })
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if schema == "" {
