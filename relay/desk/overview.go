@@ -158,6 +158,8 @@ func orEmpty[T any](list []T) []T {
 	return list
 }
 
+var errTooLong = errors.New("it took too long")
+
 // reasonOf is an error of the server in few words.
 func reasonOf(err error) string {
 	server, ok := errors.AsType[*pgconn.PgError](err)
@@ -165,7 +167,7 @@ func reasonOf(err error) string {
 	case !ok:
 		return err.Error()
 	case server.Code == "57014":
-		return "it took too long"
+		return errTooLong.Error()
 	case server.Code == "55P03":
 		return "somebody has locked it"
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -76,7 +77,9 @@ SELECT coalesce((SELECT e.name FROM {tenant}.webhook_endpoints e WHERE e.id = $1
     JOIN {tenant}.webhook_deliveries d ON d.id = q.delivery_id GROUP BY 1) r), '{}')`
 )
 
+// surveyQueue begins no statement after as long as one may take: what is left then is a gap.
 func (d *Desk) surveyQueue(ctx context.Context, o *Overview) error {
+	until := time.Now().Add(d.patience)
 	q := &o.Queue
 	st, err := store.ReadQueue(ctx, d.conn)
 	if err != nil {
@@ -86,6 +89,9 @@ func (d *Desk) surveyQueue(ctx context.Context, o *Overview) error {
 	q.Total = Count{st.Queued, many}
 	q.Due = Count{st.Due, st.Due >= store.QueueCountLimit}
 	q.OldestDue = st.OldestDue.Seconds()
+	if time.Now().After(until) {
+		return errTooLong
+	}
 	rows, err := d.conn.Query(ctx, queueByEndpoint, store.QueueCountLimit, overviewShown)
 	if err != nil {
 		return err
@@ -99,13 +105,16 @@ func (d *Desk) surveyQueue(ctx context.Context, o *Overview) error {
 			q.Leased, q.Parked, q.NextDue = Count{leased, many}, Count{w.Parked, many}, w.NextDue
 			return w, err
 		}
-		w.Tenant, w.Total.More = *tenant, many
+		w.Tenant, w.Total.More, w.Reasons = *tenant, many, map[string]int64{}
 		return w, err
 	})
 	if err != nil {
 		return err
 	}
 	q.Worst = list[1:]
+	if time.Now().After(until) {
+		return errTooLong
+	}
 	if rows, err = d.conn.Query(ctx, queueBlocked, store.QueueCountLimit, overviewShown); err == nil {
 		q.Blocked, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Blocked, err error) {
 			err = row.Scan(&b.Tenant, &b.EndpointID, &b.Key, &b.Behind, &b.HeadID, &b.HeadDueAt)
@@ -117,14 +126,13 @@ func (d *Desk) surveyQueue(ctx context.Context, o *Overview) error {
 	}
 	for i := range q.Worst {
 		w := &q.Worst[i]
-		w.Reasons = map[string]int64{}
-		if err := d.lookInto(ctx, o, w.Tenant, queueReasons, []any{w.EndpointID, w.Tenant}, &w.Name, &w.Reasons); err != nil {
+		if err := d.lookInto(ctx, o, until, w.Tenant, queueReasons, []any{w.EndpointID, w.Tenant}, &w.Name, &w.Reasons); err != nil {
 			return err
 		}
 	}
 	for i := range q.Blocked {
 		b := &q.Blocked[i]
-		if err := d.lookInto(ctx, o, b.Tenant, `SELECT d.attempt_number::int4, `+reasonColumn+` FROM {tenant}.webhook_deliveries d WHERE d.id = $1::uuid`,
+		if err := d.lookInto(ctx, o, until, b.Tenant, `SELECT d.attempt_number::int4, `+reasonColumn+` FROM {tenant}.webhook_deliveries d WHERE d.id = $1::uuid`,
 			[]any{b.HeadID}, &b.Attempts, &b.Reason); err != nil {
 			return err
 		}
@@ -132,8 +140,11 @@ func (d *Desk) surveyQueue(ctx context.Context, o *Overview) error {
 	return nil
 }
 
-// lookInto reads one row of a tenant. A tenant that cannot be read is a gap, and a row that is gone is none.
-func (d *Desk) lookInto(ctx context.Context, o *Overview, tenant, sql string, args []any, into ...any) error {
+// lookInto reads one row of a tenant, unless it is too late. A tenant that cannot be read is a gap, and a row that is gone is none.
+func (d *Desk) lookInto(ctx context.Context, o *Overview, until time.Time, tenant, sql string, args []any, into ...any) error {
+	if time.Now().After(until) {
+		return errTooLong
+	}
 	err := d.conn.QueryRow(ctx, strings.ReplaceAll(sql, "{tenant}", pgx.Identifier{tenant}.Sanitize()), args...).Scan(into...)
 	server, ok := errors.AsType[*pgconn.PgError](err)
 	switch {

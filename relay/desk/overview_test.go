@@ -216,6 +216,30 @@ func TestSurveyDoesNotWaitForEachLock(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// Nor do many looks at a slow server, none of which takes too long by itself.
+func TestSurveyOfASlowQueue(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.exec(`ALTER TABLE acme.webhook_deliveries RENAME TO fast`)
+	b.exec(`CREATE VIEW acme.webhook_deliveries AS SELECT d.* FROM acme.fast d, (SELECT pg_sleep(.5) OFFSET 0) s`)
+	for n := range 5 {
+		endpoint := b.endpoint(fmt.Sprint("slow", n), "strict")
+		for range 2 {
+			id := outbox.NewUUID()
+			b.exec(`INSERT INTO acme.fast (id, webhook_event_id, webhook_endpoint_id, delivery_status, request_url, request_method) VALUES ($1, gen_random_uuid(), $2, 'pending', '', '')`, id, endpoint)
+			b.exec(`SELECT outbox_relay.enqueue('acme', $1, $2, now(), $2, '0/1', 0)`, id, endpoint)
+		}
+	}
+	o, err := desk.Survey(b.ctx, connect(t, b.dsn), []string{b.slot}, nil, desk.OverviewPatience)
+	require.NoError(t, err)
+	assert.Equal(t, "it took too long", o.Gap(desk.PartQueue))
+	assert.Equal(t, desk.Count{N: 10}, o.Queue.Total)
+	assert.Len(t, o.Queue.Worst, 5)
+	assert.Len(t, o.Queue.Blocked, 5)
+	assert.NotEmpty(t, o.Queue.Worst[0].Reasons)
+	assert.Empty(t, o.Queue.Worst[4].Reasons, "the first took all the time there was")
+}
+
 // A burst is looked at as far as the latest of it, and counted as that, not as what a minute of it would be.
 func TestSurveyOfABurst(t *testing.T) {
 	t.Parallel()
