@@ -26,9 +26,8 @@ type mark struct {
 }
 
 const (
-	rateOver  = time.Minute      // the time over which the rate is taken
-	soon      = 10 * time.Minute // less than that left is worth a warning
-	tellAgain = 5 * time.Minute
+	rateOver = time.Minute      // the time over which the rate is taken
+	soon     = 10 * time.Minute // less than that left is worth a warning
 )
 
 // outlook is what the budget comes to.

@@ -10,8 +10,8 @@ import (
 
 // commitWatch tells of it; the zero value is that nothing has been seen.
 type commitWatch struct {
-	told  time.Time // when it was logged last; zero: not yet in this wait
-	clean int       // looks in a row that have found nothing
+	teller teller // of this wait
+	clean  int    // looks in a row that have found nothing
 }
 
 // look asks, and has the log and the status say it. A wait is over after two looks that find none: the recorder gives a try up after a while, and the next one
@@ -23,7 +23,7 @@ func (w *commitWatch) look(ctx context.Context, e *engine) {
 	}
 	if wait.Commits == 0 {
 		if w.clean++; w.clean >= 2 {
-			w.told = time.Time{}
+			w.teller = teller{}
 			e.status.besides.Store(nil)
 		}
 		return
@@ -31,8 +31,7 @@ func (w *commitWatch) look(ctx context.Context, e *engine) {
 	w.clean = 0
 	text := wait.String()
 	e.status.besides.Store(&text)
-	if now := time.Now(); now.Sub(w.told) >= tellAgain {
-		w.told = now
+	if w.teller.due(time.Now(), tellAgain) {
 		e.log.Warn("commits wait for a synchronous standby", "commits", wait.Commits, "synchronous_standby_names", wait.Standbys, "hint", wait.Hint())
 	}
 }

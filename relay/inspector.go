@@ -49,9 +49,9 @@ type inspector struct {
 // told is what one line of the log in a while is for.
 type told struct{ tenant, code string }
 
-// silence is how long nothing more is said, and how much has been left unsaid.
+// silence is how much has been left unsaid since the last line.
 type silence struct {
-	until  time.Time
+	teller
 	unsaid int
 }
 
@@ -104,7 +104,6 @@ func (i *inspector) complain(tenant string, e *outbox.Event, r refusal, sent boo
 		return
 	}
 	i.metrics.invalidEvents[r.code].Inc()
-	now := time.Now()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	s := i.told[told{tenant, r.code}]
@@ -112,10 +111,10 @@ func (i *inspector) complain(tenant string, e *outbox.Event, r refusal, sent boo
 		s = &silence{}
 		i.told[told{tenant, r.code}] = s
 	}
-	if now.Before(s.until) {
+	if !s.due(time.Now(), complainAgain) {
 		s.unsaid++
 		return
 	}
 	i.log.Warn("an event is not valid", "tenant", tenant, "event", e.ID, "event_type", e.Type, "code", r.code, "reason", r.reason, "sent", sent, "unsaid", s.unsaid)
-	*s = silence{until: now.Add(complainAgain)}
+	s.unsaid = 0
 }

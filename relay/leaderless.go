@@ -49,7 +49,7 @@ func (l *leaderless) look(ctx context.Context, e *engine, cause error) {
 	if now.Sub(l.looked) >= makingLook {
 		l.looked = now
 		l.making, _ = e.store.Making(ctx) // without it the cause says enough
-		if now.Sub(l.since) >= makingLook && l.making != nil && l.teller.due(now) {
+		if now.Sub(l.since) >= makingLook && l.making != nil && l.teller.due(now, makingTell) {
 			e.log.Warn("no relay leads until the slot is made", "slot", slot, "state", l.making.String(), "hint", l.making.Remedy())
 		}
 	}
@@ -88,7 +88,7 @@ func (e *engine) watchHeal(ctx context.Context, lock *store.HealLock, cause erro
 				continue // the server of the relay's database is asked; whoever heals will meet the error
 			}
 			e.status.set(false, "healing: %v; %s", cause, making)
-			if teller.due(time.Now()) {
+			if teller.due(time.Now(), makingTell) {
 				e.log.Warn("healing goes on, and no relay leads until the slot is made", "slot", e.cfg().Database.Slot, "state", making.String(), "hint", making.Remedy())
 			}
 		}
@@ -97,15 +97,4 @@ func (e *engine) watchHeal(ctx context.Context, lock *store.HealLock, cause erro
 		end(nil)
 		<-done
 	}
-}
-
-// teller has something told once a minute.
-type teller struct{ told time.Time }
-
-func (t *teller) due(now time.Time) bool {
-	if now.Sub(t.told) < makingTell {
-		return false
-	}
-	t.told = now
-	return true
 }

@@ -15,9 +15,9 @@ import (
 // and the catalogue says what there is to read, and whether that process waits or works. Time alone would not do: decoding a huge transaction that is
 // none of ours looks the same from here, and starting again would begin it anew, for ever.
 type stallWatch struct {
-	owed  int64     // position of the log that has not come, though the process that should send it waits; zero: all is well
-	since time.Time // when that was first seen
-	told  time.Time // when a stream that waits for a standby was last warned of
+	owed   int64     // position of the log that has not come, though the process that should send it waits; zero: all is well
+	since  time.Time // when that was first seen
+	teller teller    // of a stream that waits for a standby
 }
 
 func (w *stallWatch) look(ctx context.Context, s *session) error {
@@ -28,8 +28,7 @@ func (w *stallWatch) look(ctx context.Context, s *session) error {
 	at, still := s.stream.Standing()
 	patience := s.stream.SenderTimeout()
 	now := time.Now()
-	if sender.Standby && still >= patience && now.Sub(w.told) >= 10*time.Minute {
-		w.told = now
+	if sender.Standby && still >= patience && w.teller.due(now, 10*time.Minute) {
 		s.log.Warn("the stream waits for a standby server", "for", still, "hint", "the server is told to wait by synchronized_standby_slots: look after the standby, or take its slot off the list")
 	}
 	switch {

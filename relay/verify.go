@@ -58,8 +58,8 @@ type verifier struct {
 	parties map[string]*verifyParty
 	running int
 	second  time.Time
-	begun   int       // since then
-	told    time.Time // that something was put off
+	begun   int    // since then
+	teller  teller // of what was put off
 }
 
 // verifyParty is a tenant with endpoints to be verified.
@@ -301,8 +301,7 @@ func (v *verifier) work(ctx context.Context, c *check) {
 	if err != nil && ctx.Err() == nil {
 		now := time.Now()
 		known.hold = now.Add(verifyPutOff)
-		if now.Sub(v.told) >= verifyPutOff { // it may be the same for many
-			v.told = now
+		if v.teller.due(now, verifyPutOff) { // it may be the same for many
 			v.s.log.Warn("endpoints cannot be verified now, trying again", "tenant", c.party.tenant.schema, "endpoint", c.id, "again_in", verifyPutOff, "error", err)
 		}
 	}
