@@ -78,11 +78,13 @@ type dispatcher struct {
 	// spawn starts one more worker. It is called under the lock, Config.Delivery.Workers times at most.
 	spawn func()
 
+	// mu is of all that follows, and of lanes, parties and hosts. The methods that others call take it themselves, in their first lines; all the rest is called
+	// under it, and waitRoom and rest give it away while they wait.
 	mu      sync.Mutex
 	workers int             // started
-	resting []chan struct{} // workers that wait for work; the last one is woken first, for its stack is warm
-	spare   []chan struct{}
-	room    chan struct{}
+	resting []chan struct{} // the bells of workers that wait for work; the last one is woken first, for its stack is warm
+	spare   []chan struct{} // bells that nobody waits for
+	room    chan struct{}   // there may be room for what the stream brings, see waitRoom
 	closed  bool
 	drained chan struct{} // not nil: nothing more is started
 	empty   bool          // drained is closed

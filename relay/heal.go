@@ -87,7 +87,7 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 		return err
 	}
 	published := errors.Is(cause, wal.ErrPublicationMissing) || errors.Is(cause, wal.ErrPublicationRemade)
-	if old := (published || errors.Is(cause, wal.ErrRowTooLarge)) && state.Epoch == e.epoch; state.Sound && state.Published && !state.Remade && !old {
+	if old := (published || errors.Is(cause, wal.ErrRowTooLarge)) && state.Epoch == e.lastEpoch; state.Sound && state.Published && !state.Remade && !old {
 		return fmt.Errorf("another relay has healed: %w", wal.ErrSlotActive)
 	}
 	e.status.set(false, "healing: %v", cause)
@@ -112,7 +112,7 @@ func (e *engine) renew(ctx context.Context, cause error) error {
 	if err != nil {
 		return fmt.Errorf("take leadership to heal slot %q: %w", e.cfg().Database.Slot, err)
 	}
-	e.epoch = o.Epoch // if the rest does not succeed, it is still ours to do
+	e.lastEpoch = o.Epoch // if the rest does not succeed, it is still ours to do
 	failpoint.Hit(failpoint.HealLed)
 	if o.Publications, err = e.store.Publications(ctx); err != nil {
 		return err

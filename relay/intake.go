@@ -21,7 +21,15 @@ const (
 	lookupBytes = 8 << 20
 )
 
-// Begin starts a transaction of the stream. One whose commit is covered by the recorded position is skipped whole.
+// idlePosition is how often a position without outcomes is recorded at most, and idleBytes how far it must have moved: less would make the
+// record of the position the only traffic there is.
+const (
+	idlePosition = 5 * time.Second
+	idleBytes    = 16 << 10
+)
+
+// Begin starts a transaction of the stream. Events of one whose commit is covered by the recorded position are skipped. Changes of
+// the routing tables are not: whether a table has been loaded with them, its tenant knows (wants).
 func (s *session) Begin(ctx context.Context, b wal.Begin) error {
 	if b.CommitLSN > s.startHigh {
 		if err := s.lookUp(ctx); err != nil {
@@ -74,7 +82,7 @@ func (s *session) Commit(_ context.Context, c wal.Commit) error {
 	}
 	s.ledger.end(s.tx.entry, c.EndLSN)
 	if s.tx.entry == noCommit { // events that match nothing may be all there is
-		s.position(s.owes())
+		s.recordPosition(s.owes())
 	}
 	s.metrics.read(c.CommitTime)
 	return nil
@@ -96,22 +104,22 @@ func (s *session) Keepalive(ctx context.Context, lsn wal.LSN, replyRequested boo
 	}
 	s.ledger.idle(lsn)
 	s.metrics.caughtUp()
-	s.position(replyRequested || s.owes())
+	s.recordPosition(replyRequested || s.owes())
 	return nil
 }
 
 // owes tells whether the leader of another shard waits for our position: it goes on with a tenant once that is recorded.
 func (s *session) owes() bool { return wal.LSN(s.confirmed.Load()) < s.owed }
 
-// position asks for the covered position to be recorded where no outcome carries it along. Writing it makes WAL of its own: a quiet server is
-// left quiet.
-func (s *session) position(now bool) {
-	if !now && time.Since(s.positioned) < idlePosition {
+// recordPosition asks for the covered position to be recorded where no outcome carries it along: now and then, and only once it has moved far enough, or
+// at once. Writing it makes WAL of its own: a quiet server is left quiet.
+func (s *session) recordPosition(atOnce bool) {
+	if !atOnce && time.Since(s.positioned) < idlePosition {
 		return
 	}
 	covered, _ := s.ledger.position()
 	durable := wal.LSN(s.confirmed.Load())
-	if now && covered > durable || covered > durable+idleBytes {
+	if atOnce && covered > durable || covered > durable+idleBytes {
 		s.positioned = time.Now()
 		s.recorder.writePosition()
 	}

@@ -89,6 +89,7 @@ func (l *ledger) idle(lsn pglogrepl.LSN) {
 	l.mu.Unlock()
 }
 
+// extend gives a position without deliveries to the newest entry, or covers it where there is none. It is called under the lock.
 func (l *ledger) extend(lsn pglogrepl.LSN) {
 	if l.head < len(l.commits) {
 		c := &l.commits[len(l.commits)-1]
@@ -128,6 +129,7 @@ func (l *ledger) abandon(n int) {
 	l.mu.Unlock()
 }
 
+// less counts n deliveries out. It is called under the lock.
 func (l *ledger) less(n int) {
 	l.outstanding -= n
 	if l.sealed != nil && l.outstanding == 0 && n > 0 {
@@ -146,6 +148,7 @@ func (l *ledger) seal() <-chan struct{} {
 	return l.sealed
 }
 
+// advance covers the oldest entries that are settled. It is called under the lock.
 func (l *ledger) advance() {
 	for l.head < len(l.commits) {
 		c := &l.commits[l.head]

@@ -15,6 +15,9 @@ import (
 // runLength is how many deliveries of one ordered key are claimed together.
 const runLength = 100
 
+// lookAgain is how long a delivery sleeps whose endpoint cannot be used, before it is looked at again.
+const lookAgain = time.Minute
+
 // claimDue works the retry queue until ctx is done: it claims what is due and what can start soon, and offers it to the lanes.
 func (e *engine) claimDue(ctx context.Context) error {
 	complained := false

@@ -263,6 +263,8 @@ func (r *recorder) flush(ctx context.Context) (more bool, err error) {
 	if len(out) == 0 && (!force || s == nil) {
 		return false, nil
 	}
+	// Before they are written: the same transaction has the position that they complete, which write asks for. Nothing else of a session makes a
+	// position durable, and there is one batch at a time: none is confirmed before the outcomes that it covers.
 	settled := make(map[*ledger]int, 1)
 	for _, j := range jobs {
 		if j.ledger != nil && j.commit != noCommit {

@@ -114,7 +114,7 @@ type engine struct {
 	backfill   chan struct{} // a tenant has a backfill to do
 	attention  chan struct{} // an endpoint takes deliveries again
 	keeper     *keeper
-	epoch      int64         // of our last session, or heal; lead's alone
+	lastEpoch  int64         // of our last session, or heal; lead's alone
 	moved      bool          // our last session has recorded a position; lead's alone
 	quit       chan struct{} // closed when nothing more will be recorded
 }

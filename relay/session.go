@@ -17,15 +17,6 @@ import (
 	"github.com/neo-commons/outbox-relay/relay/wal"
 )
 
-const (
-	// idlePosition is how often a position without outcomes is recorded at most, and idleBytes how far it must have moved: less would make the
-	// record of the position the only traffic there is.
-	idlePosition = 5 * time.Second
-	idleBytes    = 16 << 10
-	// lookAgain is how long a delivery sleeps whose endpoint cannot be used, before it is looked at again.
-	lookAgain = time.Minute
-)
-
 // A session is one period of leadership: from the slot's acquisition to the end of the stream. It is the handler of the stream. What is set before the stream
 // runs stays as it is, and everybody may read it; of the rest, whatever does not say whose it is belongs to the stream's goroutine.
 type session struct {
@@ -65,7 +56,7 @@ type session struct {
 // transaction is what the session knows of the one being read.
 type transaction struct {
 	begin  wal.Begin
-	skip   bool  // its commit is covered
+	skip   bool  // its commit is covered: no event of it is looked at
 	repeat bool  // an earlier session may have recorded deliveries of it
 	entry  int   // in the ledger; noCommit until the first delivery
 	n      int32 // events so far
@@ -118,7 +109,7 @@ func (s *session) run(parent context.Context) error {
 		return fmt.Errorf("take leadership of slot %q: %w", s.cfg().Database.Slot, err)
 	}
 	failpoint.Hit(failpoint.Taken)
-	s.engine.epoch = progress.Epoch
+	s.lastEpoch = progress.Epoch
 	s.admitted.Store(true)
 	s.epoch, s.start, s.startHigh = progress.Epoch, progress.LSN, progress.High
 	if s.handled, err = s.store.Handled(ctx); err != nil {
@@ -128,7 +119,7 @@ func (s *session) run(parent context.Context) error {
 	s.dispatcher.beat = s.beat
 	s.ledger = newLedger(progress.LSN, progress.High)
 	s.ledger.tenure = s.tenure
-	s.leading.Store(s)
+	s.leading.Store(s) // before the routing tables are loaded: a configuration that changes meanwhile is to reach those that are there
 	defer s.leading.Store(nil)
 	if err := s.loadTenants(ctx); err != nil {
 		return err
@@ -164,7 +155,8 @@ func (s *session) run(parent context.Context) error {
 }
 
 // attend does the leader's background work until ctx is done: what waits in order or for its endpoint, endpoints that only fail, rows that have been
-// kept for long enough, the snapshot that a lost slot is healed from; and, beside that, what may take long: backfills and recoveries.
+// kept for long enough; the snapshot that a lost slot is healed from; whether the stream has stalled, and what it goes by has been replaced; and, beside that,
+// what may take long: backfills, recoveries and verifications.
 //
 // They begin choreGap apart. At the same moment each would need a connection of its own, and four servers that have just been started keep two
 // processors busy for long enough to make deliveries wait. Far apart each would wake an idle process, which costs more than the work.
@@ -267,7 +259,7 @@ func (s *session) finish(ctx context.Context) error {
 // lastPosition records what is covered, for which no outcome did so: events that match nothing, and a commit that was read to its end after its outcomes were
 // recorded. The next session would read them again, and match them by what is subscribed then.
 func (s *session) lastPosition() {
-	s.position(true)
+	s.recordPosition(true)
 	covered, _ := s.ledger.position()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()

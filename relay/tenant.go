@@ -18,16 +18,17 @@ import (
 	"github.com/neo-commons/outbox-relay/relay/wal"
 )
 
-// A tenant is a schema whose events we relay. Its routing table is used by the stream and by the backfill, one at a time.
+// A tenant is a schema whose events we relay. Its routing table is used by the stream, by the leader's background work and by whoever brings another
+// configuration, one at a time.
 type tenant struct {
-	schema string
+	mu      sync.Mutex // of the fields up to the next gap; but for saved, the others stay as they were loaded
+	state   string
+	gone    bool // the schema is, and that has been told
+	filling bool // earlier events are still being queued: what has an order goes behind them
+	table   *route.Tenant
+	now     version // of the table
 
-	mu       sync.Mutex
-	state    string
-	gone     bool // the schema is, and that has been told
-	filling  bool // earlier events are still being queued: what has an order goes behind them
-	table    *route.Tenant
-	now      version        // of the table
+	schema   string
 	steady   bool           // it was loaded with the rows that the last checkpoint of the session before knew
 	saved    *int64         // digest that the database has; nil: none. The checkpoint's, once it is loaded
 	tables   string         // that it was loaded from; see store.TenantRows
