@@ -48,10 +48,7 @@ func newLedger(covered, high pglogrepl.LSN) *ledger {
 func (l *ledger) begin(lsn pglogrepl.LSN, at time.Time) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.head == len(l.commits) {
-		l.base += l.head
-		l.head, l.commits = 0, l.commits[:0]
-	} else if l.head > 1024 && l.head > len(l.commits)/2 {
+	if l.head > 1024 && l.head > len(l.commits)/2 {
 		l.base += l.head
 		l.commits = l.commits[:copy(l.commits, l.commits[l.head:])]
 		l.head = 0

@@ -85,6 +85,27 @@ func TestLedger(t *testing.T) {
 		covered, _ := l.position()
 		require.Equal(t, pglogrepl.LSN(100), covered)
 	})
+
+	t.Run("what is covered takes no room", func(t *testing.T) {
+		t.Parallel()
+		for _, behind := range []int{0, 1, 600} { // commits that are open whenever another one is covered
+			l := newLedger(0, 0)
+			var entries []int
+			for i := range 10_000 {
+				lsn := pglogrepl.LSN(10 * (i + 1))
+				n := l.begin(lsn, time.Time{})
+				l.add(n)
+				l.end(n, lsn+5)
+				entries = append(entries, n)
+				if i >= behind {
+					l.record(entries[i-behind])
+					covered, _ := l.position()
+					require.Equal(t, lsn-pglogrepl.LSN(10*behind)+5, covered)
+				}
+			}
+			require.LessOrEqual(t, cap(l.commits), 4096, "%d open", behind)
+		}
+	})
 }
 
 // TestLedgerAgainstModel settles at random and compares with a model that keeps every commit.
@@ -108,7 +129,12 @@ func TestLedgerAgainstModel(t *testing.T) {
 				open[i] = open[len(open)-1]
 				open = open[:len(open)-1]
 				commits[c].open--
-				l.record(entries[c])
+				if rnd.IntN(2) == 0 {
+					l.settle(entries[c])
+				} else {
+					l.record(entries[c])
+					l.written(1)
+				}
 			} else {
 				lsn += 10
 				n := rnd.IntN(4)
@@ -134,6 +160,7 @@ func TestLedgerAgainstModel(t *testing.T) {
 			}
 			covered, _ := l.position()
 			require.Equal(t, want, covered, "seed %d", seed)
+			require.Equal(t, len(open), l.outstanding, "seed %d", seed)
 		}
 	}
 }
