@@ -162,3 +162,35 @@ func TestBatchesOfManyTenantsWaitForMore(t *testing.T) {
 		require.Equal(t, interval, wait(cfg.Record.Batch-1, 10), "a statement has many rows as it is")
 	})
 }
+
+// TestBatchOfMoreTenantsThanItMayHave: those that have waited longest go first, with all they have, and nothing is lost of the others or out of its order.
+func TestBatchOfMoreTenantsThanItMayHave(t *testing.T) {
+	t.Parallel()
+	cfg := DefaultConfig()
+	cfg.Record.Batch = 2 * maxBatchTenants
+	r := newRecorder(&cfg, nil, outbox.UUID{}, nil, nil, nil)
+	var first, others []*job
+	for i := range 2 * (maxBatchTenants + 2) {
+		tenant := i % (maxBatchTenants + 2)
+		j := &job{Delivery: store.Delivery{ID: outbox.NewUUID(), Tenant: fmt.Sprint(tenant)}}
+		r.add(j, store.Outcome{Status: store.Success, Delivery: &j.Delivery})
+		if tenant < maxBatchTenants {
+			first = append(first, j)
+		} else {
+			others = append(others, j)
+		}
+	}
+	taken := func(want []*job) ([]*job, []store.Outcome) {
+		jobs, out, _, _ := r.take()
+		require.Equal(t, idsOf(want), idsOf(jobs))
+		for i := range out {
+			require.Same(t, &jobs[i].Delivery, out[i].Delivery)
+		}
+		return jobs, out
+	}
+	jobs, out := taken(first)
+	r.putBack(jobs, out) // it could not be written
+	taken(first)
+	taken(others)
+	require.Zero(t, r.pending())
+}
