@@ -72,10 +72,9 @@ func Print(w io.Writer, o Options) error {
 		if err != nil {
 			return fmt.Errorf("read migration: %w", err)
 		}
-		number, _, _ := strings.Cut(path.Base(name), "_")
-		version, err := strconv.ParseInt(number, 10, 64)
+		version, err := versionOf(name)
 		if err != nil {
-			return fmt.Errorf("version of migration %s: %w", name, err)
+			return err
 		}
 		fmt.Fprintf(&out, "\nBEGIN;\n%s%s;\nCOMMIT;\n", withoutAnnotations(text), noteVersion(version))
 	}
@@ -85,6 +84,31 @@ func Print(w io.Writer, o Options) error {
 	out.WriteString(printTail)
 	_, err = w.Write(out.Bytes())
 	return err
+}
+
+func versionOf(name string) (int64, error) {
+	number, _, _ := strings.Cut(path.Base(name), "_")
+	version, err := strconv.ParseInt(number, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("version of migration %s: %w", name, err)
+	}
+	return version, nil
+}
+
+// Version is that of the schema outbox_relay which Migrate leaves, the greatest of schema_migrations.
+func Version() (version int64, err error) {
+	names, err := fs.Glob(files, "sql/*.sql")
+	if err != nil {
+		return 0, fmt.Errorf("list migrations: %w", err)
+	}
+	for _, name := range names {
+		v, err := versionOf(name)
+		if err != nil {
+			return 0, err
+		}
+		version = max(version, v)
+	}
+	return version, nil
 }
 
 func noteVersion(v int64) string {

@@ -69,7 +69,7 @@ The relay's configuration comes from --config and the environment as usual, apar
 database, server and network, which this command sets, and with --tls delivery.tls.ca_file.`,
 		Example: `  outbox-relay bench
   outbox-relay bench --rate 1000 --events 30000
-  outbox-relay bench --answer 100ms --tenants 10 --endpoints 10
+  outbox-relay bench --answer 100ms --tenants 10 --endpoints 10 --events 5000
   outbox-relay bench --tls
   OUTBOX_RELAY_RECORD_BATCH=4000 outbox-relay bench -o json`,
 		Args: cobra.NoArgs,

@@ -34,7 +34,17 @@ func (k *checker) installed(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		k.ok(name, "version %d", version)
+		want, err := schema.Version()
+		switch {
+		case err != nil:
+			return err
+		case version < want:
+			k.fail(name, fmt.Sprintf("version %d, and this relay needs %d", version, want), migrateRemedy)
+		case version > want:
+			k.warn(name, fmt.Sprintf("version %d, and this relay knows %d", version, want), "use a relay as new as the one that has migrated it")
+		default:
+			k.ok(name, "version %d", version)
+		}
 	}
 	return nil
 }

@@ -80,8 +80,12 @@ func (k *checker) pooler(ctx context.Context) error {
 		k.ok("pooler", "none between database.url and the server")
 		return nil
 	}
+	if k.config.Database.ReplicationURL != "" {
+		k.ok("pooler", "database.url leads through one, and the stream past it")
+		return nil
+	}
 	k.warn("pooler", "database.url leads through one",
-		"let it lead to the server itself, or to a pool in session mode with database.replication_url past the pooler")
+		"let it lead to the server itself, or to a pool in session or transaction mode with database.replication_url past the pooler")
 	return nil
 }
 

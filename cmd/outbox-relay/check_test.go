@@ -216,6 +216,22 @@ func passOn(client io.Writer, server io.Reader, statements bool) {
 	}
 }
 
+// TestCheckHoldsVersions: a schema that is older than the relay is to be migrated, whatever else is missing for that.
+func TestCheckHoldsVersions(t *testing.T) {
+	t.Parallel()
+	d := installed(t)
+	env := []string{"OUTBOX_RELAY_DATABASE_URL=" + d.url, "OUTBOX_RELAY_DATABASE_SLOT=" + d.name}
+	d.exec(t, "INSERT INTO outbox_relay.schema_migrations (version_id, is_applied) VALUES (9999, true)")
+	o := invoke(t, env, "check")
+	assert.Equal(t, exitOK, o.code, o.out)
+	assert.Contains(t, o.out, "warn  schema outbox_relay: version 9999, and this relay knows ")
+	d.exec(t, "DELETE FROM outbox_relay.schema_migrations WHERE version_id > 5")
+	o = invoke(t, env, "check")
+	assert.Equal(t, exitFailure, o.code)
+	assert.Contains(t, o.out, "FAIL  schema outbox_relay: version 5, and this relay needs ")
+	assert.Contains(t, o.out, "outbox-relay migrate")
+}
+
 func TestCheckSeesAPooler(t *testing.T) {
 	t.Parallel()
 	d := installed(t)
@@ -229,7 +245,7 @@ func TestCheckSeesAPooler(t *testing.T) {
 	assert.Contains(t, o.out, "warn  pooler: database.url leads through one → ")
 	assert.Contains(t, o.out, "warn  replication: database.url leads through a pooler → ")
 	o = invoke(t, []string{"OUTBOX_RELAY_DATABASE_URL=" + pooled, "OUTBOX_RELAY_DATABASE_REPLICATION_URL=" + d.url, slot}, "check")
-	assert.Contains(t, o.out, "warn  pooler: database.url leads through one → ")
+	assert.Contains(t, o.out, "ok    pooler: database.url leads through one, and the stream past it")
 	assert.Contains(t, o.out, "ok    replication: database.replication_url may stream")
 }
 

@@ -244,14 +244,15 @@ const (
 )
 
 // The ids of deliveries rise with the time; those of a table that was adopted may be random.
-const selectFlow = `SELECT {name}, s.delivery_status::text, count(*), count(*) FILTER (WHERE s.created_at >= $6::timestamptz), min(s.created_at)::timestamptz
-FROM (SELECT d.delivery_status, d.created_at FROM {tenant}.webhook_deliveries d WHERE d.id >= $2::uuid AND d.id < $3::uuid ORDER BY d.id DESC LIMIT $4::int4) s
+const selectFlow = `SELECT {name}, s.delivery_status::text, count(*), count(*) FILTER (WHERE s.created_at >= $6::timestamptz), count(*) FILTER (WHERE s.tried), min(s.created_at)::timestamptz
+FROM (SELECT d.delivery_status, d.created_at, ` + attempted + ` AS tried FROM {tenant}.webhook_deliveries d WHERE d.id >= $2::uuid AND d.id < $3::uuid ORDER BY d.id DESC LIMIT $4::int4) s
 WHERE s.created_at >= $5::timestamptz GROUP BY 2`
 
 func (d *Desk) surveyFlow(ctx context.Context, o *Overview, tenants []string) error {
 	type part struct {
 		Tenant, Status string
 		N, Recent      int64
+		Tried          int64
 		Oldest         Time
 	}
 	tenants = o.first(PartDeliveries, tenants, flowTenants)
@@ -266,7 +267,7 @@ func (d *Desk) surveyFlow(ctx context.Context, o *Overview, tenants []string) er
 		rows[p.Tenant] += p.N
 		span[p.Tenant] = max(span[p.Tenant], d.now.Sub(p.Oldest.Time), 50*time.Millisecond)
 	}
-	sums, all, looked := make(map[string]int64), 0., Count{}
+	sums, tried, all, looked := make(map[string]int64), int64(0), 0., Count{}
 	for _, p := range list {
 		recent, more := flowRecent, rows[p.Tenant] >= most
 		if more { // these are the latest
@@ -274,13 +275,14 @@ func (d *Desk) surveyFlow(ctx context.Context, o *Overview, tenants []string) er
 		}
 		all += float64(p.Recent) / recent.Seconds()
 		sums[p.Status] += p.N
+		tried += p.Tried
 		looked.add(p.N, more)
 	}
 	o.Deliveries = Flow{PerSecond: all, Looked: looked, PerMinute: make(map[string]Count)}
 	for status, n := range sums {
 		o.Deliveries.PerMinute[status] = Count{n, looked.More}
 	}
-	if tried := sums["success"] + sums["retrying"] + sums["failed"]; tried > 0 {
+	if tried > 0 {
 		share := float64(sums["success"]) / float64(tried)
 		o.Deliveries.Success = &share
 	}
