@@ -114,12 +114,12 @@ func age(t, now time.Time) int64 {
 	return max(now.Sub(t).Microseconds(), 1)
 }
 
-// Troubled lists the endpoints in trouble of the shard's tenants, those that have failed the longest first.
+// Troubled lists the endpoints in trouble, those that have failed the longest first.
 func (s *Store) Troubled(ctx context.Context) ([]Trouble, error) {
 	rows, _ := s.pool.Query(ctx, `
 SELECT h.tenant, h.endpoint_id, coalesce(extract(epoch FROM CASE WHEN `+steadily+` THEN h.failed_at - h.failing_since END) * 1e6, 0)::int8, h.warned_at IS NOT NULL,
   coalesce(extract(epoch FROM h.open_until - now()) * 1e6, 0)::int8, coalesce(h.last_error, '')
-FROM outbox_relay.endpoint_health h JOIN outbox_relay.tenants t ON t.schema = h.tenant WHERE t.shard = $1::int4 ORDER BY h.failing_since NULLS LAST, 1, 2`, s.shard)
+FROM outbox_relay.endpoint_health h ORDER BY h.failing_since NULLS LAST, 1, 2`)
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t Trouble, err error) {
 		var failing, open int64
 		err = row.Scan(&t.Tenant, &t.ID, &failing, &t.Warned, &open, &t.LastError)

@@ -63,17 +63,8 @@ func TestShardsKeepToThemselves(t *testing.T) {
 		}
 		return names
 	}
-	troubled := func(s *store.Store) (names []string) {
-		list, err := s.Troubled(ctx)
-		require.NoError(t, err)
-		for _, trouble := range list {
-			names = append(names, trouble.Tenant)
-		}
-		return names
-	}
 	each([2][]string{{"a", "b"}, {}}, "tenants", tenants)
 	for _, tenant := range []string{"a", "b"} {
-		b.exec("INSERT INTO outbox_relay.endpoint_health (tenant, endpoint_id) VALUES ($1, gen_random_uuid())", tenant)
 		b.exec("INSERT INTO outbox_relay.recoveries (tenant, endpoint_id, since) VALUES ($1, gen_random_uuid(), now())", tenant)
 	}
 	b.exec("SELECT outbox_relay.move_tenant('b', 1)")
@@ -83,7 +74,6 @@ func TestShardsKeepToThemselves(t *testing.T) {
 	each([2][]string{{"a", "b left"}, {"b"}}, "what a leader from before the move loads", loaded(at-1))
 	each([2][]string{{"a"}, {"b"}}, "what a leader from after the move loads", loaded(at))
 	each([2][]string{{"a"}, {"b"}}, "recoveries", recoveries)
-	each([2][]string{{"a"}, {"b"}}, "endpoints in trouble", troubled)
 
 	// The new leader fills once everything that the old slot was to bring is recorded, or nobody knows of that slot.
 	each([2][]string{nil, nil}, "backfills", backfills)
