@@ -12,7 +12,7 @@ import (
 // Config configures a Client. The zero value is not valid.
 type Config struct {
 	// ConnectTimeout bounds name resolution and TCP connection together, TLSHandshakeTimeout the handshake. An attempt ends at the
-	// endpoint's timeout even if these are longer; the connection is then still made, for the next attempt to use.
+	// endpoint's timeout even if these are longer; a connection with TLS is then still made, for the next attempt to use.
 	ConnectTimeout, TLSHandshakeTimeout time.Duration
 	// MaxConns bounds the open connections, idle ones included. When all are taken, a new one waits until another closes.
 	MaxConns int

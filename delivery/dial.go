@@ -49,7 +49,7 @@ type dialer struct {
 	log    *slog.Logger
 }
 
-// dial opens a TCP connection. net/http lets it go on when the attempt that asked for it has ended, so it has its own time limit.
+// dial opens a TCP connection. It may go on when the attempt that asked for it has ended, so it has its own time limit.
 func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	exchangeOf(ctx).step(waitPlace, waitOpen)
 	ctx, cancel := d.bound(ctx, d.live.Load().connectTimeout)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 )
@@ -37,10 +38,11 @@ type http1 struct {
 
 // http1Host is what there is to one host and port.
 type http1Host struct {
-	idle  []*http1Conn  // the one used last at the end; under the transport's lock, as users is
-	users int           // requests that are in it, or wait to be
-	other time.Time     // until then it is left to net/http
-	used  chan struct{} // holds one element per request: with no more requests than connections allowed, there are no more connections
+	idle  []*http1Conn        // the one used last at the end; under the transport's lock, as all but used is
+	wants []chan<- *http1Conn // of requests that open a connection, and take one that is given back before that is there; in the order of their coming
+	users int                 // requests that are in it, or wait to be
+	other time.Time           // until then it is left to net/http
+	used  chan struct{}       // holds one element per request: with no more requests than connections allowed, there are no more connections
 }
 
 // newHTTP1 is for https:// where there is a config, which it takes over.
@@ -158,10 +160,18 @@ func (h *http1Host) wait(ctx context.Context, deadline time.Time) error {
 	}
 }
 
-// leave gives the place back, and the connection if it can be used again and nobody waits for its place.
+// leave gives the place back, and the connection if it can be used again and nobody waits for its place. Who wants one gets both: the place that it has is its
+// opening's from then on.
 func (t *http1) leave(h *http1Host, c *http1Conn) {
 	t.mu.Lock()
 	keep := c != nil && c.age == t.age && len(h.idle) < t.idlePerHost && !t.crowded()
+	if keep && len(h.wants) > 0 {
+		c.since = time.Now()
+		h.wants[0] <- c
+		h.wants = slices.Delete(h.wants, 0, 1)
+		t.mu.Unlock()
+		return
+	}
 	if keep {
 		c.since = time.Now()
 		h.idle = append(h.idle, c)
@@ -178,46 +188,91 @@ func (t *http1) leave(h *http1Host, c *http1Conn) {
 // byte that nobody asked for would be taken for the answer of the next request, and a receiver that restarts closes all at once, more than an attempt
 // sends again for.
 func (t *http1) conn(ctx context.Context, h *http1Host, addr string, deadline time.Time, x *exchange) (c *http1Conn, reused bool, err error) {
-	for c := t.take(h); c != nil; c = t.take(h) {
-		foreign := c.watched != ctx.Done()
-		if !c.stale && (!foreign || c.unwatch()) && time.Since(c.since) < t.idleTimeout && c.SetDeadline(deadline) == nil && c.alive() {
-			return c, true, nil
+	if c = t.usable(ctx, h, deadline, nil); c != nil {
+		return c, true, nil
+	}
+	return t.await(ctx, h, addr, deadline, x)
+}
+
+// usable returns an idle connection that can be used; nil: there is none, and freed gets the next one that is given back.
+func (t *http1) usable(ctx context.Context, h *http1Host, deadline time.Time, freed chan<- *http1Conn) *http1Conn {
+	for {
+		c := t.take(h, freed)
+		if c == nil || t.isUsable(ctx, c, deadline) {
+			return c
 		}
 		c.close()
 	}
-	if c, err = t.await(ctx, h, addr, deadline, x); err != nil {
-		return nil, false, err
-	}
-	_ = c.SetDeadline(deadline) // fails only for a connection that is closed, as the request will
-	return c, false, nil
 }
 
-// await opens a connection, or leaves. One that is not there in time is still made, for the next attempt to use: a receiver that takes long to shake hands would
-// never be delivered to otherwise. Meanwhile it keeps its place.
-func (t *http1) await(ctx context.Context, h *http1Host, addr string, deadline time.Time, x *exchange) (c *http1Conn, err error) {
+func (t *http1) isUsable(ctx context.Context, c *http1Conn, deadline time.Time) bool {
+	foreign := c.watched != ctx.Done()
+	return !c.stale && (!foreign || c.unwatch()) && time.Since(c.since) < t.idleTimeout && c.SetDeadline(deadline) == nil && c.alive()
+}
+
+// await opens a connection, or leaves. One that is given back before takes its place: a receiver may have no more room than for those that there are. With TLS one
+// that is not there in time is still made, for the next attempt to use, and keeps its place meanwhile: a receiver that takes long to shake hands would never be
+// delivered to otherwise.
+func (t *http1) await(ctx context.Context, h *http1Host, addr string, deadline time.Time, x *exchange) (c *http1Conn, reused bool, err error) {
+	freed := make(chan *http1Conn, 1)
+	if c = t.usable(ctx, h, deadline, freed); c != nil {
+		return c, true, nil
+	}
 	type opened struct {
 		c   *http1Conn
 		err error
 	}
 	wanted, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
+	opening := x.context(wanted)
+	if t.tls != nil {
+		opening = context.WithoutCancel(opening)
+	}
 	made := make(chan opened)
 	t.start(func() {
-		c, err := t.open(context.WithoutCancel(x.context(ctx)), h, addr)
+		c, err := t.open(opening, h, addr)
 		select {
 		case made <- opened{c, err}:
 		case <-wanted.Done():
 			t.leave(h, c)
 		}
 	})
-	select {
-	case o := <-made:
-		if o.err != nil {
-			t.leave(h, nil)
+	for {
+		select {
+		case o := <-made:
+			t.give(h, freed)
+			if o.err != nil {
+				t.leave(h, nil)
+				return nil, false, o.err
+			}
+			_ = o.c.SetDeadline(deadline) // fails only for a connection that is closed, as the request will
+			return o.c, false, nil
+		case c := <-freed:
+			if t.isUsable(ctx, c, deadline) {
+				return c, true, nil
+			}
+			c.close()
+			if c = t.usable(ctx, h, deadline, freed); c != nil {
+				return c, true, nil
+			}
+			t.leave(h, nil) // the place that came with it
+		case <-wanted.Done():
+			t.give(h, freed)
+			return nil, false, wanted.Err()
 		}
-		return o.c, o.err
-	case <-wanted.Done():
-		return nil, wanted.Err()
+	}
+}
+
+// give ends the wait for a connection that is given back. One that has come nevertheless goes to the next.
+func (t *http1) give(h *http1Host, freed chan *http1Conn) {
+	t.mu.Lock()
+	i := slices.Index(h.wants, (chan<- *http1Conn)(freed))
+	if i >= 0 {
+		h.wants = slices.Delete(h.wants, i, i+1)
+	}
+	t.mu.Unlock()
+	if i < 0 {
+		t.leave(h, <-freed)
 	}
 }
 
@@ -260,11 +315,14 @@ func (t *http1) renew() {
 	t.age++
 }
 
-func (t *http1) take(h *http1Host) *http1Conn {
+func (t *http1) take(h *http1Host, freed chan<- *http1Conn) *http1Conn {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := len(h.idle)
 	if n == 0 {
+		if freed != nil {
+			h.wants = append(h.wants, freed)
+		}
 		return nil
 	}
 	c := h.idle[n-1]

@@ -18,6 +18,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/net/netutil"
 )
 
 // TestUnaskedAnswer has a receiver answer twice. The second answer is nobody's: not that of the next request to the same host and port, which may be
@@ -239,6 +240,37 @@ func TestSlowToOpen(t *testing.T) {
 	assert.Equal(t, 1, b.count(b.m.connOpened))
 	assert.Equal(t, 3, b.count(b.m.connReused))
 	assert.Zero(t, b.count(b.m.resends))
+}
+
+// TestReceiverWithFewPlaces: whoever waits for a connection that is being opened takes one that is given back, since a receiver may take no more of them at once.
+func TestReceiverWithFewPlaces(t *testing.T) {
+	t.Parallel()
+	const places = 4
+	var at atomic.Int32
+	full := make(chan struct{})
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		if at.Add(1) == places {
+			close(full)
+		}
+		<-full // all of them are in use before any is given back
+	}))
+	s.Listener = netutil.LimitListener(s.Listener, places)
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	b := setup(t, unchecked)
+	ep := b.endpoint(s.URL, uncheckedEndpoint)
+	var busy sync.WaitGroup
+	for range 4 * places {
+		busy.Go(func() {
+			for range 5 {
+				res := b.attempt(ep)
+				assert.True(t, res.OK(), "%s: %s", res.Class, res.Err)
+			}
+		})
+	}
+	busy.Wait()
+	b.client.Close()
+	assert.Zero(t, b.count(b.m.connOpen))
 }
 
 // trailed adds the beginning of an alert to what is written.

@@ -222,7 +222,8 @@ type retired struct {
 func (c *Client) retire(g *generation, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.retired = append(c.retired, retired{g, now.Add(MaxTimeout + 2*reloadEvery)})
+	l := c.live.Load() // a connection may still be opened when the last attempt has ended
+	c.retired = append(c.retired, retired{g, now.Add(MaxTimeout + l.connectTimeout + l.tlsHandshakeTimeout + 2*reloadEvery)})
 }
 
 func (c *Client) allProfiles() []*profile {

@@ -60,7 +60,7 @@ func (r *row) object(name string, field *[]byte) {
 	}, field)
 }
 
-// int32 reads a column that is wider in an adopted table, too: as store does, which has the greatest or the least for what is beyond.
+// int32 reads a column that may be an int8 in an adopted table, as store does, which has the greatest or the least for what is beyond.
 func (r *row) int32(name string, field *int32, null int32) {
 	column(r, name, func(t *wal.Tuple, i int) (int32, error) {
 		if t.IsNull(i) {

@@ -53,7 +53,7 @@ const stateOfEndpoint = `CASE WHEN e.id IS NULL THEN 'gone' WHEN NOT e.is_active
 const stateColumns = stateOfEndpoint + `,
   CASE WHEN e.is_active THEN e.paused_at ELSE e.disabled_at END,
   CASE WHEN e.is_active AND e.paused_at IS NULL THEN '' ELSE coalesce(e.disabled_reason, '') END,
-  h.failing_since, h.open_until, coalesce(h.last_error, ''), coalesce(e.max_retry_attempts, -1)::int4 + 1`
+  h.failing_since, h.open_until, coalesce(h.last_error, ''), least(greatest(coalesce(e.max_retry_attempts, -1)::numeric, -2147483648), 2147483646)::int4 + 1`
 
 const healthJoin = ` LEFT JOIN outbox_relay.endpoint_health h ON h.endpoint_id = e.id AND h.tenant = `
 
@@ -136,10 +136,13 @@ type Settings struct {
 	UpdatedAt         Time        `json:"updated_at,omitzero"`
 }
 
-// selectSettings shows a rate that no float8 is near, and that makes the row invalid, as the nearest there is.
+// selectSettings shows a number that is beyond what holds it here, and that makes the row invalid, as the nearest there is.
 const selectSettings = `
-SELECT coalesce(e.http_method, '')::text, coalesce(e.payload_format, '')::text, coalesce(e.timeout_seconds, 0)::int4, coalesce(e.max_retry_attempts, -1)::int4,
-  coalesce(e.retry_backoff_seconds, 0)::int4, coalesce(e.retry_backoff_multiplier, 0)::float8, coalesce(e.max_concurrency, 0)::int4,
+SELECT coalesce(e.http_method, '')::text, coalesce(e.payload_format, '')::text,
+  least(greatest(coalesce(e.timeout_seconds, 0)::numeric, -2147483648), 2147483647)::int4,
+  least(greatest(coalesce(e.max_retry_attempts, -1)::numeric, -2147483648), 2147483647)::int4,
+  least(greatest(coalesce(e.retry_backoff_seconds, 0)::numeric, -2147483648), 2147483647)::int4, coalesce(e.retry_backoff_multiplier, 0)::float8,
+  least(greatest(coalesce(e.max_concurrency, 0)::numeric, -2147483648), 2147483647)::int4,
   CASE WHEN e.rate_limit_per_second IS NULL THEN 0 ELSE least(greatest(e.rate_limit_per_second, 5e-324), 1.7976931348623157e308)::float8 END, coalesce(e.follow_redirects, false), coalesce(e.verify_ssl, true), coalesce(e.is_verified, false), e.context_id,
   coalesce(e.signature_header, '')::text,
   ARRAY(SELECT k FROM jsonb_object_keys(CASE WHEN jsonb_typeof(e.custom_headers) = 'object' THEN e.custom_headers ELSE '{}' END) k ORDER BY 1)::text[],

@@ -94,6 +94,8 @@ func TestEndpointShowsItsSettingsAndNoSecret(t *testing.T) {
 	assert.True(t, x.Settings.SecondSecret)
 	assert.Equal(t, 3, x.Settings.Concurrency)
 	assert.InEpsilon(t, 2.5, x.Settings.Rate, 1e-9)
+	b.exec(`ALTER TABLE acme.webhook_endpoints DROP CONSTRAINT webhook_endpoints_max_retry_attempts_check, ALTER max_retry_attempts TYPE int8`)
+	b.exec(`UPDATE acme.webhook_endpoints SET max_retry_attempts = 4294967301 WHERE id = $1::uuid`, id)
 	for text, rate := range map[string]float64{"1e400": math.MaxFloat64, "1e-400": math.SmallestNonzeroFloat64, "NaN": math.MaxFloat64} {
 		b.exec(`UPDATE acme.webhook_endpoints SET rate_limit_per_second = $2::text::numeric WHERE id = $1::uuid`, id, text)
 		y, err := b.desk.Endpoint(b.ctx, rows, rows.Routing(defaults()), id)

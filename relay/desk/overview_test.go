@@ -223,7 +223,7 @@ func TestSurveyOfASlowQueue(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.exec(`ALTER TABLE acme.webhook_deliveries RENAME TO fast`)
-	b.exec(`CREATE VIEW acme.webhook_deliveries AS SELECT d.* FROM acme.fast d, (SELECT pg_sleep(.5) OFFSET 0) s`)
+	b.exec(`CREATE VIEW acme.webhook_deliveries AS SELECT d.* FROM acme.fast d, (SELECT pg_sleep(1) OFFSET 0) s`)
 	for n := range 5 {
 		endpoint := b.endpoint(fmt.Sprint("slow", n), "strict")
 		for range 2 {
@@ -232,7 +232,7 @@ func TestSurveyOfASlowQueue(t *testing.T) {
 			b.exec(`SELECT outbox_relay.enqueue('acme', $1, $2, now(), $2, '0/1', 0)`, id, endpoint)
 		}
 	}
-	o, err := desk.Survey(b.ctx, connect(t, b.dsn), []string{b.slot}, nil, desk.OverviewPatience)
+	o, err := desk.Survey(b.ctx, connect(t, b.dsn), []string{b.slot}, nil, 4*time.Second)
 	require.NoError(t, err)
 	assert.Equal(t, "it took too long", o.Gap(desk.PartQueue))
 	assert.Equal(t, desk.Count{N: 10}, o.Queue.Total)
