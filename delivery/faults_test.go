@@ -261,7 +261,7 @@ func TestFaults(t *testing.T) { //nolint:paralleltest // it counts what is alloc
 	bomb()
 	const slack = 10 * time.Second
 	memory := map[string]int{"http": 2 << 20, "https": 8 << 20} // TLS makes pieces of what is sent, on both sides
-	for transport, change := range secureTransports() { //nolint:paralleltest // see above
+	for transport, change := range secureTransports() {         //nolint:paralleltest // see above
 		for name, c := range faultList() {
 			t.Run(transport+"/"+name, func(t *testing.T) {
 				b := setup(t, change, unchecked)
