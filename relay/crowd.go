@@ -44,7 +44,7 @@ func (d *dispatcher) crowd() {
 	if d.keys <= d.mostKeys {
 		return
 	}
-	lanes := slices.SortedFunc(maps.Values(d.lanes), func(a, b *lane) int { return cmp.Compare(len(b.blocked), len(a.blocked)) })
+	lanes := slices.SortedFunc(maps.Values(d.watched), func(a, b *lane) int { return cmp.Compare(len(b.blocked), len(a.blocked)) })
 	for _, l := range lanes {
 		if d.keys <= d.mostKeys/4*3 {
 			return
@@ -74,7 +74,7 @@ func (d *dispatcher) askCrowds() (list []crowdedLane, each int) {
 	defer d.mu.Unlock()
 	d.crowd()
 	now := d.now()
-	for key, l := range d.lanes {
+	for key, l := range d.watched {
 		if c := l.crowd; c != nil && !c.again.After(now) && len(list) < crowdsAtOnce {
 			c.asking, c.again = true, now.Add(crowdEvery)
 			list = append(list, crowdedLane{key, c})

@@ -79,6 +79,7 @@ func TestACrowdedLaneIsKept(t *testing.T) {
 		asked, each := b.askCrowds()
 		require.Zero(t, each)
 		b.uncrowd(asked, nil, nil)
+		time.Sleep(tidyEvery)
 		b.sweep(time.Hour)
 		require.Empty(t, b.lanes)
 		b.blockNumbered("one", 1)

@@ -90,6 +90,7 @@ type dispatcher struct {
 	empty   bool          // drained is closed
 
 	lanes    map[laneKey]*lane
+	watched  map[laneKey]*lane // those of them that sweep and its like look at, see watch
 	parties  map[string]*party
 	hosts    map[string]*host
 	ring     fifo[*party]
@@ -104,6 +105,7 @@ type dispatcher struct {
 	choked       bool      // by these: nothing is started before they are fewer
 	relieved     time.Time // when they were
 	swept        time.Time // when lanes were last looked after, or this was made
+	tidied       time.Time // when lanes that nobody uses were last looked for
 	claimed      int       // deliveries of the retry queue in memory
 	claimedBytes int64     // and what they occupy
 	// held are the deliveries in memory that are leased in the retry queue, until their outcome is durable.
@@ -120,7 +122,7 @@ func newDispatcher(cfg *Config, m *metrics) *dispatcher {
 		cfg: cfg, metrics: m, now: time.Now, swept: time.Now(), mostKeys: mostKeys, room: make(chan struct{}, 1),
 		deferred: func(*job, string, time.Duration) {}, lease: func(*job) {}, claimedDone: func() {},
 		breakerOpened: func(laneKey, time.Duration) {}, turned: func(laneKey, bool, delivery.Class, string) {}, doubt: func() {}, spawn: func() {}, beat: func(context.Context) {},
-		held: make(map[outbox.UUID]*job), lanes: make(map[laneKey]*lane), parties: make(map[string]*party), hosts: make(map[string]*host),
+		held: make(map[outbox.UUID]*job), lanes: make(map[laneKey]*lane), watched: make(map[laneKey]*lane), parties: make(map[string]*party), hosts: make(map[string]*host),
 	}
 }
 
@@ -131,6 +133,7 @@ func (d *dispatcher) laneOf(key laneKey) *lane {
 		d.lanes[key] = l
 		l.last = d.now()
 	}
+	d.watch(l)
 	return l
 }
 

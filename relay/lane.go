@@ -110,6 +110,7 @@ type lane struct {
 	windowed int     // those of them that are in the window
 	ready    bool    // stands in its party's ring
 	busy     bool    // counts among its party's lanes with work
+	watched  bool    // stands among the dispatcher's watched
 	stalled  bool    // stands in a list of those that wait for a worker or for the host
 
 	active    bool      // had an arrival from the stream lately
@@ -322,6 +323,16 @@ func (l *lane) idle(now time.Time) bool {
 	if l.broken {
 		after = forgetBrokenAfter
 	}
-	return now.Sub(l.last) > after && !l.active && l.used == 0 && l.queue.n == 0 && l.behind == 0 && l.running == 0 && !l.ready && !l.stalled &&
-		!l.until.After(now) && !l.next.After(now) && len(l.chains) == 0 && len(l.blocked) == 0 && l.crowd == nil && l.breakerState() != gobreaker.StateOpen
+	return now.Sub(l.last) > after && l.used == 0 && l.rests(now) && l.breakerState() != gobreaker.StateOpen
+}
+
+// rests tells whether there is nothing in the lane, nor anything to wait for. A chain has its head in the queue, or running.
+func (l *lane) rests(now time.Time) bool {
+	return !l.active && l.queue.n == 0 && l.running == 0 && !l.ready && !l.stalled && !l.until.After(now) && !l.next.After(now) &&
+		len(l.blocked) == 0 && l.crowd == nil
+}
+
+// isQuiet tells whether the lane need not be watched: it rests, and nothing of it is to be measured, or to be told to those who claim.
+func (l *lane) isQuiet(now time.Time) bool {
+	return l.rests(now) && l.begun == 0 && l.speed == 0 && l.rate == 0 && l.state == gobreaker.StateClosed
 }

@@ -197,7 +197,7 @@ const maxBlockedKeys = 2000
 func (d *dispatcher) blockedKeys() (keys []store.OrderedKey, stamps []uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, l := range d.lanes {
+	for _, l := range d.watched {
 		if l.crowd != nil {
 			continue
 		}

@@ -63,7 +63,7 @@ func (d *dispatcher) longRuns(hold time.Duration) map[string][]run {
 	defer d.mu.Unlock()
 	old := d.now().Add(-hold)
 	runs := make(map[string][]run)
-	for key, l := range d.lanes {
+	for key, l := range d.watched {
 		for _, ch := range l.chains {
 			if j := ch.firstClaimed(); j != nil && j.admitted.Before(old) {
 				runs[key.tenant] = append(runs[key.tenant], run{key, j.ID, j.judged})

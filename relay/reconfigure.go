@@ -86,6 +86,7 @@ func (d *dispatcher) reconfigure(cfg *Config, defaults delivery.Defaults) {
 		if was.Window != cfg.Breaker.Window || was.OpenFor != cfg.Breaker.OpenFor || was.HalfOpen != cfg.Breaker.HalfOpen {
 			d.renewBreaker(l)
 		}
+		d.watch(l)
 		d.rouse(l)
 	}
 }

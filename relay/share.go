@@ -118,6 +118,7 @@ func (d *dispatcher) forget(key laneKey, l *lane) {
 		delete(d.parties, key.tenant)
 	}
 	delete(d.lanes, key)
+	delete(d.watched, key)
 }
 
 // overShare tells whether a lane or its tenant has all it may have of the window. Shares count once three quarters are in use: what is left is for

@@ -138,7 +138,7 @@ func (d *dispatcher) nextJob() *job {
 func (d *dispatcher) sure() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, l := range d.lanes {
+	for _, l := range d.watched {
 		d.rouse(l)
 	}
 }
@@ -284,6 +284,9 @@ func (d *dispatcher) release(jobs []*job) {
 			delete(d.held, j.ID)
 		}
 		if j.reclaimed != nil {
+			if o := j.reclaimed; d.laneOf(o.lane.key) != o.lane { // it was forgotten meanwhile
+				d.lane(o.job)
+			}
 			d.accept(*j.reclaimed, false)
 		}
 		if j.ledger == nil {

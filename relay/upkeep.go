@@ -19,7 +19,7 @@ func (d *dispatcher) sweep(hold time.Duration) {
 	now := d.now()
 	old, spell := now.Add(-hold), now.Sub(d.swept)
 	d.swept = now
-	for key, l := range d.lanes {
+	for key, l := range d.watched {
 		if !d.waitsForDatabase(l, now.Sub(d.relieved) < hold) {
 			d.sweepQueue(l, old, hold)
 		}
@@ -28,13 +28,39 @@ func (d *dispatcher) sweep(hold time.Duration) {
 		if l.active && d.committed.Sub(l.committed) > activeFor {
 			d.goQuiet(l)
 		}
-		if l.idle(now) {
-			d.forget(key, l)
+		if l.isQuiet(now) {
+			l.watched = false
+			delete(d.watched, key)
 		}
 	}
 	for j := d.running.head; j != nil; j = j.next {
 		if j.ledger != nil && !j.leased && j.admitted.Before(old) {
 			d.leaseRunning(j)
+		}
+	}
+	d.tidy(now)
+}
+
+// watch has a lane looked at from now on, until sweep finds it quiet. There may be ten thousand of them, in which something happens once in a few minutes: to look at
+// all of them several times a second took more of an idle relay's time than all else, and others waited for the lock meanwhile.
+func (d *dispatcher) watch(l *lane) {
+	if !l.watched {
+		l.watched = true
+		d.watched[l.key] = l
+	}
+}
+
+// tidyEvery is the time between two looks for lanes to forget.
+const tidyEvery = time.Minute
+
+func (d *dispatcher) tidy(now time.Time) {
+	if now.Sub(d.tidied) < tidyEvery {
+		return
+	}
+	d.tidied = now
+	for key, l := range d.lanes {
+		if l.idle(now) {
+			d.forget(key, l)
 		}
 	}
 }
@@ -81,7 +107,7 @@ func (d *dispatcher) caps() map[store.Endpoint]int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	caps := make(map[store.Endpoint]int)
-	for key, l := range d.lanes {
+	for key, l := range d.watched {
 		n := l.queue.n + l.behind
 		takes := l.fits(time.Second)
 		if n > 0 || l.breakerState() == gobreaker.StateHalfOpen { // a lane that has run dry may be a fast one
@@ -115,7 +141,7 @@ func (d *dispatcher) abandon(of *ledger) int {
 			}
 		}
 	}
-	for _, l := range d.lanes {
+	for _, l := range d.watched {
 		for key, ch := range l.chains {
 			n := ch.waiting.n
 			take(&ch.waiting)
@@ -140,7 +166,7 @@ func (d *dispatcher) drain() <-chan struct{} {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.drained = make(chan struct{})
-	for _, l := range d.lanes {
+	for _, l := range d.watched {
 		d.deferQueue(l, store.DeferDrain, 0)
 	}
 	d.checkDrained()
@@ -225,7 +251,7 @@ func (d *dispatcher) leasedJobs() iter.Seq[*job] {
 		if !all(&d.running) {
 			return
 		}
-		for _, l := range d.lanes {
+		for _, l := range d.watched {
 			if !all(&l.queue) {
 				return
 			}
