@@ -194,9 +194,9 @@ func TestSchemaRenamed(t *testing.T) {
 	s.exec(t, "ALTER SCHEMA acme RENAME TO apex")
 	s.insertMany(t, "apex", "order.created", 5) // of no tenant yet
 	s.command(t, "tenants", "remove", "acme", "--yes")
+	up.Store(true) // before anything is sent under the new name: what fails there waits for up to an hour
 	s.command(t, "tenants", "add", "apex", "--since", time.Now().Add(-time.Hour).Format(time.RFC3339))
 	s.insertMany(t, "apex", "order.created", 5)
-	up.Store(true)
 	s.receiver.await(ctx, t, "every event at both endpoints", func() bool { return s.arrivedAt(well) == 30 && s.arrivedAt(down) == 30 })
 	for p, n := range s.receiver.delivered() { // what came between the two names may be sent under both
 		if _, early := before[pair{well, p.event}]; early {
