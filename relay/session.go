@@ -179,6 +179,11 @@ func (s *session) attend(ctx context.Context) {
 		defer v.group.Wait()
 		chores = append(chores, chore{s.verify, func() error { return v.look(ctx) }})
 	}
+	s.takeTurns(ctx, chores)
+}
+
+// takeTurns does chores until ctx is done, each at its own moment within the second.
+func (s *session) takeTurns(ctx context.Context, chores []chore) {
 	var group sync.WaitGroup
 	for i, c := range chores {
 		group.Go(func() { s.each(ctx, time.Duration(i)*choreGap, c) })

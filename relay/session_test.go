@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -163,4 +164,30 @@ func TestFinishRecordsThePosition(t *testing.T) {
 	require.Equal(t, 1, s.count(`outbox_relay.progress WHERE lsn = '`+(s.start+500).String()+`'`))
 	end()
 	require.NoError(t, <-done)
+}
+
+// TestChoresTakeTurns: at the same moment each would need a connection of its own.
+func TestChoresTakeTurns(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const chores, seconds = 6, 5
+		ctx, cancel := context.WithTimeout(t.Context(), seconds*time.Second+chores*choreGap)
+		defer cancel()
+		var mu sync.Mutex
+		var began []time.Time
+		list := make([]chore, chores)
+		for i := range list {
+			list[i].do = func() error {
+				mu.Lock()
+				defer mu.Unlock()
+				began = append(began, time.Now())
+				return nil
+			}
+		}
+		new(session).takeTurns(ctx, list)
+		require.Len(t, began, chores*seconds)
+		for i, at := range began[1:] {
+			require.GreaterOrEqual(t, at.Sub(began[i]), choreGap)
+		}
+	})
 }
