@@ -70,7 +70,10 @@ func (e *engine) heal(ctx context.Context, cause error) error {
 		if copied := e.admit(ctx); errors.Is(copied, store.ErrInstance) {
 			return copied // rather than to have it made on a copy
 		}
-		return errors.Join(cause, err) // what is missing was never made
+		if err != nil { // cause would end the relay; a database that cannot be asked, as amid a failover, may know of the slot
+			return fmt.Errorf("%s: %w", cause.Error(), err)
+		}
+		return cause // what is missing was never made
 	}
 	lock, locked, err := e.store.LockHeal(ctx)
 	if err != nil {

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"testing"
@@ -190,4 +191,34 @@ func TestChoresTakeTurns(t *testing.T) {
 			require.GreaterOrEqual(t, at.Sub(began[i]), choreGap)
 		}
 	})
+}
+
+// TestHealOfADatabaseThatCannotBeAsked: what a slot that is missing means, only the database knows. Until it can be asked the relay goes on trying.
+func TestHealOfADatabaseThatCannotBeAsked(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	ctx := t.Context()
+	conn, err := pgx.Connect(ctx, pgtest.Shared(t).URL("postgres"))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close(context.WithoutCancel(ctx))) }()
+	name := s.pool.Config().ConnConfig.Database
+	allow := func(whether bool) {
+		_, err := conn.Exec(ctx, fmt.Sprintf("ALTER DATABASE %s ALLOW_CONNECTIONS %t", name, whether))
+		require.NoError(t, err)
+	}
+	allow(false)
+	_, err = conn.Exec(ctx, "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'", name)
+	require.NoError(t, err)
+	missing := &wal.StreamError{Op: "check slot", Kind: wal.ErrSlotMissing}
+	require.True(t, isFinal(missing))
+	err = s.heal(ctx, missing)
+	require.ErrorContains(t, err, "read the state of the slot")
+	require.ErrorContains(t, err, missing.Error())
+	require.False(t, isFinal(err), err)
+	allow(true)
+	require.ErrorIs(t, s.heal(ctx, missing), wal.ErrSlotActive, "it is there, after all")
+
+	s.pool.Reset()
+	s.exec("DELETE FROM outbox_relay.progress")
+	require.ErrorIs(t, s.heal(ctx, missing), wal.ErrSlotMissing, "it was never made")
 }
