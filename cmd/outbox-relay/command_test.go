@@ -206,10 +206,7 @@ func TestMigratePrintNeedsNoDatabase(t *testing.T) {
 
 func TestUnreachableDatabase(t *testing.T) {
 	t.Parallel()
-	free, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	nobody := free.Addr().String()
-	require.NoError(t, free.Close())
+	const nobody = "127.0.0.1:1" // which no other test is given
 	missing := pgtest.Shared(t).URL("nosuchdatabase")
 	for name, tc := range map[string]struct{ url, hint string }{
 		"port":     {"postgres://relay:s3cret@" + nobody + "/app", "check host, port and sslmode of database.url"},
@@ -488,7 +485,7 @@ func TestSecondSignalSkipsTheDrain(t *testing.T) {
 	}
 	require.NoError(t, log.Err())
 	require.NoError(t, cmd.Wait())
-	assert.Less(t, time.Since(second), 10*time.Second)
+	assert.Less(t, time.Since(second), 30*time.Second)
 
 	conn, err := pgx.Connect(t.Context(), d.url)
 	require.NoError(t, err)

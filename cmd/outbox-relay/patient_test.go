@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"io"
-	"net"
 	"net/http"
 	"os/exec"
 	"strings"
@@ -20,53 +18,19 @@ func TestPatient(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	d := newDatabase(t)
-	free, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	listen := free.Addr().String()
-	require.NoError(t, free.Close())
-
-	p := startProcess(t, exec.Command(binary(t), "run", "--patient", "--listen", listen), append(d.env, "OUTBOX_RELAY_DATABASE_CONNECT_TIMEOUT=1s")...) //nolint:noctx // ended by its signals
-	page := func(path string) (status int, text string) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+listen+path, http.NoBody)
-		require.NoError(t, err)
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			return 0, err.Error() // it does not listen yet
-		}
-		defer func() { assert.NoError(t, resp.Body.Close()) }()
-		body, err := io.ReadAll(resp.Body)
-		require.NoError(t, err)
-		return resp.StatusCode, string(body)
-	}
-	await := func(status int, part string) {
-		t.Helper()
-		tick := time.NewTicker(10 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			got, text := page("/readyz")
-			if got == status && strings.Contains(text, part) {
-				return
-			}
-			select {
-			case <-tick.C:
-			case <-p.done:
-				require.Fail(t, "it has ended", p.said(t))
-			case <-ctx.Done():
-				require.Fail(t, "waited for "+part, "%d %s", got, text)
-			}
-		}
-	}
-	await(http.StatusServiceUnavailable, "no stream: ")
-	status, _ := page("/livez")
+	s := &site{receiver: newReceiver(t, always(http.StatusOK))}                                                                                                // nothing is delivered
+	p := startProcess(t, exec.Command(binary(t), "run", "--patient", "--listen", "127.0.0.1:0"), append(d.env, "OUTBOX_RELAY_DATABASE_CONNECT_TIMEOUT=1s")...) //nolint:noctx // ended by its signals
+	p.awaitReady(ctx, t, s, http.StatusServiceUnavailable, "no stream: ")
+	status, _ := p.page(ctx, t, s, "/livez")
 	assert.Equal(t, http.StatusOK, status)
-	status, text := page("/metrics")
+	status, text := p.page(ctx, t, s, "/metrics")
 	assert.Equal(t, http.StatusOK, status)
 	assert.Contains(t, text, "outbox_relay_leader 0\n")
-	assert.Contains(t, p.said(t), "outbox-relay migrate", "the log has the remedy")
+	s.receiver.await(ctx, t, "the remedy in the log", func() bool { return strings.Contains(p.said(t), "outbox-relay migrate") })
 
 	o := invoke(t, d.env, "migrate")
 	require.Equal(t, exitOK, o.code, o.err)
-	await(http.StatusOK, "leading")
+	p.awaitReady(ctx, t, s, http.StatusOK, "leading")
 	_, exit := p.stop(t)
 	require.NoError(t, exit)
 }
