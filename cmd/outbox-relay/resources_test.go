@@ -65,7 +65,7 @@ func TestServerTakesNoConnections(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, server.Close()) })
 	s := newSiteOn(t, server.URL("postgres"), "queue:\n  poll: 100ms\n", always(http.StatusOK), "acme")
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	s.asRunner(t)
 	s.exec(t, "CREATE ROLE crowd LOGIN")

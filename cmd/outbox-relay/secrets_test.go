@@ -143,7 +143,7 @@ func (s *site) owner(args ...string) []string { return append(args, "--database-
 // old secret, changes over when it likes, and no request fails; the old signature is there exactly as long as was asked for.
 func TestSecretRotatesUnderLoad(t *testing.T) {
 	t.Parallel()
-	const keep = 6 * time.Second
+	const keep = 15 * time.Second
 	key := fileOf(t, "key", seal.NewKey())
 	s := newSite(t, fmt.Sprintf("queue:\n  poll: 100ms\nbreaker:\n  failures: 1000\n  failure_ratio: 0\nsecrets:\n  keys: ['2026=file:%s']\n", key), always(http.StatusOK), "acme")
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
@@ -205,7 +205,7 @@ func TestSecretRotatesUnderLoad(t *testing.T) {
 		}
 		return false
 	})
-	changeover := rotation.OldUntil.Add(-keep / 2) // when the receiver begins to verify with the new one, and with nothing else
+	changeover := rotation.OldUntil.Add(-3 * time.Second) // when the receiver begins to verify with the new one, and with nothing else
 	s.receiver.await(ctx, t, "the end of the old signature", func() bool {
 		seen := w.requests()
 		last := seen[len(seen)-1]
