@@ -118,7 +118,7 @@ func TestRedirectedTakeNoPlaces(t *testing.T) {
 			})
 			<-arrived
 		}
-		res := b.attempt(b.endpointWithin(time.Second, s.URL, func(r *EndpointRow) { r.VerifySSL = false }))
+		res := b.attempt(b.endpointWithin(time.Minute, s.URL, func(r *EndpointRow) { r.VerifySSL = false }))
 		assert.True(t, res.OK(), "%s: %s", res.Class, res.Err)
 		close(answer)
 		busy.Wait()
