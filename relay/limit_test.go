@@ -86,15 +86,17 @@ func TestRateIsKept(t *testing.T) {
 
 func TestWhatExceedsTheRateComesBackAtTheRate(t *testing.T) {
 	t.Parallel()
-	b := newBench(10_000)
-	for range 400 {
-		j := b.job("one", 64)
-		j.endpoint.Rate = 100
-		b.admit(t.Context(), j)
-	}
-	require.Len(t, b.dues, 100, "what starts within the hold of 3 s may wait in memory")
-	require.InDelta(t, 3, b.dues[0].Seconds(), 0.2)
-	require.InDelta(t, 4, b.dues[99].Seconds(), 0.2)
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(10_000)
+		for range 400 {
+			j := b.job("one", 64)
+			j.endpoint.Rate = 100
+			b.admit(t.Context(), j)
+		}
+		require.Len(t, b.dues, 100, "what starts within the hold of 3 s may wait in memory")
+		require.InDelta(t, 3, b.dues[0].Seconds(), 0.2)
+		require.InDelta(t, 4, b.dues[99].Seconds(), 0.2)
+	})
 }
 
 func TestHostHasAConcurrencyOfItsOwn(t *testing.T) {
