@@ -42,15 +42,16 @@ func TestAverageDoesNotDrift(t *testing.T) {
 func TestMostCommonErrorIsTheDays(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a")
+	day := time.Now().UTC() // there may be another one in a moment
 	save := func(errors map[string]int64) {
-		u := store.Usage{Endpoint: store.Endpoint{Tenant: "a", ID: get[outbox.UUID](b, "SELECT id FROM a.webhook_endpoints")}, Day: time.Now().UTC(), Successes: 1, LastUsed: time.Now(), Errors: errors}
+		u := store.Usage{Endpoint: store.Endpoint{Tenant: "a", ID: get[outbox.UUID](b, "SELECT id FROM a.webhook_endpoints")}, Day: day, Successes: 1, LastUsed: time.Now(), Errors: errors}
 		for _, n := range errors {
 			u.Failures += n
 		}
 		require.NoError(t, b.store.SaveUsage(t.Context(), "a", []*store.Usage{&u}, nil))
 	}
 	id := b.endpoint("a")
-	b.exec("INSERT INTO a.webhook_delivery_stats (webhook_endpoint_id, date_recorded, most_common_error_code) VALUES ($1, $2, 'old')", id, time.Now().UTC()) // an older dispatcher's
+	b.exec("INSERT INTO a.webhook_delivery_stats (webhook_endpoint_id, date_recorded, most_common_error_code) VALUES ($1, $2, 'old')", id, day) // an older dispatcher's
 	for _, step := range []struct {
 		errors map[string]int64
 		want   string
