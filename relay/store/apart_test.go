@@ -145,7 +145,7 @@ func TestRecordLockedTable(t *testing.T) {
 	began := time.Now()
 	list, err := b.store.Record(t.Context(), b.owner, nil, outcomes)
 	require.NoError(t, err)
-	assert.Less(t, time.Since(began), 10*time.Second)
+	assert.Less(t, time.Since(began), 30*time.Second, "nobody would end it but the test")
 	require.NoError(t, tx.Rollback(t.Context()))
 	require.Len(t, list, 1)
 	requireCode(t, "55P03", list[0].Err)

@@ -96,14 +96,14 @@ func TestSilentConnection(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	w, url := b.way()
-	s, err := store.New(t.Context(), store.Config{URL: url, Slot: b.slot, ConnectTimeout: time.Second, Log: slog.New(slog.DiscardHandler)})
+	s, err := store.New(t.Context(), store.Config{URL: url, Slot: b.slot, ConnectTimeout: 5 * time.Second, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(s.Close)
 	_, err = s.SlotState(t.Context())
 	require.NoError(t, err)
 	<-time.After(1100 * time.Millisecond) // the pool trusts one that was idle for less than a second
 	w.freeze()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	state, err := s.SlotState(ctx)
 	require.NoError(t, err)
@@ -115,19 +115,19 @@ func TestCloseBesideSilence(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	w, url := b.way()
-	s, err := store.New(t.Context(), store.Config{URL: url, Slot: b.slot, ConnectTimeout: time.Second, Log: slog.New(slog.DiscardHandler)})
+	s, err := store.New(t.Context(), store.Config{URL: url, Slot: b.slot, ConnectTimeout: 5 * time.Second, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	var asking sync.WaitGroup
 	t.Cleanup(func() { cancel(); asking.Wait() })
 	w.freeze()
 	asking.Go(func() { _, _ = s.SlotState(ctx) })
-	require.Eventually(t, func() bool { return s.Pool().Acquired > 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.Pool().Acquired > 0 }, 30*time.Second, time.Millisecond)
 	closed := make(chan struct{})
 	asking.Go(func() { s.Close(); close(closed) })
 	select {
 	case <-closed:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("the store waits for an answer that will not come")
 	}
 }
