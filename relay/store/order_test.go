@@ -406,7 +406,7 @@ func (b *bundle) readBy(do func(*store.Store)) int {
 	require.NoError(b.t, err)
 	do(db)
 	db.Close() // its statistics are complete when its connection has ended
-	require.Eventually(b.t, func() bool { return read() > 0 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(b.t, func() bool { return read() > 0 }, time.Minute, 10*time.Millisecond)
 	return read()
 }
 
@@ -416,9 +416,9 @@ func (b *bundle) forget(count func() int) {
 	b.admin.Reset() // a connection tells what it did once in a while, the rest only when it ends
 	require.Eventually(b.t, func() bool {
 		return b.count("pg_stat_activity WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()") == 0
-	}, 10*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	b.exec("SELECT pg_stat_reset()")
-	require.Eventually(b.t, func() bool { return count() == 0 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(b.t, func() bool { return count() == 0 }, time.Minute, 10*time.Millisecond)
 }
 
 // TestClaimReadsLittleOfALateOutage: the server counted the queue when nothing was due, as before an outage, and would look for each row among all that is due by
@@ -523,7 +523,7 @@ func TestClaimPassesOverWhatWaits(t *testing.T) {
 	claimed, _, err := db.Claim(t.Context(), b.owner, store.ClaimOptions{N: 10, Run: 1, Lease: time.Hour, Caps: map[store.Endpoint]int{{Tenant: "a", ID: full}: 0}})
 	require.NoError(t, err)
 	db.Close() // its statistics are complete when its connection has ended
-	require.Eventually(t, func() bool { return pages() > 0 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return pages() > 0 }, time.Minute, 10*time.Millisecond)
 	assert.Empty(t, claimed, "there are no such deliveries")
 	assert.Less(t, pages(), 200)
 	assert.Equal(t, 90, b.count("outbox_relay.retry_queue WHERE endpoint_id = '"+due.String()+"'"), "ten were claimed, and so taken out")
