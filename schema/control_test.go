@@ -328,7 +328,7 @@ func TestWakingWaitsForNobody(t *testing.T) {
 	b.exec("ALTER TABLE e.webhook_endpoints RENAME TO behind; CREATE VIEW e.webhook_endpoints AS SELECT * FROM e.behind WHERE 1 / (is_active::int - 1) = 0; GRANT SELECT ON e.webhook_endpoints TO " + schema.RunnerRole)
 	_, dsn := b.login("IN ROLE " + schema.RunnerRole)
 	relay := connect(t, dsn)
-	_, err := relay.Exec(b.ctx, "SET lock_timeout = '5s'")
+	_, err := relay.Exec(b.ctx, "SET lock_timeout = '1min'")
 	require.NoError(t, err)
 	b.exec("BEGIN")
 	b.exec("LOCK TABLE b.webhook_endpoints")
@@ -336,7 +336,7 @@ func TestWakingWaitsForNobody(t *testing.T) {
 	began := time.Now()
 	var n int64
 	require.NoError(t, relay.QueryRow(b.ctx, "SELECT woken FROM outbox_relay.wake_parked_heads()").Scan(&n))
-	require.Less(t, time.Since(began), 2*time.Second)
+	require.Less(t, time.Since(began), 30*time.Second)
 	b.exec("ROLLBACK")
 	parked := "SELECT tenant FROM outbox_relay.retry_queue WHERE due_at = 'infinity' ORDER BY 1"
 	require.Equal(t, []string{"b", "c", "e", "f"}, list(b, parked), "locked, paused, broken, taken")
@@ -398,7 +398,7 @@ func (b *bundle) meanwhile(sql string) <-chan answer {
 		var waits bool
 		err := look.QueryRow(b.ctx, "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", other.PgConn().PID()).Scan(&waits)
 		return err == nil && waits
-	}, 10*time.Second, time.Millisecond, sql)
+	}, time.Minute, time.Millisecond, sql)
 	return done
 }
 
