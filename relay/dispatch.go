@@ -150,6 +150,13 @@ func (d *dispatcher) lane(j *job) *lane {
 	return l
 }
 
+// regain has a job that has waited in no queue stand in a lane that is watched: meanwhile a sweep may have found it quiet, or even forgotten it.
+func (d *dispatcher) regain(j *job) {
+	if d.laneOf(j.lane.key) != j.lane {
+		d.lane(j)
+	}
+}
+
 // admit puts a delivery of the stream into its lane. Where there is no room it waits, as long as the wait costs nobody but the lane itself and
 // not longer than a second; else it defers the delivery.
 func (d *dispatcher) admit(ctx context.Context, j *job) {
@@ -183,7 +190,7 @@ func (d *dispatcher) admit(ctx context.Context, j *job) {
 			defer t.Stop()
 			deadline = t.C
 		}
-		if !d.waitRoom(ctx, deadline) {
+		if !d.waitRoom(ctx, j, deadline) {
 			d.shed(ctx, j, store.DeferWindow, 0)
 			return
 		}
@@ -209,9 +216,12 @@ func (d *dispatcher) refusal(j *job) (reason string, due time.Duration) {
 }
 
 // waitRoom gives the lock away until there may be room, or it is time to look again. It returns false when the wait is over without.
-func (d *dispatcher) waitRoom(ctx context.Context, deadline <-chan time.Time) bool {
+func (d *dispatcher) waitRoom(ctx context.Context, j *job, deadline <-chan time.Time) bool {
 	d.mu.Unlock()
-	defer d.mu.Lock()
+	defer func() {
+		d.mu.Lock()
+		d.regain(j)
+	}()
 	t := time.NewTimer(beatEvery)
 	defer t.Stop()
 	select {
@@ -268,7 +278,7 @@ func (d *dispatcher) shed(ctx context.Context, j *job, reason string, due time.D
 
 func (d *dispatcher) awaitDeferral(ctx context.Context, j *job) {
 	for r := &d.rooms[inDeferral]; r.n > 0 && (r.n >= d.cfg.Window.Deliveries/4 || r.bytes+j.bytes > int64(d.cfg.Window.Bytes)/4); {
-		if !d.waitRoom(ctx, nil) {
+		if !d.waitRoom(ctx, j, nil) {
 			break // the session is over: drain records what there is
 		}
 	}

@@ -32,6 +32,44 @@ func TestWhatIsNotWatchedIsQuiet(t *testing.T) {
 	}
 }
 
+// TestAWaitEndsInAWatchedLane: what the stream brings waits for room without the lock. A sweep of that time finds nothing in its lane, and after minutes forgets it.
+func TestAWaitEndsInAWatchedLane(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		wait func(*quiet, *job)
+		room int
+		long time.Duration
+	}{
+		"for the window":          {func(q *quiet, j *job) { q.admit(q.Context(), j) }, inWindow, time.Second / 2},
+		"for the deferral":        {func(q *quiet, j *job) { q.postpone(q.Context(), j, store.DeferOrder, 0) }, inDeferral, time.Second / 2},
+		"until it is forgotten":   {func(q *quiet, j *job) { q.postpone(q.Context(), j, store.DeferOrder, 0) }, inDeferral, 2 * forgetAfter},
+		"and is given up at last": {func(q *quiet, j *job) { q.reject(q.Context(), j) }, inDeferral, 2 * forgetAfter},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				q := &quiet{T: t, bench: newBench(1)}
+				first := q.job("other", 1)
+				first.committed = time.Now()
+				c.wait(q, first)
+				j := q.keyed(1)
+				j.committed = time.Now().Add(-2 * activeFor)
+				go c.wait(q, j)
+				synctest.Wait()
+				require.Equal(t, 1, q.rooms[c.room].n)
+				time.Sleep(c.long)
+				q.sweep(time.Hour)
+				require.NotContains(t, q.watched, j.lane.key)
+				q.release([]*job{first})
+				synctest.Wait()
+				require.Equal(t, 1, q.rooms[c.room].n)
+				require.Same(t, j.lane, q.lanes[j.lane.key])
+				require.Same(t, j.lane, q.watched[j.lane.key])
+			})
+		})
+	}
+}
+
 type quiet struct {
 	*testing.T
 	*bench

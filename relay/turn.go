@@ -284,9 +284,7 @@ func (d *dispatcher) release(jobs []*job) {
 			delete(d.held, j.ID)
 		}
 		if j.reclaimed != nil {
-			if o := j.reclaimed; d.laneOf(o.lane.key) != o.lane { // it was forgotten meanwhile
-				d.lane(o.job)
-			}
+			d.regain(j.reclaimed.job)
 			d.accept(*j.reclaimed, false)
 		}
 		if j.ledger == nil {
