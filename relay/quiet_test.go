@@ -38,12 +38,12 @@ func TestAWaitEndsInAWatchedLane(t *testing.T) {
 	for name, c := range map[string]struct {
 		wait func(*quiet, *job)
 		room int
-		long time.Duration
+		long time.Duration // between two beats, at which it is regained
 	}{
-		"for the window":          {func(q *quiet, j *job) { q.admit(q.Context(), j) }, inWindow, time.Second / 2},
-		"for the deferral":        {func(q *quiet, j *job) { q.postpone(q.Context(), j, store.DeferOrder, 0) }, inDeferral, time.Second / 2},
-		"until it is forgotten":   {func(q *quiet, j *job) { q.postpone(q.Context(), j, store.DeferOrder, 0) }, inDeferral, 2 * forgetAfter},
-		"and is given up at last": {func(q *quiet, j *job) { q.reject(q.Context(), j) }, inDeferral, 2 * forgetAfter},
+		"for the window":          {func(q *quiet, j *job) { q.admit(q.Context(), j) }, inWindow, beatEvery / 2},
+		"for the deferral":        {func(q *quiet, j *job) { q.postpone(q.Context(), j, store.DeferOrder, 0) }, inDeferral, beatEvery / 2},
+		"until it is forgotten":   {func(q *quiet, j *job) { q.postpone(q.Context(), j, store.DeferOrder, 0) }, inDeferral, 2*forgetAfter + beatEvery/2},
+		"and is given up at last": {func(q *quiet, j *job) { q.reject(q.Context(), j) }, inDeferral, 2*forgetAfter + beatEvery/2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
