@@ -110,11 +110,13 @@ type dispatcher struct {
 	claimedBytes int64     // and what they occupy
 	// held are the deliveries in memory that are leased in the retry queue, until their outcome is durable.
 	held          map[outbox.UUID]*job
-	activeParties int // tenants with lanes that had an arrival lately
-	busyParties   int // tenants with something queued or running
-	starving      int // active lanes that could do something and have nothing queued or running
+	active        []*lane // that had an arrival lately
+	activeParties int     // tenants with such
+	busyParties   int     // tenants with something queued or running
+	starving      int     // active lanes that could do something and have nothing queued or running
 
 	committed time.Time // the latest commit that the stream has come to
+	calmed    time.Time // what it was when the active lanes were last looked at
 }
 
 func newDispatcher(cfg *Config, m *metrics) *dispatcher {
@@ -244,6 +246,7 @@ func (d *dispatcher) arrive(l *lane, committed time.Time) {
 	if l.active {
 		return
 	}
+	d.active = append(d.active, l)
 	d.starve(l, func() { l.active = true })
 	if l.party.active++; l.party.active == 1 {
 		d.activeParties++

@@ -323,12 +323,12 @@ func (l *lane) idle(now time.Time) bool {
 	if l.broken {
 		after = forgetBrokenAfter
 	}
-	return now.Sub(l.last) > after && l.used == 0 && l.rests(now) && l.breakerState() != gobreaker.StateOpen
+	return now.Sub(l.last) > after && l.used == 0 && !l.active && l.rests(now) && l.breakerState() != gobreaker.StateOpen
 }
 
 // rests tells whether there is nothing in the lane, nor anything to wait for. A chain has its head in the queue, or running.
 func (l *lane) rests(now time.Time) bool {
-	return !l.active && l.queue.n == 0 && l.running == 0 && !l.ready && !l.stalled && !l.until.After(now) && !l.next.After(now) &&
+	return l.queue.n == 0 && l.running == 0 && !l.ready && !l.stalled && !l.until.After(now) && !l.next.After(now) &&
 		len(l.blocked) == 0 && l.crowd == nil
 }
 

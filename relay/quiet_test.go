@@ -70,6 +70,34 @@ func TestAWaitEndsInAWatchedLane(t *testing.T) {
 	}
 }
 
+// TestActiveAndQuiet: a lane that had an event lately keeps its share of the window however long nothing else is committed, and is not looked at for that.
+func TestActiveAndQuiet(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := &quiet{T: t, bench: newBench(10)}
+		event := func(name string) {
+			j := q.job(name, 1)
+			j.committed = time.Now()
+			q.admit(t.Context(), j)
+			q.finish(q.nextJob(), verdict{attempted: true})
+			q.release([]*job{j})
+		}
+		event("one")
+		for range 3 {
+			time.Sleep(forgetAfter)
+			q.sweep(time.Hour)
+		}
+		require.Empty(t, q.watched)
+		require.Equal(t, 1, q.activeParties)
+		require.Len(t, q.active, 1)
+		require.Same(t, q.active[0], q.lanes[q.active[0].key])
+		event("other")
+		q.sweep(time.Hour)
+		require.Len(t, q.active, 1)
+		require.Equal(t, q.ids["other"], q.active[0].key.endpoint)
+	})
+}
+
 type quiet struct {
 	*testing.T
 	*bench
@@ -186,11 +214,26 @@ func (q *quiet) look() {
 	defer q.mu.Unlock()
 	for key, l := range q.lanes {
 		require.Equal(q, l.watched, q.watched[key] == l)
-		anything := l.crowd != nil || l.active || l.running+l.queue.n+len(l.chains)+len(l.blocked) > 0
+		anything := l.crowd != nil || l.running+l.queue.n+len(l.chains)+len(l.blocked) > 0
 		require.True(q, l.watched || !anything, "%s is overlooked: %+v", key.endpoint, l)
 	}
 	for key, l := range q.watched {
 		require.Same(q, l, q.lanes[key])
+	}
+	active, parties := 0, make(map[*party]int)
+	for _, l := range q.lanes {
+		if l.active {
+			active++
+			parties[l.party]++
+		}
+	}
+	require.Len(q, q.active, active)
+	require.Len(q, parties, q.activeParties)
+	for _, l := range q.active {
+		require.Same(q, l, q.lanes[l.key])
+		require.True(q, l.active)
+		require.Equal(q, parties[l.party], l.party.active)
+		require.LessOrEqual(q, q.calmed.Sub(l.committed), activeFor)
 	}
 }
 

@@ -3,6 +3,7 @@ package relay
 import (
 	"iter"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -25,9 +26,6 @@ func (d *dispatcher) sweep(hold time.Duration) {
 		}
 		l.measure(spell)
 		d.busy(l)
-		if l.active && d.committed.Sub(l.committed) > activeFor {
-			d.goQuiet(l)
-		}
 		if l.isQuiet(now) {
 			l.watched = false
 			delete(d.watched, key)
@@ -38,6 +36,7 @@ func (d *dispatcher) sweep(hold time.Duration) {
 			d.leaseRunning(j)
 		}
 	}
+	d.calm()
 	d.tidy(now)
 }
 
@@ -95,11 +94,23 @@ func (d *dispatcher) comeBack(j *job, hold time.Duration) time.Duration {
 	}
 }
 
-func (d *dispatcher) goQuiet(l *lane) {
-	d.starve(l, func() { l.active = false })
-	if l.party.active--; l.party.active == 0 {
-		d.activeParties--
+// calm takes those out of the active lanes that have had no event for long. Where nothing is committed none of them becomes older, and none is looked at: a relay at
+// rest after a busy hour has as many as it has endpoints.
+func (d *dispatcher) calm() {
+	if d.committed.Sub(d.calmed) < time.Second {
+		return
 	}
+	d.calmed = d.committed
+	d.active = slices.DeleteFunc(d.active, func(l *lane) bool {
+		if d.committed.Sub(l.committed) <= activeFor {
+			return false
+		}
+		d.starve(l, func() { l.active = false })
+		if l.party.active--; l.party.active == 0 {
+			d.activeParties--
+		}
+		return true
+	})
 }
 
 // caps tells how many deliveries may be claimed for the endpoints whose lanes cannot take any number.
