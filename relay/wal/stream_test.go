@@ -282,6 +282,40 @@ func TestSilentServer(t *testing.T) {
 	})
 }
 
+// TestStanding: how far the server has come, and for how long nothing has, which tells a stream that has stalled from one that works.
+func TestStanding(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(t, Options{}, time.Minute)
+		ended := p.run(handler{})
+		for _, c := range []struct {
+			name  string
+			send  func()
+			at    LSN
+			moved bool
+		}{
+			{"nothing", func() {}, 0, false},
+			{"a position", func() { p.keepalive(70, false) }, 70, true},
+			{"the same one", func() { p.keepalive(70, false) }, 70, false},
+			{"a piece of the log", func() { p.log(beginMessage(90)) }, 70, true},
+			{"a position within a transaction", func() { p.keepalive(100, false) }, 100, true},
+		} {
+			_, before := p.stream.Standing()
+			time.Sleep(5 * time.Second)
+			c.send()
+			time.Sleep(5 * time.Second)
+			at, still := p.stream.Standing()
+			want := 5 * time.Second
+			if !c.moved {
+				want = before + 10*time.Second
+			}
+			assert.Equal(t, c.at, at, c.name)
+			assert.InDelta(t, want, still, float64(3*tick), c.name)
+		}
+		require.Error(t, p.end(ended))
+	})
+}
+
 // TestWaitingHandlerIsNotSilence: whoever does not listen must not complain of silence.
 func TestWaitingHandlerIsNotSilence(t *testing.T) {
 	t.Parallel()
@@ -488,6 +522,19 @@ func TestCloseConfirmsOnceMore(t *testing.T) {
 		require.NoError(t, p.stream.Close(t.Context()))
 		assert.Equal(t, LSN(9), (<-p.updates).flush)
 		assert.Equal(t, LSN(10), (<-p.updates).flush)
+	})
+}
+
+// TestCloseAfterSilence: whoever has been silent for long is not waited for once more.
+func TestCloseAfterSilence(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(t, Options{}, time.Minute)
+		go func() { _, _ = io.Copy(io.Discard, p.conn) }()
+		require.ErrorIs(t, p.stream.Run(t.Context(), handler{}, func() LSN { return 0 }), ErrSilent)
+		start := time.Now()
+		require.NoError(t, p.stream.Close(t.Context()))
+		assert.Zero(t, time.Since(start))
 	})
 }
 
