@@ -155,12 +155,17 @@ func TestMalformed(t *testing.T) {
 	}
 
 	insert := good[2]
-	header := string(insert[:6])
+	header, row := string(insert[:6]), string(insert[6:])
 	for name, messages := range map[string][][]byte{
-		"begin in a transaction":        {good[0], good[0]},
-		"commit outside":                {good[3]},
-		"change outside":                {good[1], insert},
-		"truncate outside":              {good[1], truncateMessage(rel.ID)},
+		"begin in a transaction": {good[0], good[0]},
+		"commit outside":         {good[3]},
+		"change outside":         {good[1], insert},
+		"truncate outside":       {good[1], truncateMessage(rel.ID)},
+	} {
+		_, err := transcript(messages)
+		assert.ErrorIs(t, err, errOrder, name)
+	}
+	for name, messages := range map[string][][]byte{
 		"relation unknown":              {good[0], insert},
 		"truncate of an unknown table":  {good[0], truncateMessage(1)},
 		"unknown type":                  {[]byte("?")},
@@ -168,8 +173,8 @@ func TestMalformed(t *testing.T) {
 		"columns too few":               {good[0], good[1], []byte(header + be(1, 2) + "n")},
 		"column format unknown":         {good[0], good[1], []byte(header + be(uint64(len(values)), 2) + "x")},
 		"column longer than the rest":   {good[0], good[1], []byte(header + be(uint64(len(values)), 2) + "b" + be(1<<32-1, 4))},
-		"insert of an old row":          {good[0], good[1], []byte("I" + be(uint64(rel.ID), 4) + "O")},
-		"delete of a new row":           {good[0], good[1], []byte("D" + be(uint64(rel.ID), 4) + "N")},
+		"insert of an old row":          {good[0], good[1], []byte("I" + be(uint64(rel.ID), 4) + "O" + row)},
+		"delete of a new row":           {good[0], good[1], []byte("D" + be(uint64(rel.ID), 4) + "N" + row)},
 		"relation of 65535 columns":     {[]byte("R" + be(1, 4) + "s\x00t\x00d" + be(65535, 2))},
 		"truncate of 4294967295 tables": {good[0], []byte("T" + be(1<<32-1, 4) + "\x00")},
 	} {
