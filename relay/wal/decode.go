@@ -184,9 +184,6 @@ func (d *decoder) readRelation(r *reader) error {
 	if !ok1 || !ok2 || !ok3 || !ok4 || len(r.b) < n*minColumn {
 		return errTruncated
 	}
-	if schema == "" {
-		schema = "pg_catalog" // so the protocol abbreviates it
-	}
 	rel := &Relation{ID: id, Schema: schema, Table: table, Columns: make([]Column, n)}
 	for i := range rel.Columns {
 		flags, ok1 := r.next(1)
@@ -290,7 +287,7 @@ func (d *decoder) readTuple(r *reader, rel *Relation, slot int) (Tuple, error) {
 func (d *decoder) readTruncate(r *reader) error {
 	n, ok1 := r.uint32()
 	_, ok2 := r.next(1) // CASCADE, RESTART IDENTITY
-	if !ok1 || !ok2 || uint64(len(r.b)) < 4*uint64(n) {
+	if !ok1 || !ok2 {
 		return errTruncated
 	}
 	d.truncated = d.truncated[:0]
