@@ -273,6 +273,51 @@ func TestReceiverWithFewPlaces(t *testing.T) {
 	assert.Zero(t, b.count(b.m.connOpen))
 }
 
+// TestEndedOnItsWay: whoever waits for a connection is given one that has ended by then. Nothing is sent over it, and its place is free again.
+func TestEndedOnItsWay(t *testing.T) {
+	t.Parallel()
+	asked, waits, ended, opened := make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
+	url := rawServer(t, func(c *rawConn, r *bufio.Reader, n int) {
+		for readRequest(r) == nil {
+			if n == 1 {
+				close(asked)
+				<-waits
+			}
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+			if n == 1 {
+				_ = c.Close()
+				close(ended)
+			}
+		}
+	})
+	b := setup(t)
+	road, dials := b.client.plain, atomic.Int32{}
+	dial := road.dial
+	road.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if dials.Add(1) == 2 {
+			close(waits)
+			<-opened
+		}
+		return dial(ctx, network, addr)
+	}
+	road.crowded = func() bool { <-ended; return false } // asked when a connection is given back
+	ep := b.endpoint(url)
+	var busy sync.WaitGroup
+	attempt := func() {
+		res := b.attempt(ep)
+		assert.True(t, res.OK(), "%s: %s", res.Class, res.Err)
+	}
+	busy.Go(attempt)
+	<-asked
+	busy.Go(attempt)
+	<-ended
+	assert.Eventually(t, func() bool { return b.count(b.m.connOpen) == 0 }, 5*time.Second, time.Millisecond)
+	close(opened)
+	busy.Wait()
+	assert.Zero(t, b.count(b.m.resends))
+	assert.Empty(t, road.hosts[ep.Host].used)
+}
+
 // trailed adds the beginning of an alert to what is written.
 type trailed struct {
 	net.Conn
