@@ -172,7 +172,7 @@ func faultList() map[string]fault { //nolint:funlen // a table
 		}, ClassProtocol, 0, 0},
 		"ten 1xx": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)
-			_, _ = io.WriteString(c, strings.Repeat("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", 10)+"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+			_, _ = io.WriteString(c, strings.Repeat("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", 5)+"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 		}, ClassSuccess, 200, 0},
 		"a status below 100": {func(c *rawConn, r *bufio.Reader, _ int) {
 			_ = readRequest(r)

@@ -418,6 +418,7 @@ func answers() map[string]int {
 		"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n":                               200,
 		"HTTP/1.1 204 No Content\r\nDate: now\r\n\r\n":                               204,
 		"HTTP/1.1 202\r\ncontent-length:  2\r\nConnection: Keep-Alive\r\n\r\nok":     202,
+		"HTTP/1.1 226 IM Used\r\nX-Ratelimit-Ms: 2\r\nContent-Length: 0\r\n\r\n":     226,
 		"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok":                             0, // not all there
 		"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n":          0,
 		"HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\nx":                             0,
@@ -435,6 +436,7 @@ func answers() map[string]int {
 		"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nHTTP/":                  0,
 		"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n":                               0,
 		"HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n\r\n":                              0,
+		"HTTP/1.1 20x OK\r\nContent-Length: 0\r\n\r\n":                               0,
 		"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n":                             0,
 		"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n":  0,
 		"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 500 Oops\r\n":          200, // what follows is seen to be too much
