@@ -140,6 +140,28 @@ func TestLaneBeyondItsShareUsesTheReserveWhileAnotherStarves(t *testing.T) {
 	require.Equal(t, 21, b.used())
 }
 
+// TestATenantHasItsPartOfTheBytes: a few large bodies of one tenant leave room for another's, however few deliveries they are.
+func TestATenantHasItsPartOfTheBytes(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	admit := func(tenant string, bytes int64) {
+		j := b.job(tenant, 1)
+		j.Tenant, j.bytes = tenant, bytes
+		b.admit(t.Context(), j)
+	}
+	all := int64(b.cfg.Window.Bytes)
+	admit("small", 1)
+	b.finish(b.take(), verdict{})
+	for range 3 {
+		admit("large", all/4)
+	}
+	require.Empty(t, b.deferrals, "there is room for everybody")
+	admit("large", 1)
+	require.Equal(t, []string{store.DeferShare}, b.deferrals)
+	admit("small", all/8)
+	require.Len(t, b.deferrals, 1, "what is left is for who has less than its part")
+}
+
 // TestAStarvingLaneLetsTheStreamGoOn: the stream waits while both lanes have work, and not once one has none.
 func TestAStarvingLaneLetsTheStreamGoOn(t *testing.T) {
 	t.Parallel()
