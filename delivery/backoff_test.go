@@ -54,7 +54,7 @@ func FuzzRetryAfter(f *testing.F) {
 func TestClasses(t *testing.T) {
 	t.Parallel()
 	for status, want := range map[int]Class{
-		200: ClassSuccess, 204: ClassSuccess, 299: ClassSuccess, 304: Class3xx, 302: Class3xx, 400: Class4xx, 404: Class4xx, 408: Class4xx,
+		200: ClassSuccess, 204: ClassSuccess, 299: ClassSuccess, 300: Class3xx, 304: Class3xx, 302: Class3xx, 399: Class3xx, 400: Class4xx, 404: Class4xx, 499: Class4xx, 408: Class4xx,
 		410: ClassGone, 425: Class4xx, 429: Class429, 500: Class5xx, 599: Class5xx, 101: ClassProtocol, 600: ClassProtocol, 999: ClassProtocol,
 	} {
 		assert.Equal(t, want, classOfStatus(status), "%d", status)
