@@ -179,6 +179,11 @@ func TestPayloadSchemasOfATenant(t *testing.T) {
 	require.NoError(t, table.SetEventType(row))
 	assert.Nil(t, table.PayloadSchema("order.created"))
 	assert.NotNil(t, table.PayloadSchema("order.made"))
+	row.PayloadSchema = ""
+	require.NoError(t, table.SetEventType(row))
+	assert.Nil(t, table.PayloadSchema("order.made"), "taken back")
+	row.PayloadSchema = `{"type": 5}`
+	require.Error(t, table.SetEventType(row))
 	table.Truncate(TableEventTypes)
 	assert.Nil(t, table.PayloadSchema("order.made"))
 	assert.Empty(t, table.Invalid())

@@ -138,6 +138,20 @@ func TestMatchFilter(t *testing.T) {
 	assert.Empty(t, matches(table, created()))
 }
 
+// TestMatchLargeEvents: where the keys of one event are says nothing of the next one.
+func TestMatchLargeEvents(t *testing.T) {
+	t.Parallel()
+	table := setup(t)
+	row := subscriptionRow(10, 1, "order.created")
+	row.Filters = []byte(`{"total": 20}`)
+	set(t, table, row)
+	for data, want := range map[string]int{`{"total": 20}`: 1, `{"id": 7, "total": 20}`: 1, `{"total": 21}`: 0} {
+		e := created()
+		e.Data = append(bytes.Repeat([]byte(" "), outlineFrom), data...)
+		assert.Len(t, matches(table, e), want, data)
+	}
+}
+
 func TestMatchInactive(t *testing.T) {
 	t.Parallel()
 	table := setup(t)
@@ -307,10 +321,10 @@ func TestTruncate(t *testing.T) {
 	t.Parallel()
 	table := setup(t)
 	_ = table.SetEventType(EventTypeRow{ID: id(100), EventType: "order.created", Enabled: true})
-	set(t, table, subscriptionRow(10, 1, "order.created"), olderRow(11, 2, 100))
+	set(t, table, subscriptionRow(10, 1, "order.created"), olderRow(11, 2, 100), subscriptionRow(12, 3, "order.*"))
 
 	table.Truncate("webhook_events")
-	assert.Equal(t, [][2]int{{1, 10}, {2, 11}}, matches(table, created()))
+	assert.Equal(t, [][2]int{{1, 10}, {2, 11}, {3, 12}}, matches(table, created()))
 	table.Truncate("webhook_subscriptions")
 	assert.Equal(t, [][2]int{{2, 11}}, matches(table, created()))
 	table.Truncate("webhook_event_types")
