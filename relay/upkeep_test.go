@@ -51,6 +51,28 @@ func TestAbandonKeepsWhatWasClaimed(t *testing.T) {
 	<-b.drain()
 }
 
+// TestCaps: a lane that has something is to have twice what it may attempt at once, or a run of an ordered key, and one that has nothing any number: others can
+// attempt what it does not take.
+func TestCaps(t *testing.T) {
+	t.Parallel()
+	b := newBench(1000)
+	b.admit(t.Context(), b.job("dry", 4))
+	b.finish(b.take(), verdict{})
+	for range 3 {
+		b.admit(t.Context(), b.job("some", 4))
+	}
+	for range 9 {
+		b.admit(t.Context(), b.job("many", 4))
+	}
+	b.admit(t.Context(), b.keyed(1))
+	b.admit(t.Context(), b.keyed(1))
+	want := make(map[store.Endpoint]int)
+	for name, n := range map[string]int{"some": 2*4 - 3, "many": 0, "one": runLength - 2} {
+		want[store.Endpoint{Tenant: "t", ID: b.ids[name]}] = n
+	}
+	require.Equal(t, want, b.caps())
+}
+
 func TestALeaseThatRanOutIsNotAttempted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
