@@ -358,6 +358,10 @@ func TestSweepHandsOver(t *testing.T) {
 		b.admit(t.Context(), b.job("slow", 1))
 		running := b.take()
 		time.Sleep(3 * time.Second)
+		quick := b.job("quick", 1)
+		b.admit(t.Context(), quick)
+		b.finish(b.take(), verdict{})
+		b.release([]*job{quick}) // the database keeps up
 		b.sweep(2 * time.Second)
 		require.Equal(t, []string{store.DeferHold}, b.deferrals, "what waits is deferred, though its lane has begun something meanwhile")
 		b.sweep(2 * time.Second)
@@ -366,6 +370,18 @@ func TestSweepHandsOver(t *testing.T) {
 		require.True(t, b.finish(running, verdict{}))
 		require.True(t, running.Queued, "its outcome finds a row")
 	})
+}
+
+func TestWorkersAreBounded(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	b.cfg.Delivery.Workers = 4
+	spawned := 0
+	b.spawn = func() { spawned++ }
+	for i := range 10 {
+		b.admit(t.Context(), b.job(fmt.Sprint(i), 1))
+	}
+	require.Equal(t, 4, spawned)
 }
 
 func TestOpenBreakerDefers(t *testing.T) {
