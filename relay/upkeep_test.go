@@ -94,6 +94,9 @@ func TestALeaseThatRanOutIsNotAttempted(t *testing.T) {
 		require.Equal(t, 3, done)
 		b.finish(attempted[0], verdict{})
 		b.release(attempted)
+		n, left := b.claimRoom()
+		require.Zero(t, n)
+		require.EqualValues(t, b.cfg.Window.Bytes/2, left)
 		<-b.drain()
 	})
 }
