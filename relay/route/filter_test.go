@@ -286,6 +286,7 @@ func TestFilterOnBrokenDocuments(t *testing.T) {
 			f, err := CompileFilter([]byte(filter))
 			require.NoError(t, err)
 			assert.False(t, f.Match(someEvent(t, data)), "%s on %s", filter, data)
+			assert.False(t, outlinedMatch(f, someEvent(t, data)), "%s on %s and more", filter, data)
 		}
 	}
 }
