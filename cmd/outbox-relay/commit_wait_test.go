@@ -92,13 +92,13 @@ func TestCommitsThatWaitForAStandby(t *testing.T) {
 	p.awaitReady(ctx, t, s, http.StatusOK, `leading slot "\w+"$`)
 
 	standby("SET synchronous_standby_names = 'nosuch'")
+	out, _, _ = s.desk(t, "check")
+	assert.NotContains(t, out, "synchronous standby", "that one replicates is known, and not whether it is the standby")
 	insert := make(chan error, 1)
 	go func() {
 		_, err := s.pool.Exec(ctx, `INSERT INTO acme.webhook_events (event_type, aggregate_id, aggregate_type) VALUES ('order.created', gen_random_uuid(), 'a')`)
 		insert <- err
 	}()
-	out, _, _ = s.desk(t, "check")
-	assert.NotContains(t, out, "synchronous standby", "that one replicates is known, and not whether it is the standby")
 	p.awaitReady(ctx, t, s, http.StatusOK, `leading slot "\w+"; `+waits+`$`)
 	s.receiver.await(ctx, t, "the log", func() bool { return strings.Count(p.said(t), told) == 2 })
 	saysWaits()
