@@ -311,7 +311,7 @@ func TestEndedOnItsWay(t *testing.T) {
 	<-asked
 	busy.Go(attempt)
 	<-ended
-	assert.Eventually(t, func() bool { return b.count(b.m.connOpen) == 0 }, 5*time.Second, time.Millisecond)
+	assert.Eventually(t, func() bool { return b.count(b.m.connOpen) == 0 }, time.Minute, time.Millisecond)
 	close(opened)
 	busy.Wait()
 	assert.Zero(t, b.count(b.m.resends))
