@@ -65,7 +65,6 @@ func TestEndpointsComeAndGo(t *testing.T) {
 	hear("endpoint.disabled", gone)
 	hear("delivery.dead", gone)
 	s.insertMany(t, "acme", "a.gone", 700)
-	s.insertMany(t, "acme", "a.down", 1)
 	m.set(gone, http.StatusOK)
 	s.command(t, "endpoints", "resume", "-t", "acme", gone.String())
 	s.command(t, "endpoints", "recover", "-t", "acme", gone.String(), "--since", "1h")
@@ -85,6 +84,7 @@ func TestEndpointsComeAndGo(t *testing.T) {
 	})
 
 	// Too long: a warning, then the end.
+	s.insertMany(t, "acme", "a.down", 1)
 	hear("endpoint.failing", down)
 	s.receiver.await(ctx, t, "the endpoint's end", func() bool {
 		s.insertMany(t, "acme", "a.down", 1)
