@@ -106,5 +106,7 @@ func TestEndpointsComeAndGo(t *testing.T) {
 	require.Equal(t, "702 701", text(`SELECT total_attempts || ' ' || successful_deliveries FROM acme.webhook_delivery_stats WHERE webhook_endpoint_id = $1`, gone))
 	require.Equal(t, "true true", text(`SELECT (e.last_used_at IS NOT NULL) || ' ' || (s.last_triggered_at IS NOT NULL) FROM acme.webhook_endpoints e
 		JOIN acme.webhook_subscriptions s ON s.endpoint_id = e.id WHERE e.id = $1`, ops))
-	require.Equal(t, 0, told("delivery.exhausted", shaky))
+	var exhausted int // the first one's, where the warning came late
+	require.NoError(t, s.pool.QueryRow(ctx, `SELECT count(*) FROM acme.webhook_deliveries WHERE webhook_endpoint_id = $1 AND delivery_status = 'failed'`, shaky).Scan(&exhausted))
+	require.LessOrEqual(t, told("delivery.exhausted", shaky), exhausted)
 }
