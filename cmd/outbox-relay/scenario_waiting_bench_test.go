@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 )
@@ -15,14 +16,14 @@ func BenchmarkScenarioWaiting(b *testing.B) {
 		few, many := newTenants(ctx, b, 1), newTenants(ctx, b, 1)
 		few.wait(b, 1000)
 		many.wait(b, 1_000_000)
+		turns := []*tenants{few, many}
 		var ratios, singles []float64
-		for i := range pairs {
+		for range pairs {
 			of := make(map[*tenants]float64)
-			order := []*tenants{few, many}
-			for k := range order {
-				t := order[(i+k)%2]
+			for _, t := range turns {
 				_, of[t], _ = t.drain(ctx, b)
 			}
+			slices.Reverse(turns)
 			ratios, singles = append(ratios, of[many]/of[few]), append(singles, of[few])
 			b.Logf("%.0f %.0f %.3f", of[few], of[many], of[many]/of[few])
 		}
