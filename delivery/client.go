@@ -24,6 +24,7 @@ import (
 const (
 	maxRedirects           = 5
 	maxResponseHeaderBytes = 64 << 10
+	maxSessions            = 256 // hosts whose TLS session is kept to be resumed, by each transport
 )
 
 // Client makes attempts. It is safe for concurrent use.
@@ -122,13 +123,13 @@ func (c *Client) open(life context.Context) error {
 // addresses.
 func (c *Client) newHTTP(tlsConfig *tls.Config) (*retryablehttp.Client, *http.Transport) {
 	tlsConfig.NextProtos = []string{"h2", "http/1.1"}
-	tlsConfig.ClientSessionCache = tls.NewLRUClientSessionCache(c.config.MaxIdlePerHost)
+	tlsConfig.ClientSessionCache = tls.NewLRUClientSessionCache(maxSessions)
 	t := &http.Transport{
 		DialContext:            c.dialer.dial,
 		DialTLSContext:         c.dialer.dialTLS(tlsConfig),
 		DisableCompression:     true, // a gzip bomb stays what it is
 		MaxIdleConns:           c.config.MaxConns,
-		MaxIdleConnsPerHost:    c.config.MaxIdlePerHost,
+		MaxIdleConnsPerHost:    c.config.MaxConnsPerHost,
 		MaxConnsPerHost:        c.config.MaxConnsPerHost,
 		IdleConnTimeout:        c.config.IdleTimeout,
 		MaxResponseHeaderBytes: maxResponseHeaderBytes,

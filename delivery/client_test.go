@@ -317,7 +317,7 @@ func TestMessageWithImpossibleHeader(t *testing.T) {
 func TestConnectionLimit(t *testing.T) {
 	t.Parallel()
 	b := setup(t, func(c *Config) {
-		c.MaxConns, c.MaxConnsPerHost, c.MaxIdlePerHost = 2, 2, 2
+		c.MaxConns, c.MaxConnsPerHost = 2, 2
 	})
 	release := make(chan struct{})
 	held := make(chan struct{})
@@ -378,7 +378,7 @@ func TestFinishedConnectionGivesWay(t *testing.T) {
 			})
 			other := serve(t, func(http.ResponseWriter, *http.Request) {})
 			b := setup(t, change, func(c *Config) {
-				c.MaxConns, c.MaxConnsPerHost, c.MaxIdlePerHost, c.ConnectTimeout = 1, 1, 1, time.Minute
+				c.MaxConns, c.MaxConnsPerHost, c.ConnectTimeout = 1, 1, time.Minute
 			})
 			results := make(chan Result, 3)
 			try := func(url string) { results <- b.attempt(b.endpointWithin(time.Minute, url)) }

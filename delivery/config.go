@@ -16,10 +16,10 @@ type Config struct {
 	ConnectTimeout, TLSHandshakeTimeout time.Duration
 	// MaxConns bounds the open connections, idle ones included. When all are taken, a new one waits until another closes.
 	MaxConns int
-	// MaxConnsPerHost bounds the open connections to one host and port, MaxIdlePerHost the idle ones among them. An attempt waits
-	// within its timeout for a connection. Both count for each transport on its own: http1 for http://, and http1 and net/http with and without a
-	// check of certificates, net/http also for direct and for redirected requests.
-	MaxConnsPerHost, MaxIdlePerHost int
+	// MaxConnsPerHost bounds the open connections to one host and port, idle ones included. An attempt waits within its timeout for a connection. It
+	// counts for each transport on its own: http1 for http://, and http1 and net/http with and without a check of certificates, net/http also for
+	// direct and for redirected requests.
+	MaxConnsPerHost int
 	// IdleTimeout closes a connection that has not been used for so long. It should be below what receivers use (often 60 s or
 	// more): who closes first avoids a request on a dead connection.
 	IdleTimeout time.Duration
@@ -67,8 +67,6 @@ func (c *Config) Validate() error {
 	under := func(n, limit int) bool { return n > 0 && (n <= limit || limit <= 0) } // nothing more to say while the limit is itself at fault
 	f.check(under(c.MaxConnsPerHost, c.MaxConns),
 		"delivery.max_connections_per_host", c.MaxConnsPerHost, "use 1 up to max_connections")
-	f.check(under(c.MaxIdlePerHost, c.MaxConnsPerHost),
-		"delivery.max_idle_per_host", c.MaxIdlePerHost, "use 1 up to max_connections_per_host")
 	f.check(c.IdleTimeout > 0, "delivery.keep_alive", c.IdleTimeout, "use a time above 0, such as 55s")
 	f.check(c.DNSCacheTime >= 0, "delivery.dns_cache", c.DNSCacheTime, "use a time such as 30s, or 0 for no cache")
 	f.check(c.KeepResponseBytes >= 0 && c.KeepResponseBytes <= maxResponseBytes,

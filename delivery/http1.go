@@ -28,7 +28,6 @@ type http1 struct {
 	start       func(func()) // in a goroutine that the Client waits for
 	crowded     func() bool  // somebody waits for the place of a connection
 	perHost     int
-	idlePerHost int
 	idleTimeout time.Duration
 
 	mu    sync.Mutex
@@ -48,12 +47,12 @@ type http1Host struct {
 // newHTTP1 is for https:// where there is a config, which it takes over.
 func newHTTP1(cfg *Config, d *dialer, config *tls.Config) *http1 {
 	t := &http1{
-		dial: d.dial, tls: config, shake: d.shake, start: d.start, crowded: d.crowded, perHost: cfg.MaxConnsPerHost, idlePerHost: cfg.MaxIdlePerHost, idleTimeout: cfg.IdleTimeout,
+		dial: d.dial, tls: config, shake: d.shake, start: d.start, crowded: d.crowded, perHost: cfg.MaxConnsPerHost, idleTimeout: cfg.IdleTimeout,
 		hosts: make(map[string]*http1Host),
 	}
 	if config != nil {
 		config.NextProtos = []string{"http/1.1"}
-		config.ClientSessionCache = tls.NewLRUClientSessionCache(cfg.MaxIdlePerHost)
+		config.ClientSessionCache = tls.NewLRUClientSessionCache(maxSessions)
 	}
 	return t
 }
@@ -164,7 +163,7 @@ func (h *http1Host) wait(ctx context.Context, deadline time.Time) error {
 // opening's from then on.
 func (t *http1) leave(h *http1Host, c *http1Conn) {
 	t.mu.Lock()
-	keep := c != nil && c.age == t.age && len(h.idle) < t.idlePerHost && !t.crowded()
+	keep := c != nil && c.age == t.age && !t.crowded()
 	if keep && len(h.wants) > 0 {
 		c.since = time.Now()
 		h.wants[0] <- c

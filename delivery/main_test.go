@@ -113,7 +113,6 @@ func testConfig() Config {
 		TLSHandshakeTimeout: 10 * time.Second,
 		MaxConns:            1024,
 		MaxConnsPerHost:     256,
-		MaxIdlePerHost:      256,
 		IdleTimeout:         55 * time.Second,
 		DNSCacheTime:        30 * time.Second,
 		KeepResponseBytes:   4 << 10,

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -44,7 +45,7 @@ func TestNoPlaceIsNoTimeout(t *testing.T) {
 			if c.conns == 1 {
 				to = serve(t, func(http.ResponseWriter, *http.Request) {})
 			}
-			b := setup(t, change, func(cfg *Config) { cfg.MaxConns, cfg.MaxConnsPerHost, cfg.MaxIdlePerHost = c.conns, c.perHost, 1 })
+			b := setup(t, change, func(cfg *Config) { cfg.MaxConns, cfg.MaxConnsPerHost = c.conns, c.perHost })
 			done := make(chan Result, 1)
 			go func() { done <- b.attempt(b.endpointWithin(time.Minute, slow.URL+"/slow")) }()
 			<-held
@@ -105,7 +106,7 @@ func TestRedirectedTakeNoPlaces(t *testing.T) {
 		}
 		t.Cleanup(s.Close)
 		b := setup(t, func(c *Config) {
-			c.MaxConnsPerHost, c.MaxIdlePerHost, c.AllowInsecureTLS, c.netHTTP = perHost, perHost, true, true
+			c.MaxConnsPerHost, c.AllowInsecureTLS, c.netHTTP = perHost, true, true
 		})
 		var busy sync.WaitGroup
 		for range perHost {
@@ -127,6 +128,48 @@ func TestRedirectedTakeNoPlaces(t *testing.T) {
 	}
 }
 
+// TestConnectionsAreKept has as many requests at a time as there may be connections, again and again: the first ones are used by all.
+func TestConnectionsAreKept(t *testing.T) {
+	t.Parallel()
+	byBoth(t, testConnectionsAreKept)
+}
+
+func testConnectionsAreKept(t *testing.T, change func(*Config)) {
+	t.Helper()
+	const conns = 300
+	var opened atomic.Int64
+	came, answer := make(chan struct{}), make(chan struct{})
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		came <- struct{}{}
+		<-answer
+	}))
+	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			opened.Add(1)
+		}
+	}
+	s.Start()
+	t.Cleanup(s.Close)
+	b := setup(t, change, func(c *Config) { c.MaxConns, c.MaxConnsPerHost = conns, conns })
+	for range 3 {
+		var wave sync.WaitGroup
+		for range conns {
+			wave.Go(func() {
+				res := b.attempt(b.endpointWithin(time.Minute, s.URL))
+				assert.True(t, res.OK(), "%s: %s", res.Class, res.Err)
+			})
+		}
+		for range conns {
+			<-came
+		}
+		for range conns {
+			answer <- struct{}{}
+		}
+		wave.Wait()
+	}
+	assert.EqualValues(t, conns, opened.Load())
+}
+
 // TestHTTP2GivesWay has one connection for two hosts: net/http does not say that one of HTTP/2 is idle.
 func TestHTTP2GivesWay(t *testing.T) {
 	t.Parallel()
@@ -142,7 +185,7 @@ func testHTTP2GivesWay(t *testing.T, change func(*Config)) {
 		servers = append(servers, secure(t, a.Pair(t, "receiver", "127.0.0.1"), x509.NewCertPool(), tls.NoClientCert, nil))
 	}
 	b := setup(t, change, func(c *Config) {
-		c.MaxConns, c.MaxConnsPerHost, c.MaxIdlePerHost, c.ConnectTimeout, c.TLS.CAFile = 1, 1, 1, 4*time.Second, ca
+		c.MaxConns, c.MaxConnsPerHost, c.ConnectTimeout, c.TLS.CAFile = 1, 1, 4*time.Second, ca
 	})
 	for i := range 60 {
 		res := b.attempt(b.endpoint(servers[i%2].URL))

@@ -117,10 +117,9 @@ type Delivery struct {
 	// DefaultTimeout bounds a whole attempt to an endpoint whose row has no timeout.
 	DefaultTimeout time.Duration `mapstructure:"default_timeout"`
 	// MaxConnections bounds the connections to all receivers, unused ones included; MaxConnectionsPerHost those to one host and port, for each of the
-	// client's transports on its own, and MaxIdlePerHost the unused ones among these.
+	// client's transports on its own.
 	MaxConnections        int `mapstructure:"max_connections"`
 	MaxConnectionsPerHost int `mapstructure:"max_connections_per_host"`
-	MaxIdlePerHost        int `mapstructure:"max_idle_per_host"`
 	// KeepAlive is how long an unused connection is kept.
 	KeepAlive time.Duration `mapstructure:"keep_alive"`
 	// DNSCache is how long a resolved address is reused. Zero means that every connection resolves anew.
@@ -245,7 +244,7 @@ func DefaultConfig() Config {
 		Delivery: Delivery{
 			Workers: 1024, EndpointConcurrency: 64, HostConcurrency: 256,
 			ConnectTimeout: 5 * time.Second, TLSHandshakeTimeout: 5 * time.Second, DefaultTimeout: 30 * time.Second,
-			MaxConnections: 2048, MaxConnectionsPerHost: 256, MaxIdlePerHost: 256, KeepAlive: 55 * time.Second, DNSCache: time.Minute,
+			MaxConnections: 2048, MaxConnectionsPerHost: 256, KeepAlive: 55 * time.Second, DNSCache: time.Minute,
 			KeepResponse: KiB, Source: "/outbox-relay", ReceiverDisable: true, ReceiverAbort: true,
 			TLS: delivery.TLS{TLSSettings: delivery.TLSSettings{MinVersion: "1.2"}},
 		},
@@ -273,7 +272,6 @@ func (c *Config) ClientConfig(version string) delivery.Config {
 		TLSHandshakeTimeout: d.TLSHandshakeTimeout,
 		MaxConns:            d.MaxConnections,
 		MaxConnsPerHost:     d.MaxConnectionsPerHost,
-		MaxIdlePerHost:      d.MaxIdlePerHost,
 		IdleTimeout:         d.KeepAlive,
 		DNSCacheTime:        d.DNSCache,
 		KeepResponseBytes:   int(d.KeepResponse),

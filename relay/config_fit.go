@@ -33,7 +33,6 @@ func (c *Config) ceilings() []ceiling {
 		under("delivery.endpoint_concurrency", &d.EndpointConcurrency, "delivery.workers", &d.Workers),
 		under("delivery.max_connections_per_host", &d.MaxConnectionsPerHost, "delivery.max_connections", &d.MaxConnections),
 		under("delivery.host_concurrency", &d.HostConcurrency, "delivery.max_connections_per_host", &d.MaxConnectionsPerHost), // as above
-		under("delivery.max_idle_per_host", &d.MaxIdlePerHost, "delivery.max_connections_per_host", &d.MaxConnectionsPerHost),
 		under("delivery.connect_timeout", &d.ConnectTimeout, "delivery.default_timeout", &d.DefaultTimeout),
 		under("delivery.tls_handshake_timeout", &d.TLSHandshakeTimeout, "delivery.default_timeout", &d.DefaultTimeout),
 		under("retry.backoff", &c.Retry.Backoff, "retry.max_backoff", &c.Retry.MaxBackoff),

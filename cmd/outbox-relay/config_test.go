@@ -116,7 +116,6 @@ func faultCases() []struct{ name, yaml, want string } {
 		{"kept response", "delivery: {keep_response: 17KiB}", "delivery.keep_response: 17408: use 0B up to 16KiB"},
 		{"no connections", "delivery: {max_connections: 0}", "delivery.max_connections: 0: use 1 or more"},
 		{"no connections of a host", "delivery: {max_connections_per_host: 0}", "delivery.max_connections_per_host: 0: use 1 up to max_connections"},
-		{"no idle connections", "delivery: {max_idle_per_host: 0}", "delivery.max_idle_per_host: 0: use 1 up to max_connections_per_host"},
 		{"proxy", "network: {proxy: 'socks5://relay:s3cret@proxy:1080'}", "network.proxy: (hidden): must be the URL of an HTTP proxy, http:// or https://, and nothing behind its port: http://user:password@proxy.internal:3128, special characters percent-encoded"},
 		{"proxy twice", "network: {proxy: 'http://proxy:3128', proxy_file: /proxy}", "network.proxy_file: /proxy: is given besides network.proxy: drop one of the two"},
 		{"no proxy file", "network: {proxy_file: /nonexistent/proxy}", "network.proxy_file: /nonexistent/proxy: cannot be read: open /nonexistent/proxy: no such file or directory"},
@@ -239,10 +238,10 @@ func TestDefaultsFitWhatIsGiven(t *testing.T) {
 		},
 		"delivery: {max_connections: 50}": func(c *config) {
 			d := &c.Delivery
-			d.MaxConnections, d.MaxConnectionsPerHost, d.MaxIdlePerHost, d.HostConcurrency, d.Workers, d.EndpointConcurrency = 50, 50, 50, 50, 50, 50
+			d.MaxConnections, d.MaxConnectionsPerHost, d.HostConcurrency, d.Workers, d.EndpointConcurrency = 50, 50, 50, 50, 50
 		},
 		"delivery: {max_connections_per_host: 9}": func(c *config) {
-			c.Delivery.MaxConnectionsPerHost, c.Delivery.MaxIdlePerHost, c.Delivery.HostConcurrency = 9, 9, 9
+			c.Delivery.MaxConnectionsPerHost, c.Delivery.HostConcurrency = 9, 9
 		},
 		"delivery: {default_timeout: 3s}": func(c *config) {
 			d := &c.Delivery

@@ -36,7 +36,7 @@ func TestProbe(t *testing.T) {
 	}))
 	t.Cleanup(receiver.Close)
 	cfg := delivery.Config{
-		ConnectTimeout: 5 * time.Second, TLSHandshakeTimeout: 5 * time.Second, MaxConns: 1, MaxConnsPerHost: 1, MaxIdlePerHost: 1, IdleTimeout: time.Minute,
+		ConnectTimeout: 5 * time.Second, TLSHandshakeTimeout: 5 * time.Second, MaxConns: 1, MaxConnsPerHost: 1, IdleTimeout: time.Minute,
 		KeepResponseBytes: 1 << 10, Version: "test", Source: "test",
 	}
 	guarded := cfg

@@ -153,7 +153,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{- /* What a running relay does not take on, as config.example.yaml lists it: a test compares the two. */}}
 {{- define "outbox-relay.restartKeys" -}}
-database databases tenants delivery.workers delivery.max_connections delivery.max_connections_per_host delivery.max_idle_per_host delivery.keep_alive delivery.dns_cache delivery.tls window queue.lease verification network.proxy network.proxy_file validation objective metrics server log.format
+database databases tenants delivery.workers delivery.max_connections delivery.max_connections_per_host delivery.keep_alive delivery.dns_cache delivery.tls window queue.lease verification network.proxy network.proxy_file validation objective metrics server log.format
 {{- end }}
 
 {{- /* Annotations that restart the pods where one of these has changed. */}}
