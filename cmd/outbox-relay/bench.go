@@ -57,6 +57,9 @@ Without --rate a backlog is drained: events are committed first, one per transac
 that of the deliveries between the first and the last. With --rate they are committed while the relay
 works, and what is measured is the time from the return of COMMIT to the request at the receiver.
 
+The receiver is as many hosts as there are endpoints, at most 16: ports of its own, each of which has
+delivery.host_concurrency and max_connections_per_host to itself.
+
 CPU and memory are those of the relay alone. Writes are the rows that were inserted, updated or
 deleted beside the application's own. All of it is counted to the end: every delivery has to be
 received and recorded, or the command fails.

@@ -28,14 +28,16 @@ import (
 	"github.com/neo-commons/outbox-relay/schema"
 )
 
-// benchType is the type of all events.
-const benchType = "bench.event"
+const (
+	benchType  = "bench.event" // of all events
+	benchHosts = 16            // at most
+)
 
 // benchReceiver takes every request and notes when it came.
 type benchReceiver struct {
 	server   *http.Server
-	url      string
-	caFile   string // with its certificate; empty: it does not speak TLS
+	urls     []string // of its ports, each a host of its own to the relay
+	caFile   string   // with its certificate; empty: it does not speak TLS
 	expected int64
 	answer   time.Duration
 	complete chan struct{} // closed by the last request that is expected
@@ -55,7 +57,7 @@ type benchArrival struct {
 }
 
 func newBenchReceiver(ctx context.Context, o benchOptions) (_ *benchReceiver, err error) {
-	r := &benchReceiver{expected: int64(o.deliveries()), answer: o.answer, keep: o.rate > 0, complete: make(chan struct{}), served: make(chan error, 1)}
+	r := &benchReceiver{expected: int64(o.deliveries()), answer: o.answer, keep: o.rate > 0, complete: make(chan struct{}), served: make(chan error, benchHosts)}
 	r.server = &http.Server{Handler: r, ReadHeaderTimeout: 10 * time.Second, ErrorLog: stdlog.New(io.Discard, "", 0)}
 	scheme, serve := "http", r.server.Serve
 	if o.tls {
@@ -64,12 +66,14 @@ func newBenchReceiver(ctx context.Context, o benchOptions) (_ *benchReceiver, er
 			return nil, fmt.Errorf("make a certificate for the receiver: %w", err)
 		}
 	}
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("listen for the receiver: %w", err), r.forget())
+	for range min(o.tenants*o.endpoints, benchHosts) {
+		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("listen for the receiver: %w", err), r.close())
+		}
+		r.urls = append(r.urls, scheme+"://"+listener.Addr().String())
+		go func() { r.served <- serve(listener) }()
 	}
-	r.url = scheme + "://" + listener.Addr().String()
-	go func() { r.served <- serve(listener) }()
 	return r, nil
 }
 
@@ -131,8 +135,10 @@ func (r *benchReceiver) ServeHTTP(_ http.ResponseWriter, req *http.Request) {
 
 func (r *benchReceiver) close() error {
 	err := r.server.Close()
-	if e := <-r.served; !errors.Is(e, http.ErrServerClosed) {
-		err = errors.Join(err, e)
+	for range r.urls {
+		if e := <-r.served; !errors.Is(e, http.ErrServerClosed) {
+			err = errors.Join(err, e)
+		}
 	}
 	return errors.Join(err, r.forget())
 }
@@ -194,11 +200,11 @@ func (b *bench) install(ctx context.Context) error {
 				INSERT INTO `+table(name, "webhook_event_types")+` (event_type, category, display_name) VALUES ($1, 'bench', $1) RETURNING id
 			), endpoint AS (
 				INSERT INTO `+table(name, "webhook_endpoints")+` (name, endpoint_url, secret_token, created_by_user_id)
-				SELECT 'bench', $2 || '/' || i, 'whsec_' || encode(decode(md5(random()::text), 'hex'), 'base64'), gen_random_uuid()
+				SELECT 'bench', ($2::text[])[1 + ($4 + i) % cardinality($2)] || '/' || i, 'whsec_' || encode(decode(md5(random()::text), 'hex'), 'base64'), gen_random_uuid()
 				FROM generate_series(1, $3) i RETURNING id
 			)
 			INSERT INTO `+table(name, "webhook_subscriptions")+` (endpoint_id, event_type_id, event_type)
-			SELECT endpoint.id, type.id, $1 FROM endpoint, type`, benchType, b.receiver.url, b.endpoints)
+			SELECT endpoint.id, type.id, $1 FROM endpoint, type`, benchType, b.receiver.urls, b.endpoints, i*b.endpoints)
 		if err != nil {
 			return fmt.Errorf("insert endpoints of %q: %w", name, err)
 		}
