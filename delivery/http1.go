@@ -175,12 +175,14 @@ func (t *http1) leave(h *http1Host, c *http1Conn) {
 		c.since = time.Now()
 		h.idle = append(h.idle, c)
 	}
+	if c != nil && !keep { // it counts until it is closed
+		t.mu.Unlock()
+		c.close()
+		t.mu.Lock()
+	}
 	h.users--
 	t.mu.Unlock()
 	<-h.used
-	if c != nil && !keep {
-		c.close()
-	}
 }
 
 // conn returns the idle connection that was used last, or a new one, with the deadline set; or it leaves. Each is looked at first, however short it was idle: a

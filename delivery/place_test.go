@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -139,9 +140,13 @@ func testConnectionsAreKept(t *testing.T, change func(*Config)) {
 	const conns = 300
 	var opened atomic.Int64
 	came, answer := make(chan struct{}), make(chan struct{})
-	s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // from then on the end of the connection is seen
 		came <- struct{}{}
-		<-answer
+		select {
+		case <-answer:
+		case <-r.Context().Done():
+		}
 	}))
 	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateNew {
@@ -152,20 +157,24 @@ func testConnectionsAreKept(t *testing.T, change func(*Config)) {
 	t.Cleanup(s.Close)
 	b := setup(t, change, func(c *Config) { c.MaxConns, c.MaxConnsPerHost = conns, conns })
 	for range 3 {
-		var wave sync.WaitGroup
+		results := make(chan Result, conns)
 		for range conns {
-			wave.Go(func() {
-				res := b.attempt(b.endpointWithin(time.Minute, s.URL))
-				assert.True(t, res.OK(), "%s: %s", res.Class, res.Err)
-			})
+			go func() { results <- b.attempt(b.endpointWithin(20*time.Second, s.URL)) }()
 		}
 		for range conns {
-			<-came
+			select {
+			case <-came:
+			case res := <-results:
+				require.FailNow(t, "an attempt has ended before all had come", "%s: %s", res.Class, res.Err)
+			}
 		}
 		for range conns {
 			answer <- struct{}{}
 		}
-		wave.Wait()
+		for range conns {
+			res := <-results
+			require.True(t, res.OK(), "%s: %s", res.Class, res.Err)
+		}
 	}
 	assert.EqualValues(t, conns, opened.Load())
 }
