@@ -167,11 +167,26 @@ func comparisons(s *jsonschema.Schema) (n int) {
 	return n
 }
 
+// fixedWork is what a part of the schema may cost whatever is held against it. A name that is missing counts like a part below, since the error that says so
+// keeps it: a thousand objects that lack a thousand names each are a million.
+func fixedWork(s *jsonschema.Schema) int {
+	n := 1 + len(s.AllOf) + len(s.AnyOf) + len(s.OneOf) + len(s.Required) + len(s.Dependencies) + len(s.DependentSchemas) + len(s.DependentRequired)
+	for _, names := range s.DependentRequired {
+		n += len(names)
+	}
+	for _, of := range s.Dependencies { // what it was before draft 2019-09
+		if names, ok := of.([]string); ok {
+			n += len(names)
+		}
+	}
+	return n
+}
+
 // meter has a part of the schema pay for its work before it is done. The library asks for the format of a value before it looks at anything below it, so
 // that is where the steps are counted, whether the part has a format or not.
 func (s *PayloadSchema) meter(sub *jsonschema.Schema, heaviest int) {
 	patterns := len(sub.PatternProperties)
-	fixed := 1 + len(sub.AllOf) + len(sub.AnyOf) + len(sub.OneOf) + len(sub.Required) + len(sub.Dependencies) + len(sub.DependentSchemas) + len(sub.DependentRequired)
+	fixed := fixedWork(sub)
 	weight := 0
 	for p := range sub.PatternProperties {
 		weight += weightOf(p)

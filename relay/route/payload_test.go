@@ -20,6 +20,15 @@ func compiled(t *testing.T, text string) *PayloadSchema {
 	return s
 }
 
+// numbered repeats a part of a document, with its number in it.
+func numbered(format string, n int) string {
+	parts := make([]string, n)
+	for i := range parts {
+		parts[i] = fmt.Sprintf(format, i)
+	}
+	return strings.Join(parts, ",")
+}
+
 const orderSchema = `{
 	"type": "object", "required": ["amount"],
 	"properties": {"amount": {"type": "number", "minimum": 0}, "currency": {"enum": ["EUR", "USD"]}, "lines": {"type": "array", "items": {"$ref": "#/$defs/line"}}},
@@ -138,14 +147,23 @@ func TestWorkOfPayloadSchemas(t *testing.T) {
 // TestMemoryOfPayloadSchemas: of all that does not match nothing is kept but what is said of it. It is not parallel, since it looks at what is allocated.
 func TestMemoryOfPayloadSchemas(t *testing.T) { //nolint:paralleltest // see above
 	const levels, values = 1000, 1800
-	s := compiled(t, `{"$defs": {"n": {"if": {"type": "array"}, "then": {"items": {"$ref": "#/$defs/n"}}, "else": {"anyOf": [`+
-		strings.TrimSuffix(strings.Repeat(`{"type": "string"},`, 100), ",")+`]}}}, "$ref": "#/$defs/n"}`)
-	payload := strings.Repeat("[", levels) + strings.TrimSuffix(strings.Repeat("1    ,", values), ",") + strings.Repeat("]", levels)
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	require.Contains(t, s.Check([]byte(payload)), "payload_schema: the payload does not match")
-	runtime.ReadMemStats(&after)
-	assert.Less(t, (after.TotalAlloc-before.TotalAlloc)>>20, uint64(256))
+	names, objects := numbered(`"n%d"`, 4900), numbered(`{"a": %d}`, 3000)
+	for name, tc := range map[string]struct{ schema, payload string }{
+		"a deep place": {
+			`{"$defs": {"n": {"if": {"type": "array"}, "then": {"items": {"$ref": "#/$defs/n"}}, "else": {"anyOf": [` + strings.TrimSuffix(strings.Repeat(`{"type": "string"},`, 100), ",") + `]}}}, "$ref": "#/$defs/n"}`,
+			strings.Repeat("[", levels) + strings.TrimSuffix(strings.Repeat("1    ,", values), ",") + strings.Repeat("]", levels),
+		},
+		"required":          {`{"items": {"required": [` + names + `]}}`, "[" + objects + "]"},
+		"dependentRequired": {`{"items": {"dependentRequired": {"a": [` + names + `]}}}`, "[" + objects + "]"},
+		"dependencies":      {`{"$schema": "http://json-schema.org/draft-07/schema#", "items": {"dependencies": {"a": [` + names + `]}}}`, "[" + objects + "]"},
+	} {
+		s := compiled(t, tc.schema)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		assert.Contains(t, s.Check([]byte(tc.payload)), "payload_schema: ", name)
+		runtime.ReadMemStats(&after)
+		assert.Less(t, (after.TotalAlloc-before.TotalAlloc)>>20, uint64(256), name)
+	}
 }
 
 // TestWorkOfOrdinarySchemas: what is asked for in earnest is far below the bounds.
