@@ -115,6 +115,7 @@ func TestWorkOfPayloadSchemas(t *testing.T) {
 		return `{"$defs": {"n0": {"type": "null"}, ` + strings.Join(defs, ", ") + `}, %s}`
 	}
 	deep := strings.Repeat(`{"a":`, 60) + "1" + strings.Repeat("}", 60)
+	few := "[" + numbered(`{"a": %d}`, 2000) + "]"
 	twice := `{"properties": {"a": {"$ref": "#/$defs/n"}}, "patternProperties": {"^a": {"$ref": "#/$defs/n"}}, "minProperties": 1}`
 	for name, tc := range map[string]struct{ schema, payload string }{
 		"anyOf":                  {fmt.Sprintf(chain(`{"anyOf": [{"$ref": "#/$defs/n%d"}, {"$ref": "#/$defs/n%d"}]}`), `"$ref": "#/$defs/n40"`), `1`},
@@ -130,6 +131,13 @@ func TestWorkOfPayloadSchemas(t *testing.T) {
 		"a long number":          {`{"minimum": 0}`, strings.Repeat("9", 100_000)},
 		"a huge exponent":        {`{"type": "integer"}`, `1e1000000`},
 		"a slow pattern":         {`{"pattern": "^(a?){500}(a|b)*(b|a)*c$"}`, `"` + strings.Repeat("a", 3_000_000) + `"`},
+		"one for names":          {`{"patternProperties": {"^(a?){500}(a|b)*(b|a)*c$": true}}`, `{"` + strings.Repeat("a", 3_000_000) + `": 1}`},
+		"an enum of properties":  {`{"additionalProperties": {"enum": [` + numbered("%d.5", 4000) + `]}}`, "{" + numbered(`"%d": 1`, 10_000) + "}"},
+		"many in anyOf":          {`{"items": {"anyOf": [` + strings.TrimSuffix(strings.Repeat("false,", 4000), ",") + `]}}`, few},
+		"many in oneOf":          {`{"items": {"oneOf": [` + strings.TrimSuffix(strings.Repeat("false,", 4000), ",") + `]}}`, few},
+		"many in allOf":          {`{"items": {"allOf": [` + strings.TrimSuffix(strings.Repeat("true,", 4000), ",") + `]}}`, few},
+		"many that depend":       {`{"items": {"dependentSchemas": {` + numbered(`"n%d": true`, 4000) + `}}}`, few},
+		"many, in draft 7":       {`{"$schema": "http://json-schema.org/draft-07/schema#", "items": {"dependencies": {` + numbered(`"n%d": true`, 4000) + `}}}`, few},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -171,7 +179,8 @@ func TestWorkOfOrdinarySchemas(t *testing.T) {
 	t.Parallel()
 	s := compiled(t, orderSchema)
 	lines := strings.TrimSuffix(strings.Repeat(`{"sku": "AB12345"},`, 50_000), ",")
-	assert.Empty(t, s.Check([]byte(`{"amount": 1, "currency": "EUR", "lines": [`+lines+`]}`)))
+	text := strings.Repeat("a", 1_000_000)
+	assert.Empty(t, s.Check([]byte(`{"amount": 1, "currency": "EUR", "x_text": "`+text+`", "lines": [`+lines+`]}`)))
 }
 
 func TestPayloadSchemasOfATenant(t *testing.T) {
