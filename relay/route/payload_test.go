@@ -2,6 +2,8 @@ package route
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -63,6 +65,9 @@ func TestPayloadSchemaCheck(t *testing.T) {
 	assert.Empty(t, compiled(t, `{"format": "date"}`).Check([]byte(`"no date"`)))
 	assert.NotEmpty(t, compiled(t, `{"$id": "https://example.com/a", "$ref": "b", "$defs": {"b": {"$id": "b", "type": "object"}}}`).Check([]byte(`1`)))
 	assert.NotEmpty(t, compiled(t, `{"$ref": "https://json-schema.org/draft/2020-12/schema"}`).Check([]byte(`{"type": 1}`)), "the schema of schemas comes with the library")
+	other := filepath.Join(t.TempDir(), "schema.json")
+	require.NoError(t, os.WriteFile(other, []byte(`{"type": "object"}`), 0o600))
+	require.Error(t, compilePayloadSchema(`{"$ref": "file://`+other+`"}`).fault(), "it is there and is a schema, and yet nothing is loaded")
 	assert.Contains(t, s.Check([]byte(strings.Repeat("[", 20_000)+strings.Repeat("]", 20_000))), "cannot be parsed")
 }
 
