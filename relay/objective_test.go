@@ -115,6 +115,9 @@ func TestObjective(t *testing.T) {
 			m, reg := measured(1, 1)
 			tc.happens(m)
 			all := gathered(t, reg)
+			if tc.total == 0 {
+				assert.Zero(t, all["outbox_relay_commit_to_answer_seconds"].GetHistogram().GetSampleCount(), "the latency of what does not count")
+			}
 			of := " " + outbox.UUID{1}.String() + " acme"
 			for _, series := range []string{"objective_%s_total", "tenant_objective_%s_total acme", "endpoint_objective_%s_total" + of} {
 				for kind, want := range map[string]float64{"deliveries": tc.total, "met": tc.met, "unanswered": tc.unanswered} {
