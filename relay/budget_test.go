@@ -61,6 +61,8 @@ func TestWALBudgetTells(t *testing.T) {
 	assert.NotEmpty(t, tell(time.Second, store.Stats{WALStatus: "unreserved"}, near), "it has become worse")
 	assert.Contains(t, tell(time.Second, store.Stats{WALStatus: "reserved"}, far), "within its limit again")
 	assert.Empty(t, strings.TrimSpace(tell(time.Second, store.Stats{WALStatus: "reserved"}, far)))
+	assert.NotEmpty(t, tell(time.Second, store.Stats{WALStatus: "reserved"}, near))
+	assert.Contains(t, tell(time.Second, store.Stats{WALStatus: "reserved"}, outlook{rate: 1}), "left_for=0s", "the budget is used up")
 
 	assert.Empty(t, tell(time.Second, store.Stats{}, outlook{}), "without a slot nothing is kept")
 	assert.InDelta(t, math.Inf(1), new(walBudget).look(time.Now(), &store.Stats{}, 0).left, 0)
