@@ -8,7 +8,9 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -174,6 +176,9 @@ func TestVerificationByChallenge(t *testing.T) {
 	}
 	s.restricted(t, "card.issued")
 	s.subscribe(t, "acme", news, "outbox_relay.endpoint.unverified", "{}")
+	for path, change := range map[string]string{"/idle": "is_active = false", "/paused": "paused_at = now()"} {
+		s.exec(t, `UPDATE acme.webhook_endpoints SET `+change+` WHERE id = $1`, d.endpoint(t, "acme", path))
+	}
 	p := startRelay(t, s.config)
 
 	// Who agrees is verified, who does not is asked three times, and then it is told.
@@ -185,6 +190,8 @@ func TestVerificationByChallenge(t *testing.T) {
 	require.False(t, s.isVerified(t, no))
 	require.Equal(t, 3, d.wasAsked("/no"))
 	require.Equal(t, 1, d.wasAsked("/yes"))
+	require.Zero(t, d.wasAsked("/idle")+d.wasAsked("/paused"), "who takes no deliveries")
+	s.exec(t, `DELETE FROM acme.webhook_endpoints WHERE NOT is_active OR paused_at IS NOT NULL`)
 	out, _, _ := s.desk(t, "endpoints", "show", no.String())
 	require.Contains(t, out, "answered 200, but did not send the challenge back; given up after 3 tries")
 	require.NotContains(t, out, "s3cret")
@@ -281,6 +288,12 @@ func TestVerificationByChallenge(t *testing.T) {
 		require.NoError(t, s.pool.QueryRow(ctx, `SELECT count(*) FROM outbox_relay.endpoint_verification WHERE endpoint_id = $1`, yes).Scan(&n))
 		return n == 0
 	})
+
+	// Another URL has tries of its own, however many there were at the last one.
+	await("given up", func() bool { return d.wasAsked("/before/away") == 3 })
+	d.set("/before/anew", shut)
+	d.move(t, before, "/before/anew")
+	await("given up there", func() bool { return d.wasAsked("/before/anew") == 3 })
 }
 
 // waits counts the deliveries of an endpoint that wait with a status, or for a reason.
@@ -306,15 +319,34 @@ func TestVerificationOfManyTenants(t *testing.T) {
 	s.receiver.await(ctx, t, "as many as may", func() bool { return d.wasAsked("/hangs") == 4 })
 	began := time.Now()
 	var ids []outbox.UUID
-	for range 10 {
+	for range 60 {
 		ids = append(ids, d.endpoint(t, "acme", "/yes"))
 	}
 	s.receiver.await(ctx, t, "the others", func() bool {
 		return !slices.ContainsFunc(ids, func(id outbox.UUID) bool { return !s.isVerified(t, id) })
 	})
 	require.Less(t, time.Since(began), 30*time.Second)
-	require.Equal(t, 10, d.wasAsked("/yes"))
+	require.Greater(t, time.Since(began), time.Second, "twenty a second")
+	require.Equal(t, 60, d.wasAsked("/yes"))
 	require.LessOrEqual(t, d.wasAsked("/hangs"), 4*(2+int(time.Since(began)/(5*time.Second))))
+}
+
+// TestVerificationPutOff: what the relay has no means to ask is put off, and counts as no try.
+func TestVerificationPutOff(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "verification:\n  method: head\n", always(http.StatusOK), "acme")
+	yaml, err := os.ReadFile(s.config)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(s.config, []byte(strings.Replace(string(yaml), "network:", "network:\n  proxy: http://127.0.0.1:1", 1)), 0o600))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	d := newDoorkeeper(t, s)
+	id := d.endpoint(t, "acme", "/yes")
+	p := startRelay(t, s.config)
+	s.receiver.await(ctx, t, "it is said", func() bool { return strings.Contains(p.said(t), "endpoints cannot be verified now") })
+	var tries int
+	require.NoError(t, s.pool.QueryRow(ctx, `SELECT coalesce(sum(tries), 0) FROM outbox_relay.endpoint_verification WHERE endpoint_id = $1`, id).Scan(&tries))
+	require.Zero(t, tries)
 }
 
 // TestWithoutVerification: unless it is told to, the relay asks nobody and changes no row, and is_verified means what the application says.
