@@ -155,11 +155,11 @@ func testConnectionsAreKept(t *testing.T, change func(*Config)) {
 	}
 	s.Start()
 	t.Cleanup(s.Close)
-	b := setup(t, change, func(c *Config) { c.MaxConns, c.MaxConnsPerHost = conns, conns })
+	b := setup(t, change, func(c *Config) { c.MaxConns, c.MaxConnsPerHost, c.ConnectTimeout = conns, conns, time.Minute })
 	for range 3 {
 		results := make(chan Result, conns)
 		for range conns {
-			go func() { results <- b.attempt(b.endpointWithin(20*time.Second, s.URL)) }()
+			go func() { results <- b.attempt(b.endpointWithin(time.Minute, s.URL)) }()
 		}
 		for range conns {
 			select {
