@@ -15,9 +15,9 @@ import (
 const (
 	stewardEvery = 5 * time.Second
 	// purgeEvery is how often old rows are looked for. A round goes through all tenants in steps of purgeLook a second, or purgeTime where there is
-	// much to delete, purgeBatch rows at once: few enough to be no load and to hold no lock for long.
+	// much to delete, purgeBatch rows at once: few enough to be no load and to hold no lock for long. Where nothing is old, a thousand tenants take 20 minutes.
 	purgeEvery = time.Hour
-	purgeLook  = 20 * time.Millisecond
+	purgeLook  = 5 * time.Millisecond
 	purgeTime  = 250 * time.Millisecond
 	purgeBatch = 1000
 	// healthKept is how long the health of an endpoint is kept that is gone: it may be back in a moment, as where a tool writes its row anew.
