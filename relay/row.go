@@ -60,14 +60,17 @@ func (r *row) object(name string, field *[]byte) {
 	}, field)
 }
 
-// int32 reads a column that may be an int8 in an adopted table, as store does, which has the greatest or the least for what is beyond.
+// int32 reads a column that may be of another type of number in an adopted table, as store does: rounded, and the greatest or the least for what is beyond.
 func (r *row) int32(name string, field *int32, null int32) {
 	column(r, name, func(t *wal.Tuple, i int) (int32, error) {
 		if t.IsNull(i) {
 			return null, nil
 		}
-		n, err := t.Int(i)
-		return int32(min(max(n, math.MinInt32), math.MaxInt32)), err
+		if n, err := t.Int(i); err == nil {
+			return int32(min(max(n, math.MinInt32), math.MaxInt32)), nil
+		}
+		f, err := t.Float(i)
+		return int32(min(max(math.Round(f), math.MinInt32), math.MaxInt32)), err
 	}, field)
 }
 

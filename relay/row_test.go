@@ -83,6 +83,25 @@ func TestWideNumbersOfTheStream(t *testing.T) {
 	assert.Equal(t, []int32{math.MaxInt32, math.MinInt32, math.MaxInt32, 17}, []int32{e.TimeoutSeconds, e.MaxRetryAttempts, e.BackoffSeconds, e.MaxConcurrency})
 }
 
+// TestOtherNumbersOfTheStream has an adopted tenant whose numbers are of other types than ours: whole ones with a fraction, and the other way round.
+func TestOtherNumbersOfTheStream(t *testing.T) {
+	t.Parallel()
+	got := &rowsOfStream{store.TenantRows{Endpoints: []delivery.EndpointRow{{}}}}
+	want := readBothWays(t, got, "webhook_endpoints", func(conn *pgx.Conn) {
+		_, err := conn.Exec(t.Context(), `ALTER TABLE acme.webhook_endpoints ALTER timeout_seconds TYPE numeric, ALTER max_retry_attempts TYPE float8,
+			ALTER retry_backoff_seconds TYPE numeric, ALTER max_concurrency TYPE float4, ALTER retry_backoff_multiplier TYPE int4, ALTER rate_limit_per_second TYPE int8`)
+		require.NoError(t, err)
+		_, err = conn.Exec(t.Context(), `INSERT INTO acme.webhook_endpoints (name, endpoint_url, secret_token, created_by_user_id, timeout_seconds, max_retry_attempts,
+			retry_backoff_seconds, max_concurrency, retry_backoff_multiplier, rate_limit_per_second)
+			VALUES ('e', 'https://example.com', 'secret', gen_random_uuid(), 7.5, 4, 59.4, 3e9, 2, 1000)`)
+		require.NoError(t, err)
+	})
+	assert.Equal(t, want.Endpoints[0], got.Endpoints[0])
+	e := want.Endpoints[0]
+	assert.Equal(t, []int32{8, 4, 59, math.MaxInt32}, []int32{e.TimeoutSeconds, e.MaxRetryAttempts, e.BackoffSeconds, e.MaxConcurrency})
+	assert.Equal(t, []float64{2, 1000}, []float64{e.BackoffMultiplier, e.RatePerSecond})
+}
+
 // readBothWays returns the routing rows of the tenant acme as they are loaded, and has the stream bring them to got, up to one of the last table.
 func readBothWays(t *testing.T, got *rowsOfStream, last string, prepare func(*pgx.Conn)) store.TenantRows {
 	t.Helper()

@@ -162,10 +162,9 @@ func (t *Tuple) Int(i int) (int64, error) {
 	return 0, t.fault(i, "integer", errValue)
 }
 
-// Float returns column i of type numeric, real or double precision. A numeric is rounded to the nearest float64; NaN and the infinities are
-// possible.
+// Float returns column i of any type of number. A numeric or a bigint is rounded to the nearest float64; NaN and the infinities are possible.
 func (t *Tuple) Float(i int) (float64, error) {
-	data, bin, err := t.get(i, "numeric", pgtype.NumericOID, pgtype.Float8OID, pgtype.Float4OID)
+	data, bin, err := t.get(i, "numeric", pgtype.NumericOID, pgtype.Float8OID, pgtype.Float4OID, pgtype.Int4OID, pgtype.Int8OID, pgtype.Int2OID)
 	if err != nil || data == nil {
 		return 0, err
 	}
@@ -179,6 +178,9 @@ func (t *Tuple) Float(i int) (float64, error) {
 			if len(data) == 4 {
 				return float64(math.Float32frombits(be32(data))), nil
 			}
+		case pgtype.Int4OID, pgtype.Int8OID, pgtype.Int2OID:
+			n, err := t.Int(i)
+			return float64(n), err
 		default:
 			if f, ok := binaryNumeric(data); ok {
 				return f, nil
