@@ -129,7 +129,7 @@ func (l *ledger) abandon(n int) {
 // less counts n deliveries out. It is called under the lock.
 func (l *ledger) less(n int) {
 	l.outstanding -= n
-	if l.sealed != nil && l.outstanding == 0 && n > 0 {
+	if l.sealed != nil && l.outstanding == 0 {
 		close(l.sealed)
 	}
 }
