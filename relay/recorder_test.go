@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -24,7 +25,7 @@ import (
 )
 
 // TestFencedAfterAFailure has a flush fail until another replica leads. Until then its deliveries are outstanding; afterwards neither they nor the
-// failure are left: a later session of this replica would take it for its own and end at once, for ever.
+// failure are left: a later session of this replica would take it for its own and end at once, for ever. However often it has been tried, that is said once.
 func TestFencedAfterAFailure(t *testing.T) {
 	t.Parallel()
 	ctx, dsn, slot := t.Context(), pgtest.Database(t), "recorder_"+strings.ReplaceAll(outbox.NewUUID().String(), "-", "")
@@ -45,7 +46,8 @@ func TestFencedAfterAFailure(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(db.Close)
 	b := newBench(10)
-	r := newRecorder(b.cfg, db, outbox.NewUUID(), b.dispatcher, newMetrics(prometheus.NewRegistry(), b.cfg), slog.New(slog.DiscardHandler))
+	var log bytes.Buffer
+	r := newRecorder(b.cfg, db, outbox.NewUUID(), b.dispatcher, newMetrics(prometheus.NewRegistry(), b.cfg), slog.New(slog.NewTextHandler(&log, nil)))
 	progress, err := db.Lead(ctx, store.LeadOptions{SystemID: "1"})
 	require.NoError(t, err)
 	lost := make(chan error, 1)
@@ -66,7 +68,8 @@ func TestFencedAfterAFailure(t *testing.T) {
 	sealed := b.ledger.seal()
 	j.Message = new(delivery.Message)
 	r.add(j, store.Outcome{Delivery: &j.Delivery, Status: store.Success})
-	require.Eventually(t, func() bool { return r.err() != nil }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return testutil.ToFloat64(r.metrics.recordErrors) >= 3 }, 10*time.Second, time.Millisecond)
+	require.Error(t, r.err())
 	select {
 	case <-sealed:
 		t.Fatal("sealed with an outcome that is not durable")
@@ -81,6 +84,7 @@ func TestFencedAfterAFailure(t *testing.T) {
 	require.NoError(t, r.err())
 	stop()
 	require.NoError(t, <-done)
+	require.Equal(t, 1, strings.Count(log.String(), "recording outcomes does not succeed"), log.String())
 }
 
 // TestSuccessOfWhatWasHandedOver: a slow delivery is leased in the retry queue while it runs. Its success takes the row out again.
