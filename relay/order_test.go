@@ -160,6 +160,20 @@ func TestARunOfClaimsGoesBackWithItsFirst(t *testing.T) {
 	require.Nil(t, b.nextJob())
 }
 
+// The same where the first is still in memory, with an outcome that its lease did not wait for.
+func TestAClaimGoesBackBehindAnOutcome(t *testing.T) {
+	t.Parallel()
+	b := newBench(100)
+	first, again, second := b.claimed(1), b.claimed(1), b.claimed(1)
+	b.offer([]offered{{job: first}})
+	require.Same(t, first, b.nextJob())
+	b.finish(first, verdict{failure: errAttempt, again: true})
+	again.ID = first.ID
+	b.offer([]offered{{job: again}, {job: second}})
+	require.Equal(t, idsOf([]*job{first, second}), idsOf(b.rows))
+	require.Nil(t, b.nextJob())
+}
+
 func TestADeadLetterLetsTheNextGo(t *testing.T) {
 	t.Parallel()
 	b := newBench(100)
@@ -196,6 +210,42 @@ func TestSweepKeepsTheOrderOfRows(t *testing.T) {
 		require.True(t, b.finish(running, verdict{}))
 		b.admit(t.Context(), b.keyed(1))
 		require.Len(t, b.rows, 5, "the rows are still there")
+	})
+}
+
+// What the stream brought behind a claim holds back the log as well. The claim has its row, with a place before it.
+func TestSweepTakesWhatWaitsBehindAClaim(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(100)
+		claims, streamed := []*job{b.claimed(1), b.claimed(1)}, b.keyed(1)
+		b.offer([]offered{{job: claims[0]}, {job: claims[1]}})
+		b.admit(t.Context(), streamed)
+		require.Same(t, claims[0], b.nextJob())
+		time.Sleep(3 * time.Second)
+		b.sweep(2 * time.Second)
+		require.Equal(t, idsOf([]*job{streamed}), idsOf(b.rows))
+		b.finish(claims[0], verdict{})
+		require.Same(t, claims[1], b.nextJob())
+	})
+}
+
+// What waits of claims is looked at after a while, one of each lane, whether its key has begun or not. Called back, it leaves what the stream has brought.
+func TestLongRunsAreCalledBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(100)
+		claim := b.claimed(1)
+		b.offer([]offered{{job: claim}, {job: b.claimed(2)}})
+		require.Empty(t, b.longRuns(2*time.Second))
+		time.Sleep(3 * time.Second)
+		streamed := b.keyed(3)
+		b.admit(t.Context(), streamed)
+		require.Len(t, b.longRuns(2 * time.Second)["t"], 1)
+		b.recall(claim.lane.key)
+		require.Equal(t, []string{store.DeferHold, store.DeferHold}, b.deferrals)
+		require.Same(t, streamed, b.nextJob())
+		require.Empty(t, b.longRuns(2*time.Second))
 	})
 }
 
