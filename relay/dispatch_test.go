@@ -360,6 +360,7 @@ func TestSweepHandsOver(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		quick := b.job("quick", 1)
 		b.admit(t.Context(), quick)
+		b.admit(t.Context(), b.job("slow", 1)) // has not waited yet
 		b.finish(b.take(), verdict{})
 		b.release([]*job{quick}) // the database keeps up
 		b.sweep(2 * time.Second)
@@ -367,6 +368,10 @@ func TestSweepHandsOver(t *testing.T) {
 		b.sweep(2 * time.Second)
 		require.Equal(t, idsOf([]*job{running}), idsOf(b.leases), "what runs is leased, once")
 		require.Len(t, b.deferrals, 1)
+		again := b.job("slow", 1)
+		again.ID, again.ledger, again.mine = running.ID, nil, b.now().Add(time.Hour)
+		b.offer([]offered{{job: again}})
+		require.Zero(t, b.dispatcher.claimed, "the lease has run out before the attempt")
 		require.True(t, b.finish(running, verdict{}))
 		require.True(t, running.Queued, "its outcome finds a row")
 	})
@@ -395,20 +400,22 @@ func TestOpenBreakerDefers(t *testing.T) {
 	require.Equal(t, "alive", b.names(b.take()))
 	b.admit(t.Context(), b.job("dead", 1))
 	require.Equal(t, []string{store.DeferBreaker, store.DeferBreaker}, b.deferrals)
+	require.Greater(t, min(b.dues[0], b.dues[1]), b.cfg.Breaker.OpenFor-time.Second, "not before it lets something through")
 }
 
 func TestDrainDefersTheRest(t *testing.T) {
 	t.Parallel()
 	b := newBench(100)
-	running, waiting, late := b.job("one", 1), b.job("one", 1), b.job("one", 1)
+	running, waiting, late, claimed := b.job("one", 1), b.job("one", 1), b.job("one", 1), b.claimed(0)
 	b.admit(t.Context(), running)
 	b.admit(t.Context(), waiting)
 	require.Same(t, running, b.take())
 	drained := b.drain()
 	b.admit(context.Background(), late)
-	require.Equal(t, []string{store.DeferDrain, store.DeferDrain}, b.deferrals)
+	b.offer([]offered{{job: claimed}})
+	require.Equal(t, []string{store.DeferDrain, store.DeferDrain, store.DeferDrain}, b.deferrals)
 	b.finish(running, verdict{})
-	b.release([]*job{running, waiting, late})
+	b.release([]*job{running, waiting, late, claimed})
 	select {
 	case <-drained:
 	default:
