@@ -63,3 +63,47 @@ func TestLineOfAnAttemptCostsNothing(t *testing.T) { //nolint:paralleltest // Al
 	j, res := attempted(), &delivery.Result{Class: delivery.Class5xx, Err: "answered 502"}
 	assert.Zero(t, testing.AllocsPerRun(100, func() { e.logAttempt(t.Context(), j, res) }))
 }
+
+// TestWhatComesOfAnAnswer: what each is for its delivery, its endpoint and its receiver, as the README has it.
+func TestWhatComesOfAnAnswer(t *testing.T) {
+	t.Parallel()
+	failed := verdict{failure: errAttempt}
+	busy := func(pause time.Duration) verdict { return verdict{failure: errAttempt, overloaded: true, pause: pause} }
+	retried := store.Outcome{Attempted: true, Status: store.Retrying}
+	dead := store.Outcome{Attempted: true, Status: store.Failed}
+	const asked = "the receiver asked for it"
+	for name, c := range map[string]struct {
+		res      delivery.Result
+		attempts int
+		verdict  verdict
+		outcome  store.Outcome
+	}{
+		"2xx":              {res: delivery.Result{Class: delivery.ClassSuccess, Status: 204}, outcome: store.Outcome{Attempted: true, Status: store.Success}},
+		"2xx and no more":  {res: delivery.Result{Class: delivery.ClassSuccess, Status: 200, Directive: delivery.DirectiveDisable}, outcome: store.Outcome{Attempted: true, Status: store.Success, Disable: true, Reason: asked}},
+		"410":              {res: delivery.Result{Class: delivery.ClassGone, Status: 410}, verdict: failed, outcome: store.Outcome{Attempted: true, Status: store.Failed, Disable: true}},
+		"429":              {res: delivery.Result{Class: delivery.Class429, Status: 429, RetryAfter: 10 * time.Second}, verdict: busy(10 * time.Second), outcome: store.Outcome{Attempted: true, Status: store.Retrying, Due: 10 * time.Second}},
+		"503 for an hour":  {res: delivery.Result{Class: delivery.Class5xx, Status: 503, RetryAfter: time.Hour}, verdict: busy(time.Minute), outcome: store.Outcome{Attempted: true, Status: store.Retrying, Due: time.Minute}},
+		"timeout":          {res: delivery.Result{Class: delivery.ClassTimeout}, verdict: busy(0), outcome: retried},
+		"500":              {res: delivery.Result{Class: delivery.Class5xx, Status: 500}, verdict: failed, outcome: retried},
+		"500 at the last":  {res: delivery.Result{Class: delivery.Class5xx, Status: 500}, attempts: 3, verdict: failed, outcome: dead},
+		"500 and abort":    {res: delivery.Result{Class: delivery.Class5xx, Status: 500, Directive: delivery.DirectiveAbort}, verdict: failed, outcome: dead},
+		"500 and no more":  {res: delivery.Result{Class: delivery.Class5xx, Status: 500, Directive: delivery.DirectiveDisable}, verdict: failed, outcome: store.Outcome{Attempted: true, Status: store.Retrying, Disable: true, Reason: asked}},
+		"not allowed":      {res: delivery.Result{Class: delivery.ClassDenied}, verdict: failed, outcome: dead},
+		"no descriptor":    {res: delivery.Result{Class: delivery.ClassLocal}, verdict: verdict{failure: errNoVerdict}, outcome: store.Outcome{Status: store.Pending, Reason: store.DeferLocal, Due: time.Second}},
+		"ended by the end": {res: delivery.Result{Class: delivery.ClassCanceled}, verdict: verdict{failure: errNoVerdict}, outcome: store.Outcome{Status: store.Pending, Reason: store.DeferDrain}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			j := attempted()
+			j.endpoint = &delivery.Endpoint{MaxRetries: 3, Retry: delivery.Backoff{Max: time.Minute}}
+			if c.attempts > 0 {
+				j.Attempts = c.attempts
+			}
+			assert.Equal(t, c.verdict, judge(j, &c.res))
+			o := decide(j, c.res)
+			o.Due = o.Due.Truncate(time.Second) // but for what is spread
+			c.outcome.Delivery, c.outcome.Result = &j.Delivery, c.res
+			assert.Equal(t, c.outcome, o)
+		})
+	}
+}
