@@ -87,11 +87,13 @@ func TestFencedAfterAFailure(t *testing.T) {
 	require.Equal(t, 1, strings.Count(log.String(), "recording outcomes does not succeed"), log.String())
 }
 
-// TestSuccessOfWhatWasHandedOver: a slow delivery is leased in the retry queue while it runs. Its success takes the row out again.
+// TestSuccessOfWhatWasHandedOver: a slow delivery is leased in the retry queue while it runs. Its success takes the row out again, and counts for its commit no
+// more: another delivery of that has no outcome yet.
 func TestSuccessOfWhatWasHandedOver(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	j := s.job()
+	s.ledger.add(j.commit)
 	s.dispatcher.admit(t.Context(), j)
 	require.Same(t, j, s.dispatcher.nextJob())
 	j.admitted = j.admitted.Add(-time.Minute)
@@ -105,6 +107,8 @@ func TestSuccessOfWhatWasHandedOver(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 1, s.count(`acme.webhook_deliveries WHERE delivery_status = 'success'`))
 	require.Zero(t, s.count(`outbox_relay.retry_queue`))
+	covered, _ := s.ledger.position()
+	require.Equal(t, s.start, covered)
 }
 
 // TestWhatWasNotWrittenIsNotTold: outcomes of a tenant that is suspended by them are attempted again, and nobody has heard of them till then.
