@@ -69,6 +69,31 @@ func TestHealthOfAFailureAfterASuccessBeginsAnew(t *testing.T) {
 	assert.InDelta(t, 10*time.Second, list[0].Failing, float64(5*time.Second))
 }
 
+// TestHealthOfAnOpenBreaker: that it is open is no failure, and takes back nothing of what is known. An endpoint recovers alone.
+func TestHealthOfAnOpenBreaker(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	fails, opened := store.Endpoint{Tenant: "a", ID: b.endpoint("a")}, store.Endpoint{Tenant: "a", ID: b.endpoint("a")}
+	b.saveHealth(store.Health{Endpoint: fails, Failing: ago(time.Hour), LastError: "refused"})
+	b.exec("UPDATE outbox_relay.endpoint_health SET failed_at = failed_at - interval '30 min'")
+	b.saveHealth(store.Health{Endpoint: fails, OpenUntil: time.Now().Add(time.Hour)}, store.Health{Endpoint: opened, OpenUntil: time.Now().Add(time.Hour)})
+	list := b.troubled()
+	require.Len(t, list, 2)
+	for i, want := range []store.Trouble{{Endpoint: fails, Failing: 30 * time.Minute, LastError: "refused"}, {Endpoint: opened}} {
+		assert.InDelta(t, want.Failing, list[i].Failing, float64(time.Minute))
+		assert.InDelta(t, time.Hour, list[i].OpenFor, float64(time.Minute))
+		want.Failing, want.OpenFor = list[i].Failing, list[i].OpenFor
+		assert.Equal(t, want, list[i])
+	}
+	warned, err := b.store.Warned(t.Context(), opened)
+	require.NoError(t, err)
+	assert.False(t, warned, "there is nothing to warn of")
+	b.saveHealth(store.Health{Endpoint: opened, Succeeded: time.Now()})
+	list = b.troubled()
+	require.Len(t, list, 1)
+	assert.Equal(t, fails, list[0].Endpoint)
+}
+
 // TestHealthWantsFailuresToComeSteadily: that nothing was sent for days does not make an endpoint fail for days.
 func TestHealthWantsFailuresToComeSteadily(t *testing.T) {
 	t.Parallel()
@@ -217,10 +242,13 @@ func TestPurgeTakesOnlyWhatIsOver(t *testing.T) {
 	b.record(failed(old(deliver("a", e)), store.Retrying))
 	replayed := failed(old(deliver("a", e)), store.Failed)
 	b.record(replayed)
+	discarded := failed(old(deliver("a", e)), store.Failed)
+	b.record(discarded)
 	b.exec("UPDATE a.webhook_deliveries SET completed_at = now() - interval '100 days' WHERE completed_at IS NOT NULL")
 	b.exec("UPDATE a.webhook_delivery_attempts SET attempted_at = now() - interval '100 days'")
 	b.exec("UPDATE a.webhook_dead_letters SET dead_at = now() - interval '100 days'")
 	b.exec("UPDATE a.webhook_dead_letters SET replayed_at = now() - interval '95 days' WHERE delivery_id = $1", replayed.Delivery.ID)
+	b.exec("UPDATE a.webhook_dead_letters SET discarded_at = now() - interval '95 days' WHERE delivery_id = $1", discarded.Delivery.ID)
 	b.exec("INSERT INTO a.webhook_delivery_stats (webhook_endpoint_id, date_recorded) VALUES ($1, now() - interval '100 days'), ($1, now())", e)
 	b.record(succeeded(deliver("a", e)))
 	purge := func(kind store.Kept, age time.Duration) int {
@@ -233,14 +261,14 @@ func TestPurgeTakesOnlyWhatIsOver(t *testing.T) {
 		assert.Zero(t, purge(kind, 101*day), kind)
 	}
 	assert.Equal(t, 1, purge(store.KeptDeliveries, 90*day), "the success")
-	assert.Equal(t, 4, b.count("a.webhook_deliveries"))
-	assert.Equal(t, 3, purge(store.KeptAttempts, 90*day))
-	assert.Equal(t, 1, purge(store.KeptDeadLetters, 90*day), "the one that was replayed")
+	assert.Equal(t, 5, b.count("a.webhook_deliveries"))
+	assert.Equal(t, 4, purge(store.KeptAttempts, 90*day))
+	assert.Equal(t, 2, purge(store.KeptDeadLetters, 90*day), "those that were replayed or discarded")
 	assert.Equal(t, 1, b.count("a.webhook_dead_letters"))
 	assert.Equal(t, 1, purge(store.KeptStats, 90*day))
 	assert.Zero(t, purge(store.KeptDeliveries, 90*day))
 	b.exec("DELETE FROM a.webhook_endpoints")
-	assert.Equal(t, 2, purge(store.KeptDeliveries, 90*day), "those that have failed, of an endpoint that is gone")
+	assert.Equal(t, 3, purge(store.KeptDeliveries, 90*day), "those that have failed, of an endpoint that is gone")
 }
 
 // TestDisableBesideALock: an endpoint that cannot be disabled now keeps its health, and is disabled later.

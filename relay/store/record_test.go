@@ -93,9 +93,9 @@ func TestRecordColumns(t *testing.T) {
 
 	wide := deliver("a", d.EndpointID)
 	o := failed(wide, store.Retrying)
-	o.Result.Signature, o.Result.Class = strings.Repeat("é", 300), delivery.Class(strings.Repeat("x", 200))
+	o.Result.Signature, o.Result.Class, o.Result.Body = strings.Repeat("é", 300), delivery.Class(strings.Repeat("x", 200)), []byte("\x00\x01")
 	b.record(o)
-	assert.Equal(t, "255|100", b.row("length(request_signature), length(error_code)", "a.webhook_deliveries WHERE id = $1", wide.ID))
+	assert.Equal(t, "255|100|\uFFFD\x01", b.row("length(request_signature), length(error_code), response_body", "a.webhook_deliveries WHERE id = $1", wide.ID))
 }
 
 // TestRecordAlike records rows that are alike, of which one differs in one column.

@@ -70,7 +70,7 @@ func TestPurgeReadsOnceWhatStays(t *testing.T) {
 	assert.Less(t, read(), 80_000)
 }
 
-// TestPurgeLeavesWhatIsQueued: somebody has ended a delivery by hand that still waits in the queue.
+// TestPurgeLeavesWhatIsQueued: somebody has ended a delivery by hand that still waits in the queue, and a dead letter is what is being sent again.
 func TestPurgeLeavesWhatIsQueued(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a")
@@ -79,10 +79,14 @@ func TestPurgeLeavesWhatIsQueued(t *testing.T) {
 	b.exec("UPDATE outbox_relay.tenants SET since = '2024-01-01'")
 	b.record(failed(d, store.Retrying))
 	b.exec("UPDATE a.webhook_deliveries SET delivery_status = 'cancelled', completed_at = now() - interval '100 days'")
+	b.exec(`INSERT INTO a.webhook_dead_letters (delivery_id, webhook_event_id, webhook_endpoint_id, request_url, request_method, request_headers, attempts, replayed_at)
+		VALUES ($1, $2, $3, 'u', 'POST', '{}', 1, now() - interval '100 days')`, d.ID, d.EventID, d.EndpointID)
 	for _, want := range []int{0, 1} {
-		n, err := b.store.Purge(t.Context(), "a", store.KeptDeliveries, 90*24*time.Hour, 10, new(outbox.UUID))
-		require.NoError(t, err)
-		assert.Equal(t, want, n)
+		for _, kind := range []store.Kept{store.KeptDeliveries, store.KeptDeadLetters} {
+			n, err := b.store.Purge(t.Context(), "a", kind, 90*24*time.Hour, 10, new(outbox.UUID))
+			require.NoError(t, err)
+			assert.Equal(t, want, n, kind)
+		}
 		b.exec("DELETE FROM outbox_relay.retry_queue")
 	}
 }
@@ -102,7 +106,7 @@ func TestPurgeStatsByDaysOfUTC(t *testing.T) {
 	}
 }
 
-// TestPurgeOfOwnTables: recoveries that have ended, and the health of endpoints that are gone, of the tenant alone, or of tenants that are gone.
+// TestPurgeOfOwnTables: recoveries that have ended, and the health of endpoints that are gone, of the tenant alone (of a copied one the ids are the same), or of tenants that are gone.
 func TestPurgeOfOwnTables(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a", "b")
@@ -110,7 +114,7 @@ func TestPurgeOfOwnTables(t *testing.T) {
 	for _, tenant := range []string{"a", "b", "gone"} {
 		b.exec(`INSERT INTO outbox_relay.recoveries (tenant, endpoint_id, since, requested_at, done_at) SELECT $1, $2, now(), now() - interval '200 days', now() - ago
 			FROM unnest('{100 days,95 days,80 days,NULL}'::interval[]) ago`, tenant, e)
-		b.exec(`INSERT INTO outbox_relay.endpoint_health (tenant, endpoint_id, failing_since, updated_at) SELECT $1, gen_random_uuid(), now(), now() - ago FROM unnest('{2 h,3 h,30 min}'::interval[]) ago`, tenant)
+		b.exec(`INSERT INTO outbox_relay.endpoint_health (tenant, endpoint_id, failing_since, updated_at) SELECT $1, md5(ago::text)::uuid, now(), now() - ago FROM unnest('{2 h,3 h,30 min}'::interval[]) ago`, tenant)
 	}
 	b.exec("INSERT INTO outbox_relay.endpoint_health (tenant, endpoint_id, failing_since, updated_at) VALUES ('a', $1, now(), now() - interval '4 days')", e)
 	left := func(table, tenant string) int { return b.count("outbox_relay."+table+" WHERE tenant = $1", tenant) }
