@@ -227,10 +227,16 @@ func TestRecordQueued(t *testing.T) {
 		},
 	} {
 		d := b.claimOne("a", e)
+		d.URL, d.Method = "https://example.com/moved", "PUT" // the endpoint, since it was queued
 		o := test.outcome(d)
+		sent := "https://example.com/hook|POST"
+		if o.Attempted {
+			sent = d.URL + "|" + d.Method
+		}
 		for range 2 {
 			b.record(o)
 			assert.Equal(t, test.row, b.row(deliveryColumns, from, d.ID), test.name)
+			assert.Equal(t, sent, b.row("request_url, request_method", from, d.ID), test.name)
 			assert.Equal(t, test.queue, b.row("leased_by, due_at > now() + interval '59 min'", queued, d.ID), test.name)
 			assert.Equal(t, test.attempts, b.count("a.webhook_delivery_attempts WHERE delivery_id = $1", d.ID), test.name)
 			assert.Equal(t, test.dead, b.count("a.webhook_dead_letters WHERE delivery_id = $1", d.ID), test.name)
@@ -252,7 +258,8 @@ func TestRecordDeferredAfterAttempt(t *testing.T) {
 		require.Len(t, claimed, 1)
 		require.Equal(t, n, claimed[0].Attempts)
 		b.record(deferred(&claimed[0].Delivery, 0))
-		require.Equal(t, fmt.Sprintf("retrying|%d|http_5xx", n), b.row("delivery_status, attempt_number, (SELECT max(error_class) FROM a.webhook_delivery_attempts)", "a.webhook_deliveries"))
+		require.Equal(t, fmt.Sprintf("retrying|%d|http_5xx|503|try\uFFFD later\uFFFD|900|sha256=def|true", n), b.row(`delivery_status, attempt_number, (SELECT max(error_class) FROM a.webhook_delivery_attempts),
+			response_status_code, response_body, response_time_ms, request_signature, now() - attempted_at > '1 s'`, "a.webhook_deliveries"), "the last attempt is still to be seen")
 		claimed, _, err = b.store.Claim(t.Context(), b.owner, store.ClaimOptions{N: 1, Lease: time.Hour})
 		require.NoError(t, err)
 		require.Len(t, claimed, 1)
@@ -325,6 +332,10 @@ func TestRecordDisable(t *testing.T) {
 	assert.Equal(t, "false|gone|true", b.row("is_active, disabled_reason, disabled_at = (SELECT min(dead_at) FROM a.webhook_dead_letters)", "a.webhook_endpoints WHERE id = $1", gone))
 	assert.Equal(t, before, b.row("updated_at, verified_at, last_used_at", "a.webhook_endpoints WHERE id = $1", gone))
 	assert.Equal(t, "true|-|-", b.row("is_active, disabled_reason, disabled_at", "a.webhook_endpoints WHERE id = $1", fine))
+	b.exec("UPDATE a.webhook_endpoints SET disabled_reason = 'by hand', disabled_at = NULL WHERE id = $1", gone)
+	o.Delivery = deliver("a", gone) // it was in flight
+	b.record(o)
+	assert.Equal(t, "false|by hand|-", b.row("is_active, disabled_reason, disabled_at", "a.webhook_endpoints WHERE id = $1", gone))
 }
 
 func TestRecordFenced(t *testing.T) {

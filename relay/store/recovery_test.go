@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
@@ -140,6 +141,55 @@ func TestRecoveryOfATenantThatCannotBeWrittenTo(t *testing.T) {
 	require.NoError(t, b.store.RecordRecovery(t.Context(), p.Epoch, page, []store.Outcome{deferred(d, 0)}))
 	assert.Equal(t, "false|"+d.EventID.String()+"|1|1|-", b.row(state, "outbox_relay.recoveries"))
 	assert.Equal(t, 1, b.count("outbox_relay.retry_queue"))
+}
+
+// TestRecoveryIsPaced: what becomes due is rate a second, counted from where the last page ended or from now. A page counts once, and an end is one.
+func TestRecoveryIsPaced(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	e := b.endpoint("a")
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
+	require.NoError(t, err)
+	for range 4 {
+		b.event("a", "", "")
+	}
+	r := b.recovery(e)
+	b.exec("UPDATE outbox_relay.recoveries SET rate = 0.1")
+	record := func(page *store.RecoveryPage, epoch int64) error {
+		outcomes := make([]store.Outcome, len(page.Events))
+		for i := range page.Events {
+			d := deliver("a", e)
+			d.EventID = page.Events[i].ID
+			outcomes[i] = deferred(d, page.Due)
+		}
+		return b.store.RecordRecovery(t.Context(), epoch, page, outcomes)
+	}
+	const state = "done_at IS NULL, scanned, queued, error"
+	for n, due := range []time.Duration{0, 10 * time.Second, 0, 10 * time.Second} {
+		page, err := b.store.RecoveryPage(t.Context(), r, 1)
+		require.NoError(t, err)
+		require.InDelta(t, due, page.Due, float64(5*time.Second), "page %d", n)
+		require.GreaterOrEqual(t, page.Due, time.Duration(0))
+		require.ErrorIs(t, record(page, p.Epoch-1), store.ErrFenced)
+		require.NoError(t, record(page, p.Epoch))
+		require.NoError(t, record(page, p.Epoch), "a commit that was unclear")
+		require.Equal(t, fmt.Sprintf("true|%d|%[1]d|-", n+1), b.row(state, "outbox_relay.recoveries"))
+		if n == 1 { // the relay was away for long
+			b.exec("UPDATE outbox_relay.recoveries SET paced_until = now() - interval '1 hour'")
+		}
+	}
+	require.NoError(t, b.store.EndRecovery(t.Context(), p.Epoch-1, r.Number, "fenced"))
+	require.Equal(t, "true|4|4|-", b.row(state, "outbox_relay.recoveries"))
+	require.NoError(t, b.store.EndRecovery(t.Context(), p.Epoch, r.Number, "given up"))
+	require.NoError(t, b.store.EndRecovery(t.Context(), p.Epoch, r.Number, "again"))
+	require.Equal(t, "false|4|4|given up", b.row(state, "outbox_relay.recoveries"))
+	page, err := b.store.RecoveryPage(t.Context(), r, 1)
+	require.NoError(t, err)
+	require.True(t, page.Done)
+	require.NoError(t, record(page, p.Epoch))
+	list, err := b.store.Recoveries(t.Context(), p.Epoch)
+	require.NoError(t, err)
+	require.Empty(t, list)
 }
 
 // TestRecoveryIsReadyAfterARestore: the place that it waits for is one of the old cluster's log, which the new one's may take years to come to.

@@ -70,8 +70,12 @@ func TestSkippedLetterGetsItsBody(t *testing.T) {
 	require.True(t, get[bool](b, "SELECT outbox_relay.skip('a', $1)", d.ID))
 	require.Equal(t, "-", b.row("request_body", "a.webhook_dead_letters"))
 	b.resend(d)
-	b.record(failed(b.claimAgain(d), store.Failed))
-	assert.Equal(t, `2|{"made":"anew"}|{"content-type": "application/json"}`, b.row("replay, request_body, request_headers", "a.webhook_dead_letters"))
+	b.exec("UPDATE a.webhook_dead_letters SET dead_at = now() - interval '1 day'")
+	again := b.claimAgain(d)
+	again.URL, again.Method = "https://example.com/moved", "PUT" // the endpoint, since then
+	b.record(failed(again, store.Failed))
+	assert.Equal(t, `2|{"made":"anew"}|{"content-type": "application/json"}|https://example.com/moved|PUT|http_5xx|503|-|true`,
+		b.row("replay, request_body, request_headers, request_url, request_method, last_error_code, last_status_code, replayed_at, now() - dead_at < '1 h'", "a.webhook_dead_letters"))
 }
 
 // TestLateSuccessClosesTheDeadLetter: the delivery was given up by one replica while another one still waited for an answer.
@@ -89,8 +93,9 @@ func TestLateSuccessClosesTheDeadLetter(t *testing.T) {
 	require.Empty(t, broken)
 	require.Equal(t, 1, b.count("a.webhook_dead_letters WHERE replayed_at IS NULL"))
 
+	mine.Attempts = 2
 	b.record(succeeded(mine))
-	assert.Equal(t, "success", b.row("delivery_status", "a.webhook_deliveries"))
+	assert.Equal(t, "success|3|false", b.row("delivery_status, attempt_number, max_attempts_reached", "a.webhook_deliveries"))
 	assert.Equal(t, 0, b.count("a.webhook_dead_letters WHERE replayed_at IS NULL"))
 	assert.Zero(t, get[int64](b, "SELECT outbox_relay.replay('a')"), "it has been delivered")
 }
