@@ -85,6 +85,16 @@ func TestClaimLeases(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, ids, renewed)
 	assert.InDelta(t, 3*3600, get[int](b, "SELECT extract(epoch FROM due_at - now())::int FROM outbox_relay.retry_queue"), 60)
+	tx, err := b.admin.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "SELECT FROM outbox_relay.retry_queue FOR UPDATE")
+	require.NoError(t, err)
+	soon, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	renewed, err = b.store.Renew(soon, other, ids, 3*time.Hour)
+	require.NoError(t, tx.Rollback(t.Context()))
+	require.NoError(t, err)
+	require.Empty(t, renewed, "what is being recorded is not waited for")
 	_, err = b.store.Renew(t.Context(), other, ids, -time.Second)
 	require.NoError(t, err)
 	assert.Empty(t, b.claim(b.owner, 1, time.Hour, outbox.NewUUID(), e), "a busy endpoint")
@@ -265,6 +275,12 @@ func TestClaimPastABacklog(t *testing.T) {
 	of, more = claim()
 	assert.Empty(t, of)
 	assert.False(t, more)
+	for range 5 {
+		b.record(deferred(deliver("b", b.endpoint("b")), 0))
+	}
+	o.N = 1
+	of, _ = claim()
+	assert.Len(t, of, 1, "more endpoints than a look has rows")
 	o = store.ClaimOptions{N: n, Lease: time.Hour}
 	of, more = claim()
 	assert.Equal(t, map[outbox.UUID]int{full: n}, of, "the longest due, where nothing keeps them out")

@@ -74,7 +74,11 @@ func TestClaimRun(t *testing.T) {
 	require.Equal(t, ids[1:3], b.claimRun(b.owner, 6), "what another holds ends the run")
 	b.exec(`UPDATE outbox_relay.retry_queue SET due_at = now() - interval '1 second' WHERE delivery_id = $1`, ids[3])
 	b.record(succeeded(list[1]), failed(list[2], store.Failed))
-	require.Equal(t, ids[3:], b.claimRun(b.owner, 6), "a dead letter lets those behind it go on")
+	b.exec(`UPDATE outbox_relay.tenants SET backfill = 'missed', backfill_place = '0/3E9'`)
+	require.Equal(t, ids[3:4], b.claimRun(b.owner, 6), "a dead letter lets those behind it go on, but what the tenant has missed comes in front of the others")
+	b.exec(`UPDATE outbox_relay.tenants SET backfill_done_at = now()`)
+	b.record(succeeded(list[3]))
+	require.Equal(t, ids[4:], b.claimRun(b.owner, 6))
 }
 
 // TestTenantsShareNoOrder: a tenant that was made as a copy of another has endpoints and aggregates of the same ids. Neither waits for the other, nor is it
@@ -149,6 +153,22 @@ func TestBlocked(t *testing.T) {
 			require.ElementsMatch(t, endpoints, more)
 		}
 	}
+	none := of
+	none.Key = outbox.NewUUID()
+	for _, test := range []struct {
+		tenants string // what is written of them
+		want    []bool
+	}{
+		{"state = state", []bool{true, false}},
+		{"backfill = 'missed' WHERE schema = 'b'", []bool{true, false}},
+		{"backfill = 'missed'", []bool{true, true}},
+		{"backfill_done_at = now()", []bool{true, false}},
+	} {
+		b.exec("UPDATE outbox_relay.tenants SET " + test.tenants)
+		still, err := b.store.StillBlocked(t.Context(), []store.OrderedKey{of, none})
+		require.NoError(t, err)
+		require.Equal(t, test.want, still, test.tenants)
+	}
 }
 
 // TestANewHeadWaitsForOneInFlight: what an audit or a recovery queues before a delivery that another replica is sending is not sent at the same time, and is due
@@ -172,6 +192,7 @@ func TestANewHeadWaitsForOneInFlight(t *testing.T) {
 			earlier.Order = store.Place{Key: key}
 			require.NoError(t, b.store.Queue(t.Context(), p.Epoch, []store.Outcome{deferred(earlier, 0)}))
 			require.Empty(t, b.claimRun(other, 5))
+			require.Equal(t, 1, b.count("outbox_relay.retry_queue WHERE delivery_id = $1 AND due_at < now() + interval '2 h'", inFlight.ID), "its lease runs out as before")
 
 			inFlight.Queued = true
 			b.record(outcome(inFlight))
