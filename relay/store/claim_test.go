@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/neo-commons/outbox-relay/delivery"
 	"github.com/neo-commons/outbox-relay/outbox"
 	"github.com/neo-commons/outbox-relay/relay/store"
 )
@@ -238,6 +239,35 @@ func TestClaimBoundsBodies(t *testing.T) {
 			seen[id] = struct{}{}
 		}
 	}
+}
+
+// TestStandingFollowsWhatHasChanged: endpoints are as they are now, and a delivery that is not to be attempted any more is left out.
+func TestStandingFollowsWhatHasChanged(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a")
+	d := b.claimOne("a", b.endpoint("a"))
+	other := b.claimOne("a", b.endpoint("a"))
+	standing := func(owner outbox.UUID) map[outbox.UUID]delivery.EndpointRow {
+		found, err := b.store.Standing(t.Context(), owner, "a", []outbox.UUID{d.ID, other.ID})
+		require.NoError(t, err)
+		return found
+	}
+	b.exec("UPDATE a.webhook_endpoints SET endpoint_url = 'https://example.com/moved' WHERE id = $1", d.EndpointID)
+	found := standing(b.owner)
+	require.Len(t, found, 2)
+	assert.Equal(t, "https://example.com/moved", found[d.ID].URL)
+	assert.Equal(t, "https://example.com/hook", found[other.ID].URL)
+	assert.Empty(t, standing(outbox.NewUUID()), "somebody else's")
+	b.exec("UPDATE outbox_relay.tenants SET state = 'paused'")
+	assert.Empty(t, standing(b.owner), "the tenant takes no deliveries")
+	b.exec("UPDATE outbox_relay.tenants SET state = 'active'")
+	b.exec("DELETE FROM a.webhook_endpoints WHERE id = $1", d.EndpointID)
+	found = standing(b.owner)
+	assert.Len(t, found, 1)
+	assert.Contains(t, found, other.ID)
+	b.exec("DROP TABLE a.webhook_endpoints CASCADE")
+	_, err := b.store.Standing(t.Context(), b.owner, "a", []outbox.UUID{d.ID})
+	require.ErrorAs(t, err, new(*store.TenantError))
 }
 
 // TestClaimPastABacklog: the longest due are of endpoints that can take no more now, or few. What else is due is claimed all the same, and once there is

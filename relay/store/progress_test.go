@@ -256,6 +256,28 @@ func TestSaveSnapshot(t *testing.T) {
 	assert.Equal(t, later.String(), b.row("snapshot", "outbox_relay.progress"))
 }
 
+// TestSaveDigests: a leader whose epoch is over saves none, and nobody is waited for.
+func TestSaveDigests(t *testing.T) {
+	t.Parallel()
+	b := setup(t, "a", "b")
+	p, err := b.store.Lead(t.Context(), store.LeadOptions{})
+	require.NoError(t, err)
+	tx, err := b.admin.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "SELECT FROM outbox_relay.tenants WHERE schema = 'b' FOR UPDATE")
+	require.NoError(t, err)
+	soon, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	saved, err := b.store.SaveDigests(soon, p.Epoch, map[string]int64{"a": 1, "b": 2, "gone": 3})
+	require.NoError(t, tx.Rollback(t.Context()))
+	require.NoError(t, err)
+	assert.Equal(t, []string{"a"}, saved)
+	saved, err = b.store.SaveDigests(t.Context(), p.Epoch-1, map[string]int64{"a": 4, "b": 5})
+	require.NoError(t, err)
+	assert.Empty(t, saved)
+	assert.Equal(t, "1|-", b.row("(SELECT digest FROM outbox_relay.tenants WHERE schema = 'a'), (SELECT digest FROM outbox_relay.tenants WHERE schema = 'b')", "(SELECT) one"))
+}
+
 func TestRecorded(t *testing.T) {
 	t.Parallel()
 	b := setup(t, "a")

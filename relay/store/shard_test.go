@@ -106,4 +106,16 @@ func TestShardsKeepToThemselves(t *testing.T) {
 	require.NoError(t, second.Heal(ctx, store.HealOptions{Epoch: 1, Snapshot: snapshot, LSN: lsn, Restored: true}))
 	assert.Equal(t, "b", get[string](b, "SELECT string_agg(schema, ' ') FROM outbox_relay.tenants WHERE restored_at > now() - interval '1 minute'"))
 	assert.Equal(t, int64(0), get[int64](b, "SELECT count(*) FROM outbox_relay.tenants WHERE schema = 'b' AND moved_lsn IS NOT NULL"), "positions of another cluster")
+
+	names := func(list func(s *store.Store, ctx context.Context) ([]string, error)) func(s *store.Store) []string {
+		return func(s *store.Store) []string {
+			names, err := list(s, ctx)
+			require.NoError(t, err)
+			return names
+		}
+	}
+	b.exec("UPDATE outbox_relay.tenants SET state = 'suspended'")
+	each([2][]string{{"a"}, {"b"}}, "suspended tenants", names((*store.Store).Suspended))
+	b.exec("DROP SCHEMA a CASCADE; DROP SCHEMA b CASCADE")
+	each([2][]string{{"a"}, {"b"}}, "tenants without a schema", names((*store.Store).WithoutSchema))
 }
