@@ -59,6 +59,19 @@ func TestBodyCountsUntilItsLastDelivery(t *testing.T) {
 	require.InDelta(t, int(b.cfg.Window.Bytes)/size, kept, 12)
 }
 
+// TestBodyOutlivesTheNextEvent, which is encoded in the same place while the deliveries of the one before are on their way.
+func TestBodyOutlivesTheNextEvent(t *testing.T) {
+	t.Parallel()
+	scratch := make([]byte, 0, 4096)
+	encode := func(data string) *delivery.Message {
+		var m messages
+		return m.of(scratch, delivery.FormatStandard, &outbox.Event{ID: outbox.NewUUID(), Type: "a.b", Data: []byte(data), OccurredAt: time.Now()}, "")
+	}
+	first := encode(`{"n":1}`)
+	require.Contains(t, string(encode(`{"n":2}`).Body), `{"n":2}`)
+	require.Contains(t, string(first.Body), `{"n":1}`)
+}
+
 // TestBodyIsPaidForOnce: whatever comes and goes in whatever order, nothing is counted when all are gone.
 func TestBodyIsPaidForOnce(t *testing.T) {
 	t.Parallel()
