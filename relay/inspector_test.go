@@ -28,6 +28,28 @@ func testInspector(t *testing.T, mode SchemaMode) (*inspector, *route.Tenant, *b
 	return newInspector(&cfg, newMetrics(prometheus.NewRegistry(), &cfg), slog.New(slog.NewTextHandler(&log, nil))), table, &log
 }
 
+// TestRefusalOfWhatNobodyKnows: an event that a filter was not held against to the end is not sent by chance, and is told with the reason.
+func TestRefusalOfWhatNobodyKnows(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		all    refusal
+		target route.Target
+		want   refusal
+	}{
+		{},
+		{target: route.Target{Undecided: true}, want: refusal{codeEvent, "not held against the filter of subscription 00000000-0000-0000-0000-000000000000 to the end"}},
+		{target: route.Target{Undecided: true, Fault: "x"}, want: refusal{codeEvent, "the filter of subscription 00000000-0000-0000-0000-000000000000: panic: x"}},
+		{all: refusal{codeSchema, "x"}, target: route.Target{Undecided: true}, want: refusal{codeSchema, "x"}},
+	} {
+		got := test.all.of(&test.target)
+		assert.Equal(t, test.want.code, got.code)
+		assert.Contains(t, got.reason, test.want.reason)
+	}
+	i, table, log := testInspector(t, SchemaOff)
+	assert.Empty(t, i.look("acme", table, &outbox.Event{ID: outbox.UUID{1}, Type: "a.b", Data: []byte(`{}`)}, []route.Target{{Undecided: true}}), "it may be sent to others")
+	assert.Contains(t, log.String(), "not held against the filter")
+}
+
 func TestInspectorOfEachMode(t *testing.T) {
 	t.Parallel()
 	for mode, want := range map[SchemaMode][3]string{
