@@ -132,7 +132,7 @@ func TestRelationsGoWithTheirTenant(t *testing.T) {
 func TestMovedTenantKeepsWhatIsHeldBack(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	recorded, missing := s.job(), s.job()
+	recorded, missing, later := s.job(), s.job(), s.job()
 	broken, err := s.store.Record(t.Context(), s.owner, nil, []store.Outcome{{Delivery: &recorded.Delivery, Status: store.Success}})
 	require.NoError(t, err)
 	require.Empty(t, broken)
@@ -143,6 +143,12 @@ func TestMovedTenantKeepsWhatIsHeldBack(t *testing.T) {
 	require.NoError(t, s.lookUp(t.Context()))
 	require.Same(t, missing, s.dispatcher.nextJob())
 	require.Nil(t, s.dispatcher.nextJob(), "an earlier session has recorded the other one")
+
+	s.repeated = []*job{later}
+	require.NoError(t, s.Begin(t.Context(), wal.Begin{CommitLSN: s.startHigh}))
+	require.Len(t, s.repeated, 1, "more may have to be looked up with it")
+	require.NoError(t, s.Begin(t.Context(), wal.Begin{CommitLSN: s.startHigh + 1}))
+	require.Empty(t, s.repeated)
 }
 
 // TestFinishRecordsThePosition: what has been read and led to nothing is not read again by the next session.
