@@ -225,6 +225,9 @@ func TestNothingOvertakesWhatASuspensionLost(t *testing.T) {
 	require.True(t, blocked(), "it may have rows when the tenant is resumed")
 	b.record(deferred(at(100, key), 0), failed(at(100, key), store.Retrying))
 	require.Zero(t, rows())
+	b.record(store.Outcome{Delivery: at(100, key), Status: store.Leased, Due: time.Hour})
+	require.Equal(t, 1, rows(), "what is in flight has a row")
+	b.exec("DELETE FROM a.webhook_deliveries")
 	b.record(failed(at(100, key), store.Failed), succeeded(at(101, key)), deferred(at(100, outbox.UUID{}), 0), deferred(at(0, key), 0))
 	require.Equal(t, 4, rows(), "what has ended, what has no order, and what an audit found is kept")
 

@@ -254,6 +254,10 @@ func TestSaveSnapshot(t *testing.T) {
 	b.exec("UPDATE outbox_relay.progress SET timeline = NULL") // of a leader that did not know of histories
 	require.NoError(t, b.store.SaveSnapshot(t.Context(), p.Epoch, later))
 	assert.Equal(t, later.String(), b.row("snapshot", "outbox_relay.progress"))
+	b.exec("UPDATE outbox_relay.progress SET timeline = 'FFFFFFFF'")
+	p, err = b.store.Lead(t.Context(), store.LeadOptions{})
+	require.NoError(t, err)
+	require.NoError(t, b.store.SaveSnapshot(t.Context(), p.Epoch, later), "who leads on the new primary is not fenced by what was led on the old one")
 }
 
 // TestSaveDigests: a leader whose epoch is over saves none, and nobody is waited for.
