@@ -244,6 +244,9 @@ func TestPurgeTakesOnlyWhatIsOver(t *testing.T) {
 	b.record(replayed)
 	discarded := failed(old(deliver("a", e)), store.Failed)
 	b.record(discarded)
+	others := succeeded(old(deliver("a", e)))
+	b.record(others)
+	b.exec("UPDATE a.webhook_deliveries SET relayed = false WHERE id = $1", others.Delivery.ID)
 	b.exec("UPDATE a.webhook_deliveries SET completed_at = now() - interval '100 days' WHERE completed_at IS NOT NULL")
 	b.exec("UPDATE a.webhook_delivery_attempts SET attempted_at = now() - interval '100 days'")
 	b.exec("UPDATE a.webhook_dead_letters SET dead_at = now() - interval '100 days'")
@@ -261,7 +264,7 @@ func TestPurgeTakesOnlyWhatIsOver(t *testing.T) {
 		assert.Zero(t, purge(kind, 101*day), kind)
 	}
 	assert.Equal(t, 1, purge(store.KeptDeliveries, 90*day), "the success")
-	assert.Equal(t, 5, b.count("a.webhook_deliveries"))
+	assert.Equal(t, 6, b.count("a.webhook_deliveries"), "another dispatcher's stay")
 	assert.Equal(t, 4, purge(store.KeptAttempts, 90*day))
 	assert.Equal(t, 2, purge(store.KeptDeadLetters, 90*day), "those that were replayed or discarded")
 	assert.Equal(t, 1, b.count("a.webhook_dead_letters"))
