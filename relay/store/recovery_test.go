@@ -154,7 +154,7 @@ func TestRecoveryIsPaced(t *testing.T) {
 		b.event("a", "", "")
 	}
 	r := b.recovery(e)
-	b.exec("UPDATE outbox_relay.recoveries SET rate = 0.1")
+	b.exec("UPDATE outbox_relay.recoveries SET rate = 0.01")
 	record := func(page *store.RecoveryPage, epoch int64) error {
 		outcomes := make([]store.Outcome, len(page.Events))
 		for i := range page.Events {
@@ -165,10 +165,10 @@ func TestRecoveryIsPaced(t *testing.T) {
 		return b.store.RecordRecovery(t.Context(), epoch, page, outcomes)
 	}
 	const state = "done_at IS NULL, scanned, queued, error"
-	for n, due := range []time.Duration{0, 10 * time.Second, 0, 10 * time.Second} {
+	for n, due := range []time.Duration{0, 100 * time.Second, 0, 100 * time.Second} {
 		page, err := b.store.RecoveryPage(t.Context(), r, 1)
 		require.NoError(t, err)
-		require.InDelta(t, due, page.Due, float64(5*time.Second), "page %d", n)
+		require.InDelta(t, due, page.Due, float64(50*time.Second), "page %d", n)
 		require.GreaterOrEqual(t, page.Due, time.Duration(0))
 		require.ErrorIs(t, record(page, p.Epoch-1), store.ErrFenced)
 		require.NoError(t, record(page, p.Epoch))
