@@ -59,7 +59,7 @@ func (b *barrier) blocks(err error, log *slog.Logger) bool {
 	if b.times++; b.times < barrierTries {
 		return false
 	}
-	log.Error("the server cannot send a row of the log, nor anything behind it: the slot is renewed past it", "position", met.At, "transaction", met.XID,
+	log.Error("the server cannot send a row of the log, nor anything behind it: the slot is renewed past it", "position", met.At.String(), "transaction", met.XID,
 		"times", b.times, "error", err, "hint", met.Hint())
 	return true
 }
@@ -137,7 +137,7 @@ func (e *engine) renew(ctx context.Context, cause error) error {
 	}
 	failpoint.Hit(failpoint.HealMarked)
 	e.metrics.heals.Inc()
-	e.log.Warn("healed: a new slot is in place, and what was missed is being queued", "slot", e.cfg().Database.Slot, "position", o.LSN,
+	e.log.Warn("healed: a new slot is in place, and what was missed is being queued", "slot", e.cfg().Database.Slot, "position", o.LSN.String(),
 		"restored", o.Restored, "cause", cause, "check", "outbox-relay audit, and whatever dropped or outran the slot")
 	return nil
 }

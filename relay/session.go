@@ -129,7 +129,7 @@ func (s *session) run(parent context.Context) error {
 	if err := s.heedBreakers(ctx); err != nil {
 		return err
 	}
-	s.log.Info("leading", "slot", s.cfg().Database.Slot, "epoch", s.epoch, "position", s.start, "tenants", len(s.tenants))
+	s.log.Info("leading", "slot", s.cfg().Database.Slot, "epoch", s.epoch, "position", s.start.String(), "tenants", len(s.tenants))
 	s.recorder.lead(s)
 	s.status.set(true, "leading slot %q", s.cfg().Database.Slot)
 	s.metrics.leading(true, s.epoch)

@@ -131,6 +131,9 @@ func testMadeAnew(t *testing.T, publication, leader string) {
 	_, exit := p.stop(t)
 	require.NoError(t, exit)
 	require.Equal(t, 1, strings.Count(p.said(t), `"healed`))
+	for _, said := range []string{"healed", "leading"} { // as pg_replication_slots has it
+		require.Regexp(t, `"msg":"`+said+`.*"position":"[0-9A-F]+/[0-9A-F]+"`, p.said(t))
+	}
 	require.NotContains(t, p.said(t), "suspended")
 	require.NotContains(t, p.said(t), "audit:")
 	require.Equal(t, 11, s.receiver.count())
