@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"math/rand/v2"
 	"testing"
 	"testing/synctest"
@@ -45,8 +46,10 @@ func TestTooManyKeysCrowdTheirLane(t *testing.T) {
 		require.Equal(t, 2, each, "half of the room")
 		again, _ := b.askCrowds()
 		require.Empty(t, again)
+		b.blockNumbered("one", 1)
 		b.uncrowd(asked, nil, map[laneKey]bool{asked[0].key: true})
 		require.NotNil(t, one.lane.crowd, "it has too many still")
+		require.Empty(t, one.lane.blocked, "and the database knows of all")
 
 		time.Sleep(crowdEvery)
 		asked, _ = b.askCrowds()
@@ -83,8 +86,15 @@ func TestACrowdedLaneIsKept(t *testing.T) {
 		b.sweep(time.Hour)
 		require.Empty(t, b.lanes)
 		b.blockNumbered("one", 1)
+		_, _ = b.askCrowds()
+		time.Sleep(crowdEvery)
+		asked, _ = b.askCrowds()
 		b.abandon(b.ledger)
 		require.Zero(t, b.keys)
+		b.blockNumbered("one", 1)
+		_, _ = b.askCrowds()
+		b.uncrowd(asked, nil, nil)
+		require.NotNil(t, b.lanes[asked[0].key].crowd, "of another session")
 	})
 }
 
@@ -206,4 +216,38 @@ func orderInACrowd(t *testing.T, rnd *rand.Rand) {
 	for key := range byte(9) {
 		require.False(t, b.lanes[laneKey{"t", b.ids["one"]}].isBlocked(b.keyed(key)))
 	}
+}
+
+// TestCrowdsAreOfTheDatabase: a session that begins learns from the queue which keys are blocked, were it those of a single endpoint, and which lanes have too many
+// to be told apart. Those are so no more once few are left, and as long as nobody can tell, they are.
+func TestCrowdsAreOfTheDatabase(t *testing.T) {
+	t.Parallel()
+	ctx, s := t.Context(), newSite(t)
+	few, many, alone := laneKey{"acme", outbox.NewUUID()}, laneKey{"acme", outbox.NewUUID()}, laneKey{"other", outbox.NewUUID()}
+	const lanes = 200
+	s.queue(few, 2, "gen_random_uuid()", "now()")
+	s.queue(many, mostKeys/lanes+1, "gen_random_uuid()", "now()")
+	s.queue(alone, 1, "gen_random_uuid()", "now()")
+	for range lanes - 2 {
+		s.queue(laneKey{"acme", outbox.NewUUID()}, 1, "gen_random_uuid()", "now()")
+	}
+	require.NoError(t, s.blockOrdered(ctx, []string{"acme"}))
+	require.Len(t, s.dispatcher.lanes, lanes)
+	require.Equal(t, lanes, s.dispatcher.keys, "of those with few")
+	require.Len(t, s.dispatcher.lanes[few].blocked, 2)
+	require.NoError(t, s.blockOrdered(ctx, []string{"other"}))
+	require.Len(t, s.dispatcher.lanes[alone].blocked, 1)
+	crowded := s.dispatcher.lanes[many]
+	require.NotNil(t, crowded.crowd)
+
+	s.exec(`DELETE FROM outbox_relay.retry_queue WHERE endpoint_id = $1 AND order_n > 1`, many.endpoint)
+	canceled, cancel := context.WithCancel(ctx)
+	cancel()
+	crowded.crowd.again = time.Time{}
+	require.ErrorIs(t, s.lookAtCrowds(canceled), context.Canceled)
+	require.NotNil(t, crowded.crowd)
+	crowded.crowd.again = time.Time{}
+	require.NoError(t, s.lookAtCrowds(ctx))
+	require.Nil(t, crowded.crowd)
+	require.Len(t, crowded.blocked, 1)
 }
