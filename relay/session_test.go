@@ -131,7 +131,7 @@ func TestRelationsGoWithTheirTenant(t *testing.T) {
 func TestMovedTenantKeepsWhatIsHeldBack(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	recorded, missing, later := s.job(), s.job(), s.job()
+	recorded, missing, later, last := s.job(), s.job(), s.job(), s.job()
 	broken, err := s.store.Record(t.Context(), s.owner, nil, []store.Outcome{{Delivery: &recorded.Delivery, Status: store.Success}})
 	require.NoError(t, err)
 	require.Empty(t, broken)
@@ -148,6 +148,11 @@ func TestMovedTenantKeepsWhatIsHeldBack(t *testing.T) {
 	require.Len(t, s.repeated, 1, "more may have to be looked up with it")
 	require.NoError(t, s.Begin(t.Context(), wal.Begin{CommitLSN: s.startHigh + 1}))
 	require.Empty(t, s.repeated)
+	s.repeated = []*job{last}
+	require.NoError(t, s.Keepalive(t.Context(), s.startHigh, false))
+	require.Len(t, s.repeated, 1)
+	require.NoError(t, s.Keepalive(t.Context(), s.startHigh+1, false))
+	require.Empty(t, s.repeated, "a quiet log has no other transaction to tell")
 }
 
 // TestFinishRecordsThePosition: what has been read and led to nothing is not read again by the next session.
