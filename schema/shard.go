@@ -84,30 +84,32 @@ func (in *installer) leaveShard(ctx context.Context, slot string, exists bool, s
 	})
 }
 
-// Unread is a slot that relays have used, that none reads, and that is none of those configured: its name was changed, as a rule.
-type Unread struct {
+// OtherSlot is a slot that relays have used, and that is none of those configured. If none reads it any more, its name was changed, as a rule; one that does serves the
+// same database.
+type OtherSlot struct {
 	Slot string
+	Read bool
 	Kept int64 // bytes of the log that the server keeps for it
 }
 
-// UnreadSlots lists them. Those of shards that are to go are not among them: Migrate drops these.
-func UnreadSlots(ctx context.Context, q Querier, o Options) ([]Unread, error) {
+// OtherSlots lists them. Those of shards that are to go are not among them: Migrate drops these.
+func OtherSlots(ctx context.Context, q Querier, o Options) ([]OtherSlot, error) {
 	shards := max(o.Shards, 1)
 	configured := make([]string, shards)
 	for shard := range configured {
 		configured[shard] = ShardSlot(o.Slot, shard)
 	}
-	rows, err := q.Query(ctx, `SELECT p.slot, coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn), 0)::int8
+	rows, err := q.Query(ctx, `SELECT p.slot, s.active, coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn), 0)::int8
 		FROM outbox_relay.progress p JOIN pg_catalog.pg_replication_slots s ON s.slot_name = p.slot AND s.database = current_database()
-		WHERE NOT s.active AND p.slot <> ALL($1) AND NOT (p.shard >= $2 AND p.slot = $3 || '_' || p.shard) ORDER BY p.slot`, configured, shards, o.Slot)
+		WHERE p.slot <> ALL($1) AND NOT (p.shard >= $2 AND p.slot = $3 || '_' || p.shard) ORDER BY p.slot`, configured, shards, o.Slot)
 	if err != nil {
-		return nil, opError("look for slots that nobody reads", err)
+		return nil, opError("look for other slots", err)
 	}
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Unread])
-	return list, opError("look for slots that nobody reads", err)
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[OtherSlot])
+	return list, opError("look for other slots", err)
 }
 
-// Remedy is what to do about it.
-func (u Unread) Remedy() string {
+// Remedy is what to do about one that no relay reads.
+func (u OtherSlot) Remedy() string {
 	return fmt.Sprintf("if no relay is to use it any more, run: SELECT pg_drop_replication_slot('%[1]s'); DELETE FROM outbox_relay.progress WHERE slot = '%[1]s'; then outbox-relay audit --repair queues what it had not brought", u.Slot)
 }

@@ -44,11 +44,11 @@ func TestMigrateMakesTheSlotsOfAllShards(t *testing.T) {
 	require.NoError(t, schema.Migrate(b.ctx, b.dsn, schema.Options{Slot: b.slot}))
 }
 
-func TestUnreadSlots(t *testing.T) {
+func TestOtherSlots(t *testing.T) {
 	t.Parallel()
 	b := sharded(t)
 	unread := func(slot string, shards int) (names []string) {
-		list, err := schema.UnreadSlots(b.ctx, b.conn, schema.Options{Slot: slot, Shards: shards})
+		list, err := schema.OtherSlots(b.ctx, b.conn, schema.Options{Slot: slot, Shards: shards})
 		require.NoError(t, err)
 		for _, u := range list {
 			assert.Positive(t, u.Kept)

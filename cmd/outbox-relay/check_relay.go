@@ -121,8 +121,14 @@ func (k *checker) slots(ctx context.Context) error {
 			return err
 		}
 	}
-	unread, err := schema.UnreadSlots(ctx, k.conn, schema.Options{Slot: k.config.Database.Slot, Shards: k.config.Database.Shards})
-	for _, u := range unread {
+	others, err := schema.OtherSlots(ctx, k.conn, schema.Options{Slot: k.config.Database.Slot, Shards: k.config.Database.Shards})
+	for _, u := range others {
+		if u.Read {
+			if len(k.config.Tenants.Include) == 0 {
+				k.warn("slot "+u.Slot, "another relay reads it and serves this database as well", store.OtherReaderRemedy)
+			}
+			continue
+		}
 		k.warn("slot "+u.Slot, fmt.Sprintf("no relay reads it, and it is none of those configured: %s of the log kept", size(u.Kept)), u.Remedy())
 	}
 	return err

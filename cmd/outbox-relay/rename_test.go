@@ -2,14 +2,18 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/neo-commons/outbox-relay/relay/store"
 )
 
 // rename gives the slot another name in the configuration.
@@ -54,7 +58,9 @@ func TestRenamedSlot(t *testing.T) {
 		o := invoke(t, nil, "check", "--config", s.config)
 		assert.Equal(t, exitOK, o.code, o.out)
 		o = invoke(t, []string{"OUTBOX_RELAY_DATABASE_SLOT=another"}, "check", "--config", s.config)
-		assert.NotContains(t, o.out, "  slot "+s.slot+": ", "one that is read is left alone")
+		assert.Contains(t, o.out, "warn  slot "+s.slot+": another relay reads it and serves this database as well → "+store.OtherReaderRemedy+"\n")
+		o = invoke(t, []string{"OUTBOX_RELAY_DATABASE_SLOT=another", "OUTBOX_RELAY_TENANTS_INCLUDE=globex"}, "check", "--config", s.config)
+		assert.NotContains(t, o.out, "  slot "+s.slot+": ", "which may be for the other tenants")
 		_, exit := p.stop(t)
 		require.NoError(t, exit)
 	}
@@ -96,6 +102,37 @@ func TestRenamedSlot(t *testing.T) {
 	s.command(t, "migrate")
 	relays()
 	assert.NotContains(t, told(), old+":")
+}
+
+// TestAnotherRelayOnTheDatabase: one whose slot has another name sends the same events. It says so, unless the tenants may be divided between them.
+func TestAnotherRelayOnTheDatabase(t *testing.T) {
+	t.Parallel()
+	for settings, warned := range map[string]bool{"": true, "tenants:\n  include: [globex]\n": false} {
+		t.Run(settings, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			s := newSite(t, settings, always(http.StatusOK), "acme")
+			first := startRelay(t, s.config)
+			s.leading(ctx, t)
+			other := *s
+			yaml, err := os.ReadFile(s.config)
+			require.NoError(t, err)
+			other.config = filepath.Join(t.TempDir(), "other.yaml")
+			require.NoError(t, os.WriteFile(other.config, yaml, 0o600))
+			other.rename(t, s.slot+"_too")
+			other.command(t, "migrate")
+			second := startRelay(t, other.config)
+			s.receiver.await(ctx, t, "a leader", func() bool { return strings.Contains(second.said(t), `"msg":"leading"`) })
+			warning := fmt.Sprintf(`"msg":"another relay serves this database","slot":%q`, s.slot)
+			assert.Equal(t, warned, strings.Contains(second.said(t), warning), second.said(t))
+			assert.NotContains(t, first.said(t), "another relay")
+			for _, p := range []*relayProcess{first, second} {
+				_, exit := p.stop(t)
+				require.NoError(t, exit)
+			}
+		})
+	}
 }
 
 // TestUninstall: with what the README says nothing of the relay is left but the tables of tenants, which work on, and it can be had again.

@@ -4,10 +4,30 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // ErrShards says that tenants are on a shard that the configuration does not have: nobody would relay for them.
 var ErrShards = errors.New("there are tenants on a shard that database.shards does not count: run outbox-relay tenants move with as many shards as before, or raise it")
+
+// OtherReaderRemedy is what to do about one of OtherReaders.
+const OtherReaderRemedy = "every event is sent twice, once by each: stop one of them for good, and drop its slot, or divide the tenants between them with tenants.include"
+
+// OtherReaders lists the slots of this database that relays read whose slot has another name, those of shards left out.
+func (s *Store) OtherReaders(ctx context.Context) ([]string, error) {
+	rows, err := s.pool.Query(ctx, `
+SELECT p.slot FROM outbox_relay.progress p JOIN pg_catalog.pg_replication_slots r ON r.slot_name = p.slot AND r.database = current_database()
+WHERE r.active AND p.shard = 0 AND p.slot <> $1::text ORDER BY 1`, s.slot)
+	if err != nil {
+		return nil, fmt.Errorf("look for other relays: %w", err)
+	}
+	slots, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("look for other relays: %w", err)
+	}
+	return slots, nil
+}
 
 // CheckShards returns ErrShards if a tenant is on a shard from the given number on, or still waits for what the slot of such a one has to bring.
 func (s *Store) CheckShards(ctx context.Context, shards int) error {
