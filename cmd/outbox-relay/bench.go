@@ -69,7 +69,8 @@ yours, which is dropped at the end. On one machine receiver, writers and Postgre
 with the relay: compare runs with each other rather than with the figures of other machines.
 
 The relay's configuration comes from --config and the environment as usual, apart from the keys under
-database, server and network, which this command sets, and with --tls delivery.tls.ca_file.`,
+database, server and network and verification.method, which this command sets, and with --tls
+delivery.tls.ca_file.`,
 		Example: `  outbox-relay bench
   outbox-relay bench --rate 1000 --events 30000
   outbox-relay bench --answer 100ms --tenants 10 --endpoints 10 --events 5000

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -51,6 +53,12 @@ func TestBench(t *testing.T) {
 	assert.GreaterOrEqual(t, r.Latency.Max, r.Latency.P99)
 	assert.Greater(t, r.Seconds, .5, "200 events at 200 a second; the first may have come late")
 	assert.Greater(t, r.WAL, 1000., "the event itself is among it")
+
+	config := filepath.Join(t.TempDir(), "relay.yaml")
+	require.NoError(t, os.WriteFile(config, []byte("verification:\n  method: challenge\n"), 0o600))
+	r = measure(t, dsn, "--events", "200", "--rate", "100", "--endpoints", "3", "--config", config)
+	assert.Equal(t, 600, r.Deliveries)
+	assert.Zero(t, r.Repeated, "challenges are none")
 
 	r = measure(t, dsn, "--events", "200", "--tls")
 	assert.Equal(t, 200, r.Deliveries)
