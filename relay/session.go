@@ -120,9 +120,7 @@ func (s *session) run(parent context.Context) error {
 	s.ledger.tenure = s.tenure
 	s.leading.Store(s) // before the routing tables are loaded: a configuration that changes meanwhile is to reach those that are there
 	defer s.leading.Store(nil)
-	if err := s.warnOfOthers(ctx); err != nil {
-		return err
-	}
+	s.warnOfOthers(ctx)
 	if err := s.loadTenants(ctx); err != nil {
 		return err
 	}
@@ -156,16 +154,19 @@ func (s *session) run(parent context.Context) error {
 	return errors.Join(err, s.finish(parent))
 }
 
-// warnOfOthers tells of relays that send what this one sends. Nothing else does: each has a slot of its own, as relays have that divide the tenants between them.
-func (s *session) warnOfOthers(ctx context.Context) error {
-	if cfg := s.cfg(); len(cfg.Tenants.Include) > 0 || cfg.Database.Shards > 1 {
-		return nil
+// warnOfOthers tells of relays that send what this one sends, each with a slot of its own, as relays have that divide the tenants between them. Which those of
+// another one are the database does not know.
+func (s *session) warnOfOthers(ctx context.Context) {
+	if len(s.cfg().Tenants.Include) > 0 {
+		return
 	}
 	slots, err := s.store.OtherReaders(ctx)
+	if err != nil {
+		s.log.Debug("other relays could not be looked for", "error", err)
+	}
 	for _, slot := range slots {
 		s.log.Warn("another relay serves this database", "slot", slot, "hint", store.OtherReaderRemedy)
 	}
-	return err
 }
 
 // finish waits until what the session has in flight is recorded, or the engine gives up. What it has read but not started is left to the log,

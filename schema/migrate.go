@@ -60,7 +60,8 @@ func Migrate(ctx context.Context, dsn string, o Options) error {
 		}
 		for _, u := range others {
 			if u.Read {
-				continue // it may be for tenants that ours leaves out: check knows
+				in.progress("replication slot " + u.Slot + ": another relay reads it: unless tenants.include divides the tenants between it and this one, events are sent twice")
+				continue
 			}
 			in.progress("replication slot " + u.Slot + ": no relay reads it, it is none of those configured, and the server keeps its log; " + u.Remedy())
 		}

@@ -84,8 +84,8 @@ func (in *installer) leaveShard(ctx context.Context, slot string, exists bool, s
 	})
 }
 
-// OtherSlot is a slot that relays have used, and that is none of those configured. If none reads it any more, its name was changed, as a rule; one that does serves the
-// same database.
+// OtherSlot is a slot that relays have used, and that is none of those configured. If no relay reads it any more, its name was changed, as a rule; a
+// relay that does serves the same database.
 type OtherSlot struct {
 	Slot string
 	Read bool

@@ -47,22 +47,23 @@ func TestMigrateMakesTheSlotsOfAllShards(t *testing.T) {
 func TestOtherSlots(t *testing.T) {
 	t.Parallel()
 	b := sharded(t)
-	unread := func(slot string, shards int) (names []string) {
+	others := func(slot string, shards int) (names []string) {
 		list, err := schema.OtherSlots(b.ctx, b.conn, schema.Options{Slot: slot, Shards: shards})
 		require.NoError(t, err)
 		for _, u := range list {
 			assert.Positive(t, u.Kept)
+			assert.False(t, u.Read)
 			names = append(names, u.Slot)
 		}
 		return names
 	}
-	assert.Empty(t, unread(b.slot, 2))
-	assert.Empty(t, unread(b.slot, 1), "migrate drops it")
-	assert.Equal(t, []string{b.slot, b.slot + "_1"}, unread("another", 2))
+	assert.Empty(t, others(b.slot, 2))
+	assert.Empty(t, others(b.slot, 1), "migrate drops it")
+	assert.Equal(t, []string{b.slot, b.slot + "_1"}, others("another", 2))
 	b.exec("SELECT pg_drop_replication_slot('" + b.slot + "')")
-	assert.Equal(t, []string{b.slot + "_1"}, unread("another", 1))
+	assert.Equal(t, []string{b.slot + "_1"}, others("another", 1))
 	b.exec("DELETE FROM outbox_relay.progress")
-	assert.Empty(t, unread("another", 1), "it may be of something else")
+	assert.Empty(t, others("another", 1), "it may be of something else")
 }
 
 func TestNewTenantsGoToTheShardWithTheFewest(t *testing.T) {

@@ -63,6 +63,7 @@ func TestRenamedSlot(t *testing.T) {
 		assert.NotContains(t, o.out, "  slot "+s.slot+": ", "which may be for the other tenants")
 		_, exit := p.stop(t)
 		require.NoError(t, exit)
+		assert.NotContains(t, p.said(t), "another relay serves", "a slot that is left behind is read by none")
 	}
 	relays()
 	old := s.slot
@@ -107,26 +108,42 @@ func TestRenamedSlot(t *testing.T) {
 // TestAnotherRelayOnTheDatabase: one whose slot has another name sends the same events. It says so, unless the tenants may be divided between them.
 func TestAnotherRelayOnTheDatabase(t *testing.T) {
 	t.Parallel()
-	for settings, warned := range map[string]bool{"": true, "tenants:\n  include: [globex]\n": false} {
-		t.Run(settings, func(t *testing.T) {
+	const warning = `"msg":"another relay serves this database"`
+	for name, test := range map[string]struct {
+		settings string
+		warned   bool
+	}{"all tenants": {"", true}, "some tenants": {"tenants:\n  include: [globex]\n", false}} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
-			s := newSite(t, settings, always(http.StatusOK), "acme")
+			s := newSite(t, test.settings, always(http.StatusOK), "acme")
+			s.shard(t, 2)
 			first := startRelay(t, s.config)
-			s.leading(ctx, t)
+			leading := func(p *relayProcess) {
+				s.receiver.await(ctx, t, "both leaders", func() bool { return strings.Count(p.said(t), `"msg":"leading"`) == 2 })
+			}
+			leading(first)
 			other := *s
 			yaml, err := os.ReadFile(s.config)
 			require.NoError(t, err)
 			other.config = filepath.Join(t.TempDir(), "other.yaml")
 			require.NoError(t, os.WriteFile(other.config, yaml, 0o600))
 			other.rename(t, s.slot+"_too")
-			other.command(t, "migrate")
+			o := invoke(t, nil, "migrate", "--config", other.config)
+			require.Equal(t, exitOK, o.code, o.err)
+			assert.Contains(t, o.out+o.err, "… replication slot "+s.slot+": another relay reads it: unless ")
 			second := startRelay(t, other.config)
-			s.receiver.await(ctx, t, "a leader", func() bool { return strings.Contains(second.said(t), `"msg":"leading"`) })
-			warning := fmt.Sprintf(`"msg":"another relay serves this database","slot":%q`, s.slot)
-			assert.Equal(t, warned, strings.Contains(second.said(t), warning), second.said(t))
-			assert.NotContains(t, first.said(t), "another relay")
+			leading(second)
+			said := 0
+			if test.warned {
+				said = 2
+				for shard, slot := range []string{s.slot, s.slot + "_1"} {
+					assert.Contains(t, second.said(t), fmt.Sprintf(`%s,"shard":"%d","slot":%q`, warning, shard, slot))
+				}
+			}
+			assert.Equal(t, said, strings.Count(second.said(t), warning))
+			assert.NotContains(t, first.said(t), warning)
 			for _, p := range []*relayProcess{first, second} {
 				_, exit := p.stop(t)
 				require.NoError(t, exit)

@@ -12,13 +12,14 @@ import (
 var ErrShards = errors.New("there are tenants on a shard that database.shards does not count: run outbox-relay tenants move with as many shards as before, or raise it")
 
 // OtherReaderRemedy is what to do about one of OtherReaders.
-const OtherReaderRemedy = "every event is sent twice, once by each: stop one of them for good, and drop its slot, or divide the tenants between them with tenants.include"
+const OtherReaderRemedy = "events of tenants that both serve are sent twice: stop one of the two for good, and then do with its slot as outbox-relay check says, " +
+	"or divide the tenants between them with tenants.include"
 
-// OtherReaders lists the slots of this database that relays read whose slot has another name, those of shards left out.
+// OtherReaders lists the slots by which other relays than those of our slot serve the tenants of our shard.
 func (s *Store) OtherReaders(ctx context.Context) ([]string, error) {
 	rows, err := s.pool.Query(ctx, `
 SELECT p.slot FROM outbox_relay.progress p JOIN pg_catalog.pg_replication_slots r ON r.slot_name = p.slot AND r.database = current_database()
-WHERE r.active AND p.shard = 0 AND p.slot <> $1::text ORDER BY 1`, s.slot)
+WHERE r.active AND p.shard = $1::int4 AND p.slot <> $2::text ORDER BY 1`, s.shard, s.slot)
 	if err != nil {
 		return nil, fmt.Errorf("look for other relays: %w", err)
 	}
