@@ -69,7 +69,7 @@ yours, which is dropped at the end. On one machine receiver, writers and Postgre
 with the relay: compare runs with each other rather than with the figures of other machines.
 
 The relay's configuration comes from --config and the environment as usual, apart from the keys under
-database, server and network and verification.method, which this command sets, and with --tls
+database, server and network, and verification.method, which this command sets, and with --tls
 delivery.tls.ca_file.`,
 		Example: `  outbox-relay bench
   outbox-relay bench --rate 1000 --events 30000
